@@ -1,0 +1,1 @@
+"""The same loop against a real language model."""

@@ -1,0 +1,1 @@
+"""Claims behind ActiveDPO, measured."""
