@@ -1,0 +1,307 @@
+"""Owns rows of gradients and their inner products; knows nothing of networks, designs or strategies.
+
+The design matrix needs inner products only.  :class:`Dense` rows hold gradients explicitly (small networks, projected
+language-model gradients).  :class:`Factored` rows hold an MLP's gradients layer by layer as outer products, so that
+``n x n'`` inner products cost ``O(n n' (fan_in + fan_out))`` per layer and no gradient is ever formed.
+:class:`Differences` are duels of factored items.  All carry any number of leading replicate dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from bandits.duels import Duels, gather
+from bandits.errors import InputError
+from bandits.luck import Luck
+
+
+class Rows(ABC):
+    """``n`` vectors of a common space, known by their inner products; abstract."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many rows."""
+
+    @abstractmethod
+    def inner(self, other: Self) -> Float[Tensor, "*r n k"]:
+        """Return all inner products with the rows of another set of the same kind."""
+
+    @abstractmethod
+    def squares(self) -> Float[Tensor, "*r n"]:
+        """Return the squared norms."""
+
+    @abstractmethod
+    def take(self, index: Int64[Tensor, "*r k"]) -> Self:
+        """Return the rows at these positions, replicate by replicate."""
+
+    @abstractmethod
+    def join(self, other: Self) -> Self:
+        """Return these rows followed by the others."""
+
+    @abstractmethod
+    def scaled(self, weights: Float[Tensor, "*r n"]) -> Self:
+        """Return the rows, each times its weight."""
+
+    @abstractmethod
+    def differences(self, duels: Duels) -> Rows:
+        """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
+
+    @abstractmethod
+    def dense(self) -> Dense:
+        """Return the rows explicitly."""
+
+    @abstractmethod
+    def finite(self) -> bool:
+        """Whether every number in the rows is finite."""
+
+    def normalised(self) -> Self:
+        """Return the rows at unit norm; a zero row stays zero."""
+        norms = self.squares().sqrt()
+        return self.scaled(torch.where(norms > 0, 1 / norms, 0.0))
+
+
+@dataclass(frozen=True)
+class Dense(Rows):
+    """Explicit rows, ``(*r, n, d)``."""
+
+    values: Float[Tensor, "*r n d"]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.values.shape[-2]
+
+    def inner(self, other: Dense) -> Tensor:
+        """Return ``A Bᵀ``; cost ``O(n n' d)``."""
+        return self.values @ other.values.mT
+
+    def squares(self) -> Tensor:
+        """Return the squared norms."""
+        return self.values.square().sum(-1)
+
+    def take(self, index: Tensor) -> Dense:
+        """Return the rows at these positions."""
+        return Dense(gather(self.values, index))
+
+    def join(self, other: Dense) -> Dense:
+        """Return these rows followed by the others."""
+        return Dense(torch.cat([self.values, other.values], -2))
+
+    def scaled(self, weights: Tensor) -> Dense:
+        """Return the rows, each times its weight."""
+        return Dense(self.values * weights.unsqueeze(-1))
+
+    def differences(self, duels: Duels) -> Dense:
+        """Return ``row[first] - row[second]``."""
+        return Dense(gather(self.values, duels.first) - gather(self.values, duels.second))
+
+    def dense(self) -> Dense:
+        """Return the rows themselves."""
+        return self
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return bool(self.values.isfinite().all())
+
+
+@dataclass(frozen=True)
+class Factored(Rows):
+    """Rows ``vec(left_1 right_1ᵀ) ⊕ vec(left_2 right_2ᵀ) ⊕ …``: an MLP's gradients, one outer product per layer.
+
+    ``left`` holds back-propagated signals ``(*r, n, fan_out)``, ``right`` activations ``(*r, n, fan_in)``, whose inner
+    products multiply: ``⟨row_i, row_j⟩ = Σ_l ⟨left_i, left_j⟩ ⟨right_i, right_j⟩``.
+    """
+
+    left: tuple[Float[Tensor, "*r n _"], ...]
+    right: tuple[Float[Tensor, "*r n _"], ...]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.left[0].shape[-2]
+
+    def inner(self, other: Factored) -> Tensor:
+        """Return the Gram matrix; cost ``O(n n' Σ (fan_in + fan_out))``."""
+        total = (self.left[0] @ other.left[0].mT).mul_(self.right[0] @ other.right[0].mT)
+        for a, b, c, d in zip(self.left[1:], self.right[1:], other.left[1:], other.right[1:], strict=True):
+            total += (a @ c.mT).mul_(b @ d.mT)
+        return total
+
+    def squares(self) -> Tensor:
+        """Return the squared norms."""
+        parts = [a.square().sum(-1) * b.square().sum(-1) for a, b in zip(self.left, self.right, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def take(self, index: Tensor) -> Factored:
+        """Return the rows at these positions."""
+        return Factored(tuple(gather(a, index) for a in self.left), tuple(gather(b, index) for b in self.right))
+
+    def join(self, other: Factored) -> Factored:
+        """Return these rows followed by the others."""
+        return Factored(
+            tuple(torch.cat([a, c], -2) for a, c in zip(self.left, other.left, strict=True)),
+            tuple(torch.cat([b, d], -2) for b, d in zip(self.right, other.right, strict=True)),
+        )
+
+    def scaled(self, weights: Tensor) -> Factored:
+        """Return the rows, each times its weight."""
+        return Factored(tuple(a * weights.unsqueeze(-1) for a in self.left), self.right)
+
+    def differences(self, duels: Duels) -> Differences:
+        """Return the duels' rows, kept as pairs of items."""
+        return Differences(self, duels)
+
+    def dense(self) -> Dense:
+        """Return the gradients explicitly: ``P`` numbers a row."""
+        blocks = [(a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2) for a, b in zip(self.left, self.right, strict=True)]
+        return Dense(torch.cat(blocks, -1))
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return all(bool(part.isfinite().all()) for part in (*self.left, *self.right))
+
+    def times(self, blocks: tuple[Float[Tensor, "*r _ _"], ...]) -> Float[Tensor, "*r n"]:
+        """Return each row's inner product with a parameter vector, given as its weight matrices (``J v``)."""
+        parts = [((a @ v) * b).sum(-1) for a, b, v in zip(self.left, self.right, blocks, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def combined(self, weights: Float[Tensor, "*r n"]) -> tuple[Float[Tensor, "*r _ _"], ...]:
+        """Return ``Σ weight_i row_i`` as weight matrices (``Jᵀ w``)."""
+        return tuple((a * weights.unsqueeze(-1)).mT @ b for a, b in zip(self.left, self.right, strict=True))
+
+
+@dataclass(frozen=True)
+class Differences(Rows):
+    """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
+
+    items: Factored
+    duels: Duels
+    weights: Float[Tensor, "*r n"] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.duels.count
+
+    def _weighted(self, gram: Tensor, dim: int) -> Tensor:
+        return gram if self.weights is None else gram * self.weights.unsqueeze(-1 if dim == -2 else -2)
+
+    def _difference(self, gram: Tensor, dim: int) -> Tensor:
+        """Turn the item axis ``dim`` of a Gram matrix into this set's duel axis."""
+        first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
+        gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
+        return self._weighted(gram, dim)
+
+    def inner(self, other: Differences) -> Tensor:
+        """Return the duels' Gram matrix from the items': ``D G D'ᵀ``."""
+        return other._difference(self._difference(self.items.inner(other.items), -2), -1)
+
+    def squares(self) -> Tensor:
+        """Return ``weight² (‖a‖² - 2⟨a, b⟩ + ‖b‖²)`` by the factors of the two sides."""
+        total = self.duels.first.new_zeros((), dtype=self.items.left[0].dtype)
+        for left, right in zip(self.items.left, self.items.right, strict=True):
+            a, b = gather(left, self.duels.first), gather(left, self.duels.second)
+            c, d = gather(right, self.duels.first), gather(right, self.duels.second)
+            # ‖a cᵀ - b dᵀ‖² as ‖(a - b) cᵀ + b (c - d)ᵀ‖²: no cancellation where the two items are close.
+            u, v = a - b, c - d
+            cross = (u * b).sum(-1) * (c * v).sum(-1)
+            total = total + u.square().sum(-1) * c.square().sum(-1) + 2 * cross
+            total = total + b.square().sum(-1) * v.square().sum(-1)
+        total = total.clamp(min=0)
+        return total if self.weights is None else total * self.weights.square()
+
+    def take(self, index: Tensor) -> Differences:
+        """Return the duels at these positions, with only the items that they name."""
+        duels = self.duels.take(index)
+        both = torch.cat([duels.first, duels.second], -1)
+        place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
+        weights = None if self.weights is None else self.weights.gather(-1, index)
+        return Differences(self.items.take(both), Duels(place, place + duels.count), weights)
+
+    def join(self, other: Differences) -> Differences:
+        """Return these duels followed by the others."""
+        duels = self.duels.join(other.duels.shifted(self.items.count))
+        if self.weights is None and other.weights is None:
+            return Differences(self.items.join(other.items), duels)
+        sides = [side.weights if side.weights is not None else side.squares().new_ones(side.duels.first.shape)
+                 for side in (self, other)]  # fmt: skip
+        return Differences(self.items.join(other.items), duels, torch.cat(sides, -1))
+
+    def scaled(self, weights: Tensor) -> Differences:
+        """Return the rows, each times its weight."""
+        return Differences(self.items, self.duels, weights if self.weights is None else self.weights * weights)
+
+    def differences(self, duels: Duels) -> Differences:
+        """Duels of duels have no meaning here."""
+        raise TypeError("these rows are differences already")
+
+    def dense(self) -> Dense:
+        """Return the rows explicitly."""
+        rows = self.items.dense().differences(self.duels)
+        return rows if self.weights is None else rows.scaled(self.weights)
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
+
+
+class Sketch(ABC):
+    """A random linear map ``R^dim -> R^size`` that preserves inner products in expectation; abstract."""
+
+    @abstractmethod
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows."""
+
+
+@dataclass(frozen=True)
+class CountSketch(Sketch):
+    """Sparse Johnson-Lindenstrauss transform: each coordinate goes, with a random sign, to ``nonzeros`` buckets.
+
+    ``S = s^{-1/2} Σ_{j<s} (signed bucket map j)``; ``E⟨Sa, Sb⟩ = ⟨a, b⟩`` and, for ``s = 1``, the variance is at most
+    ``(‖a‖²‖b‖² + ⟨a, b⟩²) / size`` (Charikar et al. 2002; Kane and Nelson 2014).  Cost ``O(n dim s)``.
+    """
+
+    bucket: Int64[Tensor, "s dim"]
+    sign: Float[Tensor, "s dim"]
+    size: int
+
+    @classmethod
+    def draw(cls, dim: int, size: int, luck: Luck, nonzeros: int = 1) -> CountSketch:
+        """Draw the map; the luck must have no replicates (one map serves all rounds and replicates)."""
+        if size < 1 or not 1 <= nonzeros <= size:
+            raise InputError(f"a sketch needs 1 <= nonzeros <= size, got size {size} and nonzeros {nonzeros}")
+        uniform = luck.uniform(2, nonzeros, dim)
+        bucket = (uniform[0] * size).long().clamp(max=size - 1)
+        return cls(bucket, torch.where(uniform[1] < 0.5, -1.0, 1.0).to(luck.dtype) / nonzeros**0.5, size)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows by scattered addition."""
+        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
+        for bucket, sign in zip(self.bucket, self.sign, strict=True):
+            out.index_add_(-1, bucket, rows.values * sign.to(rows.values.dtype))
+        return Dense(out)
+
+
+@dataclass(frozen=True)
+class Rademacher(Sketch):
+    """Dense random signs over ``sqrt(size)``: the projection of TRAK and LESS, correctly scaled."""
+
+    matrix: Float[Tensor, "dim size"]
+
+    @classmethod
+    def draw(cls, dim: int, size: int, luck: Luck) -> Rademacher:
+        """Draw the map; memory ``dim x size`` numbers."""
+        if size < 1:
+            raise InputError(f"a sketch needs size >= 1, got {size}")
+        return cls(torch.where(luck.uniform(dim, size) < 0.5, -1.0, 1.0).to(luck.dtype) / size**0.5)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows by a matrix product; cost ``O(n dim size)``."""
+        return Dense(rows.values @ self.matrix.to(rows.values.dtype))

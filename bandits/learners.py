@@ -1,0 +1,424 @@
+"""Owns what is fitted: the network, its linearisation, linear rewards, and a softmax policy trained by DPO.
+
+Every learner minimises the theory's loss over all answers so far, ``-Σ log σ(o Δ) + (λ/2)‖θ - θ0‖²`` (a sum, pulled to
+θ0), to a near-minimiser, and says how near.  Knows nothing of arenas or strategies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bandits.arena import Points
+from bandits.btl import loss, slope
+from bandits.duels import Answers, Duels, compact
+from bandits.errors import InputError
+from bandits.features import Dense, Factored, Rows
+from bandits.luck import Luck
+from bandits.networks import MLP, Weights
+
+Layer = Literal["all", "last"]
+At = Literal["current", "initial"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a fit ended: ``‖∇L(θ_t)‖ / ‖∇L(θ0)‖`` on the same answers, and the iterations spent."""
+
+    gradient: Float[Tensor, "*r"]
+    iterations: int
+
+
+class Learner(ABC):
+    """A reward model over synthetic items, fitted to answered duels; abstract."""
+
+    def __init__(self, regularisation: float, tolerance: float = 1e-6, iterations: int = 100) -> None:
+        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0."""
+        if not regularisation > 0:
+            raise InputError(f"learner: the regularisation λ must be positive, got {regularisation}")
+        self.regularisation, self.tolerance, self.iterations = regularisation, tolerance, iterations
+        self.past: Points | None = None
+        self.answers: Answers | None = None
+
+    def observe(self, items: Points, answers: Answers) -> None:
+        """Remember answered duels; the table is reduced to the prompts that they name."""
+        shown, duels = compact(items, answers.duels)
+        assert isinstance(shown, Points)
+        answered = Answers(duels, answers.first_won)
+        if self.past is None or self.answers is None:
+            self.past, self.answers = shown, answered
+            return
+        rows = self.past.x.shape[-2]
+        self.answers = self.answers.join(Answers(duels.shifted(rows), answers.first_won))
+        self.past = self.past.join(shown)
+
+    @abstractmethod
+    def fit(self) -> Fit:
+        """Move θ to the minimiser of the loss over all remembered answers."""
+
+    @abstractmethod
+    def rewards(self, items: Points) -> Float[Tensor, "*r n"]:
+        """Return the learner's reward of every item, in log-odds; 0 at θ0."""
+
+    @abstractmethod
+    def features(self, items: Points, at: At, layer: Layer) -> Rows:
+        """Return the gradient of every item's reward, at the current θ or at θ0."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that, with the answers, restore the learner."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved state."""
+
+
+def newton_step(
+    gram: Float[Tensor, "*r s s"],
+    slopes: Float[Tensor, "*r s"],
+    linear: Float[Tensor, "*r s"],
+    residual: Float[Tensor, "*r s"],
+    regularisation: float,
+) -> Float[Tensor, "*r s"]:
+    """Return the dual Gauss-Newton coefficients ``α`` of ``θ⁺ - θ0 = Jᵀα``.
+
+    Minimises ``½ Σ σ'_s (j_sᵀu - z_s)² + (λ/2)‖u‖²`` with ``z = J(θ - θ0) - (σ(Δ) - y)/σ'``: the logistic loss to second
+    order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``; ``S x S``, whatever ``P`` is.
+    """
+    root = slopes.sqrt()
+    system = root.unsqueeze(-1) * gram * root.unsqueeze(-2)
+    system.diagonal(dim1=-2, dim2=-1).add_(regularisation)
+    target = (root * linear - residual / root).unsqueeze(-1)
+    return root * torch.cholesky_solve(target, torch.linalg.cholesky(system)).squeeze(-1)
+
+
+def _norm(blocks: Weights) -> Float[Tensor, "*r"]:
+    return torch.stack([block.square().sum((-1, -2)) for block in blocks]).sum(0).sqrt()
+
+
+class NeuralLearner(Learner):
+    """``r_θ = f(x; θ) - f(x; θ0)`` with the theorem's MLP, fitted by Gauss-Newton in the dual.
+
+    The ``S x S`` Gram matrix of the duels' gradients comes from layer factors, so a step costs a few passes over the
+    network plus a Cholesky of size ``S``, and no gradient vector is formed.  ``scale`` multiplies the output (a DPO
+    policy's β).
+    """
+
+    def __init__(self, network: MLP, initial: Weights, regularisation: float, scale: float = 1.0,
+                 tolerance: float = 1e-6, iterations: int = 50) -> None:  # fmt: skip
+        """Begin at the given initial weights θ0."""
+        super().__init__(regularisation, tolerance, iterations)
+        self.network, self.initial, self.scale = network, initial, scale
+        self.weights: Weights = initial
+
+    def rewards(self, items: Points) -> Tensor:
+        """Return ``scale · (f(x; θ) - f(x; θ0))``."""
+        if self.weights is self.initial:
+            return torch.zeros_like(items.x[..., 0])
+        difference = self.network.value(self.weights, items.x) - self.network.value(self.initial, items.x)
+        return self.scale * difference
+
+    def features(self, items: Points, at: At, layer: Layer) -> Rows:
+        """Return ``∇r_θ(x)``; the last layer's part is dense, all layers' is factored."""
+        weights = self.weights if at == "current" else self.initial
+        if layer == "last":
+            return Dense(self.scale * self.network.embedding(weights, items.x).values)
+        return self._scaled(self.network.value_and_gradient(weights, items.x)[1])
+
+    def _scaled(self, rows: Factored) -> Factored:
+        return rows if self.scale == 1 else Factored(tuple(self.scale * a for a in rows.left), rows.right)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights."""
+        return {f"weights.{i}": matrix for i, matrix in enumerate(self.weights)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up saved weights."""
+        self.weights = tuple(state[f"weights.{i}"] for i in range(len(self.initial)))
+
+    def _asked(self) -> tuple[Tensor, Bool[Tensor, "*r s"]]:
+        """Return the inputs of the asked items, first sides then second sides, and the answers."""
+        assert self.past is not None
+        assert self.answers is not None
+        duels = self.answers.duels
+        rows = torch.cat([duels.first, duels.second], -1).unsqueeze(-1)
+        return torch.take_along_dim(self.past.x, rows, -2), self.answers.first_won
+
+    def fit(self) -> Fit:
+        """Damped Gauss-Newton steps until the gradient is small, replicate by replicate.
+
+        A replicate whose steps no longer lower the loss stops where it is; the gradient norm that is returned tells.
+        With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends
+        there, and claims about ``θ_t`` as a minimiser can then not be judged.  Softplus and tanh converge.
+        """
+        x, won = self._asked()
+        lead, half = won.shape[:-1], won.shape[-1]
+        base = self.network.value(self.initial, x)
+        rows = torch.arange(half, device=x.device)
+        duels = Duels(rows.expand(*lead, half), (rows + half).expand(*lead, half))
+        y = won.to(x.dtype)
+        lam = self.regularisation
+
+        def objective(weights: Weights) -> tuple[Tensor, Tensor]:
+            margin = duels.difference(self.scale * (self.network.value(weights, x) - base))
+            drift = _norm(tuple(a - b for a, b in zip(weights, self.initial, strict=True)))
+            return loss(margin, won) + lam / 2 * drift.square(), margin
+
+        _, start = self.network.value_and_gradient(self.initial, x)
+        signs = torch.cat([0.5 - y, y - 0.5], -1)
+        reference = _norm(self._scaled(start).combined(signs))
+        weights = self.weights
+        value, margin = objective(weights)
+        running = torch.ones(lead, dtype=torch.bool, device=x.device)
+        gradient = torch.zeros_like(value)
+        spent = 0
+        for spent in range(self.iterations + 1):  # noqa: B007
+            jacobian = self._scaled(self.network.value_and_gradient(weights, x)[1])
+            residual = torch.sigmoid(margin) - y
+            drift = tuple(a - b for a, b in zip(weights, self.initial, strict=True))
+            pull = jacobian.combined(torch.cat([residual, -residual], -1))
+            slope_at = tuple(a + lam * b for a, b in zip(pull, drift, strict=True))
+            gradient = _norm(slope_at) / reference
+            running = running & (gradient > self.tolerance)
+            if spent == self.iterations or not bool(running.any()):
+                break
+            linear = duels.difference(jacobian.times(drift))
+            pairs = jacobian.differences(duels)
+            alpha = newton_step(pairs.inner(pairs), slope(margin).clamp(min=1e-12), linear, residual, lam)
+            target = jacobian.combined(torch.cat([alpha, -alpha], -1))
+            step = tuple(a - b for a, b in zip(target, drift, strict=True))
+            descent = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(slope_at, step, strict=True)]).sum(0)
+            length = torch.where(running, torch.ones_like(value), torch.zeros_like(value))
+            for _ in range(30):  # Armijo: halve, replicate by replicate, until the loss falls enough
+                trial = tuple(a + length[..., None, None] * s for a, s in zip(weights, step, strict=True))
+                trial_value, trial_margin = objective(trial)
+                bad = running & ~(trial_value <= value + 1e-4 * length * descent + 1e-14 * value.abs())
+                if not bool(bad.any()):
+                    break
+                length = torch.where(bad, length / 2, length)
+            running = running & ~bad
+            keep = running[..., None, None]
+            weights = tuple(torch.where(keep, t, w) for t, w in zip(trial, weights, strict=True))
+            value, margin = (
+                torch.where(running, trial_value, value),
+                torch.where(running[..., None], trial_margin, margin),
+            )
+        self.weights = weights
+        return Fit(gradient, spent)
+
+
+class PolicyLearner(NeuralLearner):
+    """A softmax policy over each prompt's responses, ``π_θ ∝ π_ref exp(s_θ)``, ``s_θ = f(·; θ) - f(·; θ0)``, trained by DPO.
+
+    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``; within a prompt the last term cancels,
+    so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
+    """
+
+    def __init__(self, network: MLP, initial: Weights, regularisation: float, beta: float,
+                 tolerance: float = 1e-6, iterations: int = 50) -> None:  # fmt: skip
+        """Begin at the reference policy."""
+        if not beta > 0:
+            raise InputError(f"policy: β must be positive, got {beta}")
+        super().__init__(network, initial, regularisation, beta, tolerance, iterations)
+
+    def log_ratio(self, items: Points) -> Float[Tensor, "*r n"]:
+        """Return ``log π_θ(y|x) / π_ref(y|x)`` of every item, normalised over its prompt's responses."""
+        scores = (super().rewards(items) / self.scale).unflatten(-1, (-1, items.responses))
+        reference = -torch.log(torch.tensor(float(items.responses), dtype=scores.dtype, device=scores.device))
+        return (torch.log_softmax(scores + reference, -1) - reference).flatten(-2)
+
+    def rewards(self, items: Points) -> Tensor:
+        """Return the implicit reward ``β log π_θ/π_ref``."""
+        return self.scale * self.log_ratio(items)
+
+    def features(self, items: Points, at: At, layer: Layer) -> Rows:
+        """Return ``∇ β log π_θ = β (∇s - E_{π_θ} ∇s)``, dense (the mean couples a prompt's items)."""
+        rows = super().features(items, at, layer).dense().values.unflatten(-2, (-1, items.responses))
+        if at == "current":
+            policy = (self.log_ratio(items).unflatten(-1, (-1, items.responses))).softmax(-1)
+        else:
+            policy = torch.full_like(rows[..., 0], 1 / items.responses)
+        return Dense((rows - (policy.unsqueeze(-1) * rows).sum(-2, keepdim=True)).flatten(-3, -2))
+
+
+class TangentLearner(Learner):
+    """The network's linearisation at θ0, ``h(x) = ⟨∇f(x; θ0), θ - θ0⟩``: kernel logistic regression with its own NTK.
+
+    The theory's finite-sample bound holds for it exactly.
+    """
+
+    def __init__(self, network: MLP, initial: Weights, regularisation: float, scale: float = 1.0,
+                 tolerance: float = 1e-10, iterations: int = 100) -> None:  # fmt: skip
+        """Begin at θ0."""
+        super().__init__(regularisation, tolerance, iterations)
+        self.network, self.initial, self.scale = network, initial, scale
+        self._rows: Rows | None = None
+        self._gram: Tensor | None = None
+        self._alpha: Tensor | None = None
+
+    def features(self, items: Points, at: At, layer: Layer) -> Rows:
+        """Return ``∇f(x; θ0)``, the same at any θ."""
+        if layer == "last":
+            return Dense(self.scale * self.network.embedding(self.initial, items.x).values)
+        rows = self.network.value_and_gradient(self.initial, items.x)[1]
+        return rows if self.scale == 1 else Factored(tuple(self.scale * a for a in rows.left), rows.right)
+
+    def observe(self, items: Points, answers: Answers) -> None:
+        """Remember answered duels and extend their Gram matrix."""
+        shown, duels = compact(items, answers.duels)
+        assert isinstance(shown, Points)
+        rows = self.features(shown, "initial", "all").differences(duels)
+        if self._rows is None or self._gram is None:
+            self._rows, self._gram = rows, rows.inner(rows)
+        else:
+            cross = self._rows.inner(rows)
+            top = torch.cat([self._gram, cross], -1)
+            self._gram = torch.cat([top, torch.cat([cross.mT, rows.inner(rows)], -1)], -2)
+            self._rows = self._rows.join(rows)
+        won = answers.first_won
+        self._won = won if self.answers is None else torch.cat([self._won, won], -1)
+        self.answers = Answers(duels, won)  # only its presence matters: rows and answers are kept above
+        if self._alpha is not None:
+            self._alpha = torch.cat([self._alpha, torch.zeros_like(won, dtype=self._alpha.dtype)], -1)
+
+    @property
+    def margins(self) -> Float[Tensor, "*r s"]:
+        """The fitted reward differences of the answered duels."""
+        assert self._gram is not None
+        assert self._alpha is not None
+        return (self._gram @ self._alpha.unsqueeze(-1)).squeeze(-1)
+
+    def fit(self) -> Fit:
+        """Newton's method in the dual (convex), halving steps where needed."""
+        assert self._gram is not None
+        gram, won, lam = self._gram, self._won, self.regularisation
+        y = won.to(gram.dtype)
+        alpha = self._alpha if self._alpha is not None else torch.zeros_like(y)
+
+        def objective(a: Tensor) -> tuple[Tensor, Tensor]:
+            margin = (gram @ a.unsqueeze(-1)).squeeze(-1)
+            return loss(margin, won) + lam / 2 * (a * margin).sum(-1), margin
+
+        def norm(a: Tensor) -> Tensor:  # of the gradient Σ a_s φ_s
+            return (a * (gram @ a.unsqueeze(-1)).squeeze(-1)).sum(-1).clamp(min=0).sqrt()
+
+        reference = norm(0.5 - y)
+        value, margin = objective(alpha)
+        gradient, spent = torch.zeros_like(value), 0
+        for spent in range(self.iterations + 1):  # noqa: B007
+            residual = torch.sigmoid(margin) - y
+            gradient = norm(residual + lam * alpha) / reference
+            if spent == self.iterations or bool((gradient <= self.tolerance).all()):
+                break
+            target = newton_step(gram, slope(margin).clamp(min=1e-12), margin, residual, lam)
+            length = torch.ones_like(value)
+            for _ in range(30):
+                trial = alpha + length.unsqueeze(-1) * (target - alpha)
+                trial_value, trial_margin = objective(trial)
+                bad = ~(trial_value <= value + 1e-12 * value.abs())
+                if not bool(bad.any()):
+                    break
+                length = torch.where(bad, length / 2, length)
+            alpha, value, margin = trial, trial_value, trial_margin
+        self._alpha = alpha
+        return Fit(gradient, spent)
+
+    def rewards(self, items: Points) -> Tensor:
+        """Return ``h(x) = Σ α_s ⟨∇f(x), φ_s⟩``; only differences within a prompt have a meaning."""
+        if self._alpha is None or self._rows is None:
+            return torch.zeros_like(items.x[..., 0])
+        return self._item_inner(self.features(items, "initial", "all"))
+
+    def _item_inner(self, rows: Rows) -> Tensor:
+        """Inner products of items (not duels) with ``Σ α_s φ_s``."""
+        assert isinstance(rows, Factored)
+        past = self._rows
+        blocks = past.items.combined(_scatter(past.duels, self._alpha, past.items.count))  # type: ignore
+        return rows.times(blocks)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the dual coefficients."""
+        return {} if self._alpha is None else {"alpha": self._alpha}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up saved coefficients."""
+        self._alpha = state.get("alpha")
+
+
+def _scatter(duels: Duels, weights: Float[Tensor, "*r s"], rows: int) -> Float[Tensor, "*r n"]:
+    """Return item weights ``Dᵀ w``: each duel adds its weight to the first item and takes it from the second."""
+    out = weights.new_zeros((*weights.shape[:-1], rows))
+    return out.scatter_add(-1, duels.first, weights).scatter_add(-1, duels.second, -weights)
+
+
+class LinearLearner(Learner):
+    """``r = xᵀθ`` by ridge logistic regression (LinDB-UCB/TS, CoLSTIM): Newton's method on ``d`` numbers."""
+
+    def __init__(self, dim: int, lead: tuple[int, ...], regularisation: float, luck: Luck,
+                 tolerance: float = 1e-10, iterations: int = 100) -> None:  # fmt: skip
+        """Begin at θ = 0."""
+        super().__init__(regularisation, tolerance, iterations)
+        self.theta = torch.zeros((*lead, dim), dtype=luck.dtype, device=luck.device)
+        self._phi: Tensor | None = None
+
+    def features(self, items: Points, at: At, layer: Layer) -> Dense:
+        """Return ``x``."""
+        return Dense(items.x)
+
+    def rewards(self, items: Points) -> Tensor:
+        """Return ``xᵀθ``."""
+        return (items.x @ self.theta.unsqueeze(-1)).squeeze(-1)
+
+    def observe(self, items: Points, answers: Answers) -> None:
+        """Remember answered duels as feature differences."""
+        phi = Dense(items.x).differences(answers.duels).values
+        won = answers.first_won
+        self._phi = phi if self._phi is None else torch.cat([self._phi, phi], -2)
+        self._won = won if self.answers is None else torch.cat([self._won, won], -1)
+        self.answers = answers
+
+    def fit(self) -> Fit:
+        """Newton's method on the regularised logistic loss (convex)."""
+        assert self._phi is not None
+        phi, won, lam = self._phi, self._won, self.regularisation
+        y = won.to(phi.dtype)
+        eye = lam * torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
+        reference = torch.linalg.vector_norm(((0.5 - y).unsqueeze(-2) @ phi).squeeze(-2), dim=-1).clamp(min=1e-300)
+
+        def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+            margin = (phi @ theta.unsqueeze(-1)).squeeze(-1)
+            return loss(margin, won) + lam / 2 * theta.square().sum(-1), margin
+
+        value, margin = objective(self.theta)
+        gradient, spent = torch.zeros_like(value), 0
+        for spent in range(self.iterations + 1):  # noqa: B007
+            residual = torch.sigmoid(margin) - y
+            slope_at = (residual.unsqueeze(-2) @ phi).squeeze(-2) + lam * self.theta
+            gradient = torch.linalg.vector_norm(slope_at, dim=-1) / reference
+            if spent == self.iterations or bool((gradient <= self.tolerance).all()):
+                break
+            hessian = (phi * slope(margin).unsqueeze(-1)).mT @ phi + eye
+            step = torch.linalg.solve(hessian, slope_at)
+            length = torch.ones_like(value)
+            for _ in range(30):
+                trial = self.theta - length.unsqueeze(-1) * step
+                trial_value, trial_margin = objective(trial)
+                bad = ~(trial_value <= value + 1e-12 * value.abs())
+                if not bool(bad.any()):
+                    break
+                length = torch.where(bad, length / 2, length)
+            self.theta, value, margin = trial, trial_value, trial_margin
+        return Fit(gradient, spent)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return θ."""
+        return {"theta": self.theta}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved θ."""
+        self.theta = state["theta"]

@@ -1,0 +1,200 @@
+"""Owns the one loop of the project: show, look, select, ask, remember, fit.  The simulator and the LLM share it.
+
+An arena shows items and answers duels; a learner has rewards and gradients and is fitted; a strategy picks.  The belief
+keeps ``V`` in the strategy's geometry.  What is measured on the way is the caller's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from bandits.arena import DuelArena
+from bandits.btl import slope
+from bandits.design import Conditioned, Design, DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign
+from bandits.duels import Answers, Duels, Items, compact
+from bandits.errors import InputError
+from bandits.features import Rows
+from bandits.luck import Luck
+from bandits.selector import Geometry, Pool, Strategy, select
+
+
+class Learner(Protocol):
+    """What the loop needs of a learner, simulated or real."""
+
+    def observe(self, items: Any, answers: Answers) -> None:
+        """Remember answered duels of a table."""
+
+    def fit(self) -> Any:
+        """Fit to all remembered answers; what is returned is handed on in the round."""
+
+    def rewards(self, items: Any) -> Float[Tensor, "*r n"]:
+        """Return the learner's reward of every item, in log-odds."""
+
+    def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
+        """Return the gradient of every item's reward."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that, with the answers, restore the learner."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved state."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how many, and with which ridge.
+
+    ``ridge`` is ``λ/κ`` and ``regularisation`` is ``λ`` (Fisher-weighted designs use it: κ is in their weights).  ``refit``
+    is the growth of the number of answers after which the learner is fitted again (0: every round; 0.02: when 2 %
+    more are in).  ``selves`` offers every item against itself too, as in the regret setting.  ``temperature`` is β of the
+    policy whose entropy APLP reads.  ``many_rounds`` keeps dense rows of ``V`` so that a round costs O(answers).
+    """
+
+    rounds: int
+    batch: int
+    ridge: float
+    regularisation: float
+    refit: float = 0.0
+    selves: bool = False
+    fresh: bool = True
+    repeats: bool = False
+    temperature: float = 1.0
+    many_rounds: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.batch < 1:
+            raise InputError(f"loop: rounds and batch must be at least 1, got {self.rounds} and {self.batch}")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened: the pool that was on offer, the positions picked, the answers, and how the fit ended."""
+
+    number: int
+    items: Items
+    duels: Duels
+    picks: Int64[Tensor, "*r b"]
+    answers: Answers
+    fit: Any
+    pool: Pool | None
+    information: Float[Tensor, "*r"] | float
+
+
+class Belief:
+    """The design matrix of the answered duels in a strategy's geometry."""
+
+    def __init__(self, geometry: Geometry, plan: Plan) -> None:
+        """Begin with no answer."""
+        self._geometry = geometry
+        natural = plan.regularisation if geometry.weight == "fisher" else plan.ridge
+        self._ridge = geometry.ridge if geometry.ridge is not None else natural
+        # Rows that stay as they were are appended; rows that change with θ (or whose weights do) are made anew.
+        self._grows = geometry.gradients != "current" and geometry.weight == "none"
+        self._dense = plan.many_rounds
+        self.design = self._empty()
+        self._past: tuple[Items, Duels] | None = None
+
+    def _empty(self) -> Design:
+        match self._geometry.metric:
+            case "identity":
+                return FixedDesign(self._ridge)
+            case "diagonal":
+                return DiagonalDesign(self._ridge)
+        return WhitenedDesign(self._ridge) if self._dense and self._grows else GramDesign(self._ridge)
+
+    def rows(self, learner: Learner, items: Items, duels: Duels) -> Rows:
+        """Return the duels' features φ in this geometry."""
+        geometry = self._geometry
+        at: Literal["current", "initial"] = "initial" if geometry.gradients == "initial" else "current"
+        gradients = learner.features(items, at, geometry.layer)
+        if geometry.normalise == "response":
+            gradients = gradients.normalised()
+        rows = gradients.differences(duels)
+        if geometry.normalise == "duel":
+            rows = rows.normalised()
+        if geometry.weight == "fisher":
+            rows = rows.scaled(slope(duels.difference(learner.rewards(items))).sqrt())
+        return rows
+
+    def look(self, learner: Learner, items: Items, duels: Duels) -> Conditioned:
+        """Return the duels on offer as seen through ``V⁻¹``."""
+        if not self._grows:
+            self.design = self._empty()
+            if self._past is not None:
+                self.design.append(self.rows(learner, *self._past))
+        return self.design.condition(self.rows(learner, items, duels))
+
+    def remember(self, learner: Learner, items: Items, duels: Duels) -> None:
+        """Add answered duels, before the learner is fitted to them."""
+        shown, asked = compact(items, duels)
+        if self._grows:
+            self.design.append(self.rows(learner, shown, asked))
+        elif self._past is None:
+            self._past = (shown, asked)
+        else:
+            rows = self._past[0].prompts * self._past[0].responses
+            self._past = (self._past[0].join(shown), self._past[1].join(asked.shifted(rows)))
+
+
+def fit_rounds(plan: Plan) -> list[bool]:
+    """Return in which rounds the learner is fitted."""
+    due, fitted = [], 0
+    for number in range(plan.rounds):
+        answers = (number + 1) * plan.batch
+        due.append(number == plan.rounds - 1 or answers >= max(fitted + 1, math.ceil(fitted * (1 + plan.refit))))
+        fitted = answers if due[-1] else fitted
+    return due
+
+
+def play(
+    arena: DuelArena,
+    learner: Learner,
+    strategy: Strategy,
+    plan: Plan,
+    luck: Luck,
+    replay: Sequence[tuple[Int64[Tensor, "*r b"], dict[str, Tensor] | None]] = (),
+) -> Iterator[Round]:
+    """Run the loop, yielding after every round.
+
+    ``replay`` holds the picks of rounds that were played before, each with the learner's state after it where one is
+    known; they are asked again (the arena answers alike) and not yielded.  A strategy with ``stale`` gradients needs
+    the state after every round, others only after the last.
+    """
+    belief = Belief(strategy.geometry, plan)
+    asked: Tensor | None = None
+    due, fit = fit_rounds(plan), None
+    for number in range(plan.rounds):
+        items = arena.show(number)
+        lead = arena.rewards.shape[:-1]
+        duels = Duels.within(items.prompts, items.responses, plan.selves).to(arena.rewards.device).expand(*lead)
+        if asked is None or plan.fresh or plan.repeats:
+            asked = torch.zeros(duels.first.shape, dtype=torch.bool, device=duels.first.device)
+        pool = None
+        if number < len(replay):
+            picks = replay[number][0]
+        else:
+            rewards = learner.rewards(items)
+            policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / plan.temperature, -1)
+            entropy = -(policy.exp() * policy).sum(-1)
+            features = belief.look(learner, items, duels)
+            pool = Pool(duels, rewards, features, ~asked, items.responses, entropy)
+            picks = select(pool, strategy, plan.batch, luck.child("select", number))
+        asked = asked.scatter(-1, picks, True)
+        answers = arena.ask(duels.take(picks))
+        belief.remember(learner, items, answers.duels)
+        learner.observe(items, answers)
+        if number < len(replay):
+            saved = replay[number][1]
+            if saved is not None:
+                learner.restore(saved)
+            continue
+        if due[number]:
+            fit = learner.fit()
+        yield Round(number, items, duels, picks, answers, fit, pool, belief.design.information())
