@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium
@@ -70,9 +70,10 @@ class DuelArena(ABC):
 class World:
     """The truth of a simulation: every table that will be shown, its rewards, and the oracle's uniform numbers.
 
-    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``fresh`` draws a new pool every
-    round, up to ``rounds``; otherwise one pool serves all rounds, with each duel asked once at most unless ``repeats``.  Rewards are shifted and scaled per replicate so that
-    ``|r| <= bound`` is attained on the items (``rescale``), or left as they are and checked against the bound.
+    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``fresh`` draws a new pool
+    every round, up to ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless
+    ``repeats``.  Rewards are shifted and scaled per replicate so that ``|r| <= bound`` is attained on the items
+    (``rescale``), or left as they are and checked against the bound.
     """
 
     truth: GroundTruth
@@ -87,6 +88,10 @@ class World:
     inputs: Literal["sphere", "cube"] = "sphere"
     bound: float = 1.0
     rescale: bool = True
+
+    scale: Float[Tensor, "*r"] = field(init=False, repr=False)  # what rescaling multiplied the truth by
+    _x: Tensor = field(init=False, repr=False)
+    _rewards: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("prompts", "dim", "rounds"):
@@ -125,15 +130,17 @@ class World:
         start = (round if self.fresh else 0) * self.prompts * self.responses
         return self._rows(start, start + self.prompts * self.responses)
 
+    def everything(self) -> tuple[Points, Float[Tensor, "*r n"]]:
+        """Return all items, shown and held out, and their true rewards."""
+        return self._rows(0, self._x.shape[-2])
+
     def heldout_table(self) -> tuple[Points, Float[Tensor, "*r n"]]:
         """Return the held-out items, which are never shown, and their true rewards."""
-        end = self._x.shape[-2]  # type: ignore[attr-defined]
+        end = self._x.shape[-2]
         return self._rows(end - self.heldout * self.responses, end)
 
     def _rows(self, start: int, end: int) -> tuple[Points, Tensor]:
-        x: Tensor = self._x  # type: ignore[attr-defined]
-        rewards: Tensor = self._rewards  # type: ignore[attr-defined]
-        return Points(x[..., start:end, :], self.responses), rewards[..., start:end]
+        return Points(self._x[..., start:end, :], self.responses), self._rewards[..., start:end]
 
     def uniforms(self, round: int) -> Float[Tensor, "*r p k k"]:
         """Return the number that decides each duel of a round; the same for every strategy.

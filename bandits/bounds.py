@@ -1,8 +1,8 @@
 """Owns the right-hand sides of the reward-difference bounds, term by term, and exact binomial intervals.
 
-``V`` has the ridge ``ρ = λ/κ``; ``information`` is the realised ``log det(V/ρ)``, which the proofs use and which is never
-above the effective dimension ``d̃``; ``norm`` is ``B``, the distance ``‖θ* - θ0‖`` of some ``θ*`` whose linearised reward
-differences are the true ones.
+``V`` has the ridge ``ρ = λ/κ``; ``information`` is the realised ``log det(V/ρ)``, which the proofs use and which is
+never above the effective dimension ``d̃``; ``norm`` is ``B``, the distance ``‖θ* - θ0‖`` of some ``θ*`` whose linearised
+reward differences are the true ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_delta(delta: float) -> None:
 def proposition(
     information: Float[Tensor, "*r"], norm: Float[Tensor, "*r"], kappa: float, regularisation: float, delta: float
 ) -> Multiplier:
-    """Return ``γ = (1/κ) √(information + 2 log 1/δ) + B √(λ/κ) + 1``, Proposition 1 with the constants of arXiv 2407.17112.
+    """Return ``γ = (1/κ) √(information + 2 log 1/δ) + B √(λ/κ) + 1``: Proposition 1, constants of arXiv 2407.17112.
 
     The bound is ``γ ‖φ‖_{V⁻¹} + 2ε`` with an unspecified ``ε`` that the testbed measures as the linearisation error.
     """
@@ -75,9 +75,9 @@ def linearised(
 def interpolation_norm(rows: Rows, rewards: Float[Tensor, "*r n"], responses: int) -> Float[Tensor, "*r"]:
     """Return the smallest ``B``: the norm of the least ``θ - θ0`` with the true reward *differences* on these items.
 
-    ``B² = dᵀ G⁻¹ d`` over the duels of every response against its prompt's first one, ``G`` their Gram matrix.  It is at
-    most NDB's ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` if ``G`` is singular
-    (two items coincide, or the network has too few parameters to tell the items apart).
+    ``B² = dᵀ G⁻¹ d`` over the duels of every response against its prompt's first one, ``G`` their Gram matrix.  It is
+    at most NDB's ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` if ``G`` is
+    singular (two items coincide, or the network has too few parameters to tell the items apart).
     """
     count = rows.count
     others = torch.arange(count, device=rewards.device)

@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from bandits.errors import InputError
 
 
-def slope(margin: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def slope(margin: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """Return ``σ'(margin) = σ(margin) σ(-margin)``: the Fisher information of one answer about its margin."""
     return torch.sigmoid(margin) * torch.sigmoid(-margin)
 

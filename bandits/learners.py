@@ -87,8 +87,8 @@ def newton_step(
 ) -> Float[Tensor, "*r s"]:
     """Return the dual Gauss-Newton coefficients ``α`` of ``θ⁺ - θ0 = Jᵀα``.
 
-    Minimises ``½ Σ σ'_s (j_sᵀu - z_s)² + (λ/2)‖u‖²`` with ``z = J(θ - θ0) - (σ(Δ) - y)/σ'``: the logistic loss to second
-    order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``; ``S x S``, whatever ``P`` is.
+    Minimises ``½ Σ σ'_s (j_sᵀu - z_s)² + (λ/2)‖u‖²`` with ``z = J(θ - θ0) - (σ(Δ) - y)/σ'``: the logistic loss to
+    second order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``; ``S x S``, whatever ``P`` is.
     """
     root = slopes.sqrt()
     system = root.unsqueeze(-1) * gram * root.unsqueeze(-2)
@@ -177,7 +177,7 @@ class NeuralLearner(Learner):
         running = torch.ones(lead, dtype=torch.bool, device=x.device)
         gradient = torch.zeros_like(value)
         spent = 0
-        for spent in range(self.iterations + 1):  # noqa: B007
+        for spent in range(self.iterations + 1):
             jacobian = self._scaled(self.network.value_and_gradient(weights, x)[1])
             residual = torch.sigmoid(margin) - y
             drift = tuple(a - b for a, b in zip(weights, self.initial, strict=True))
@@ -213,9 +213,9 @@ class NeuralLearner(Learner):
 
 
 class PolicyLearner(NeuralLearner):
-    """A softmax policy over each prompt's responses, ``π_θ ∝ π_ref exp(s_θ)``, ``s_θ = f(·; θ) - f(·; θ0)``, trained by DPO.
+    """A softmax policy ``π_θ ∝ π_ref exp(f(·; θ) - f(·; θ0))`` over each prompt's responses, trained by DPO.
 
-    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``; within a prompt the last term cancels,
+    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``, ``s_θ = f(·; θ) - f(·; θ0)``; within a prompt the last term cancels,
     so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
     """
 
@@ -310,7 +310,7 @@ class TangentLearner(Learner):
         reference = norm(0.5 - y)
         value, margin = objective(alpha)
         gradient, spent = torch.zeros_like(value), 0
-        for spent in range(self.iterations + 1):  # noqa: B007
+        for spent in range(self.iterations + 1):
             residual = torch.sigmoid(margin) - y
             gradient = norm(residual + lam * alpha) / reference
             if spent == self.iterations or bool((gradient <= self.tolerance).all()):
@@ -396,7 +396,7 @@ class LinearLearner(Learner):
 
         value, margin = objective(self.theta)
         gradient, spent = torch.zeros_like(value), 0
-        for spent in range(self.iterations + 1):  # noqa: B007
+        for spent in range(self.iterations + 1):
             residual = torch.sigmoid(margin) - y
             slope_at = (residual.unsqueeze(-2) @ phi).squeeze(-2) + lam * self.theta
             gradient = torch.linalg.vector_norm(slope_at, dim=-1) / reference

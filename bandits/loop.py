@@ -51,10 +51,10 @@ class Learner(Protocol):
 class Plan:
     """How long, how many, and with which ridge.
 
-    ``ridge`` is ``λ/κ`` and ``regularisation`` is ``λ`` (Fisher-weighted designs use it: κ is in their weights).  ``refit``
-    is the growth of the number of answers after which the learner is fitted again (0: every round; 0.02: when 2 %
-    more are in).  ``selves`` offers every item against itself too, as in the regret setting.  ``temperature`` is β of the
-    policy whose entropy APLP reads.  ``many_rounds`` keeps dense rows of ``V`` so that a round costs O(answers).
+    ``ridge`` is ``λ/κ`` and ``regularisation`` is ``λ`` (Fisher-weighted designs use it: κ is in their weights).
+    ``refit`` is the growth of the number of answers after which the learner is fitted again (0: every round; 0.02: when
+    2 % more are in).  ``selves`` offers every item against itself too, as in the regret setting.  ``temperature`` is β
+    of the policy whose entropy APLP reads.  ``many_rounds`` keeps dense rows of ``V`` so that a round costs O(answers).
     """
 
     rounds: int

@@ -55,10 +55,10 @@ class Luck:
         table = draws[0] if self.replicates is None else np.stack(draws)
         return torch.as_tensor(table, dtype=self.dtype, device=self.device)
 
-    def uniform(self, *shape: int) -> Float[Tensor, "..."]:
+    def uniform(self, *shape: int) -> Float[Tensor, ...]:
         """Draw uniforms on [0, 1), shape ``(replicates, *shape)``."""
         return self._stack([generator.random(shape) for generator in self.generators()])
 
-    def normal(self, *shape: int) -> Float[Tensor, "..."]:
+    def normal(self, *shape: int) -> Float[Tensor, ...]:
         """Draw standard normals, shape ``(replicates, *shape)``."""
         return self._stack([generator.standard_normal(shape) for generator in self.generators()])

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.btl import slope
-from bandits.design import Conditioned, best, greedy
+from bandits.design import Conditioned, greedy
 from bandits.duels import Duels
 from bandits.errors import InputError
 from bandits.luck import Luck
@@ -100,7 +99,7 @@ class Strategy(ABC):
         scores = torch.where(pool.available, self.scores(pool, luck.child("strategy")), -torch.inf)
         # Two stable sorts order by score, then by a random number: exact, whatever the scores' scale.
         shuffle = _ties(pool, luck).argsort(-1)
-        order = scores.gather(-1, shuffle).argsort(-1, descending=True, stable=True)
+        order = scores.gather(-1, shuffle).argsort(dim=-1, descending=True, stable=True)
         return shuffle.gather(-1, order[..., :count])
 
     @abstractmethod
@@ -207,9 +206,9 @@ class _TwoArms(Strategy):
         """Rank duels within their prompt by ``preference``; order first by rank, then by width."""
         preference = torch.where(pool.available, self.preference(pool, luck), -torch.inf)
         shuffle = _ties(pool, luck).argsort(-1)  # equal preferences are ranked at random
-        order = preference.gather(-1, shuffle).argsort(-1, descending=True, stable=True)
+        order = preference.gather(-1, shuffle).argsort(dim=-1, descending=True, stable=True)
         order = shuffle.gather(-1, order)
-        order = order.gather(-1, pool.prompts.gather(-1, order).argsort(-1, stable=True))
+        order = order.gather(-1, pool.prompts.gather(-1, order).argsort(dim=-1, stable=True))
         sorted_prompts = pool.prompts.gather(-1, order)
         place = torch.arange(order.shape[-1], device=order.device)
         start = torch.searchsorted(sorted_prompts.contiguous(), sorted_prompts.contiguous())
