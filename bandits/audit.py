@@ -19,7 +19,7 @@ from bandits.arena import Points
 from bandits.bounds import interpolation_norm, linearised, proposition
 from bandits.btl import slope
 from bandits.design import GramDesign
-from bandits.duels import Answers, Duels, compact
+from bandits.duels import Answers, Asked, Duels
 from bandits.learners import NeuralLearner, TangentLearner
 
 Columns = dict[str, np.ndarray]
@@ -75,24 +75,20 @@ class Audit:
         start = self._tangent.features(items, "initial", "all")
         self._rows = start.differences(self._duels)
         self._design = GramDesign(bounds.ridge)
-        self._past: tuple[Points, Duels] | None = None
+        self._past: Asked[Points] | None = None
         self._past_true: Tensor | None = None
         known = norm if norm is not None else interpolation_norm(start, rewards, items.responses)
         self.norm = known
 
     def observe(self, items: Points, answers: Answers, rewards: Float[Tensor, "r n"]) -> None:
         """Add a round's answers, with the true rewards of its table."""
-        shown, duels = compact(items, answers.duels)
-        assert isinstance(shown, Points)
-        self._design.append(self._tangent.features(shown, "initial", "all").differences(duels))
+        asked = Asked.of(items, answers.duels)
+        self._design.append(self._tangent.features(asked.items, "initial", "all").differences(asked.duels))
         self._tangent.observe(items, answers)
         true = answers.duels.difference(rewards)
-        if self._past is None or self._past_true is None:
-            self._past, self._past_true = (shown, duels), true
-        else:
-            rows = self._past[0].x.shape[-2]
-            self._past = (self._past[0].join(shown), self._past[1].join(duels.shifted(rows)))
-            self._past_true = torch.cat([self._past_true, true], -1)
+        asked = Asked.of(items, answers.duels, self._learner.same_table)
+        self._past = asked if self._past is None else self._past.join(asked, self._learner.same_table)
+        self._past_true = true if self._past_true is None else torch.cat([self._past_true, true], -1)
 
     def refit(self) -> None:
         """Fit the linearised learner to the answers so far."""
@@ -108,10 +104,10 @@ class Audit:
         tangent = self._duels.difference(self._tangent.rewards(self._items))
         widths = self._design.widths(self._rows)
         current = GramDesign(b.ridge)
-        current.append(learner.features(self._past[0], "current", "all").differences(self._past[1]))
+        current.append(learner.features(self._past.items, "current", "all").differences(self._past.duels))
         moved = current.widths(learner.features(self._items, "current", "all").differences(self._duels))
         information = torch.as_tensor(self._design.information())
-        asked_network = self._past[1].difference(learner.rewards(self._past[0]))
+        asked_network = self._past.duels.difference(learner.rewards(self._past.items))
         slopes = {
             "network": self._least_slope(asked_network),
             "tangent": self._least_slope(self._tangent.margins),

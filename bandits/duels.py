@@ -7,7 +7,7 @@ first, then those of prompt 1, and so on; a *duel* names two rows of the table t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -97,8 +97,32 @@ class Items(Protocol):
         """Return this table followed by the other's prompts."""
 
 
-def compact(items: Items, duels: Duels) -> tuple[Items, Duels]:
-    """Return the part of a table that these duels touch: one prompt per duel, in the duels' order."""
-    place = torch.arange(duels.count, device=duels.first.device) * items.responses
-    shown = items.take(duels.first // items.responses)
-    return shown, Duels(place + duels.first % items.responses, place + duels.second % items.responses)
+I = TypeVar("I", bound=Items)
+
+
+@dataclass(frozen=True)
+class Asked(Generic[I]):
+    """Asked duels with the items they name.
+
+    ``items`` holds one prompt per duel, in the duels' order; or the shown table itself, where the same table is shown
+    every round and duels are asked again (``same_table``).
+    """
+
+    items: I
+    duels: Duels
+
+    @classmethod
+    def of(cls, items: I, duels: Duels, same_table: bool = False) -> Self:
+        """Keep the part of a table that these duels touch."""
+        if same_table:
+            return cls(items, duels)
+        place = torch.arange(duels.count, device=duels.first.device) * items.responses
+        shown = items.take(duels.first // items.responses)
+        return cls(shown, Duels(place + duels.first % items.responses, place + duels.second % items.responses))
+
+    def join(self, other: Self, same_table: bool = False) -> Self:
+        """Return these duels followed by the others."""
+        if same_table:
+            return type(self)(self.items, self.duels.join(other.duels))
+        rows = self.items.prompts * self.items.responses
+        return type(self)(self.items.join(other.items), self.duels.join(other.duels.shifted(rows)))

@@ -187,10 +187,19 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "control": (
-        "few duels asked again and again by an honest and a dishonest oracle: the bound check must be able to fail",
+        "three duels asked again and again by honest and dishonest oracles: the bound check can fail (half a minute)",
         Simulation(
-            contenders=("random", "activedpo"), truths=("ntk", "ntk@flipped"), rounds=20, batch=24, prompts=12,
-            heldout=4, repeats=True, reward_bound=0.5, width=64,
+            contenders=("random",),
+            truths=("ntk", "ntk@flipped"),
+            replicates=80,
+            rounds=60,
+            batch=3,
+            prompts=1,
+            heldout=1,
+            repeats=True,
+            reward_bound=0.5,
+            evaluations=8,
+            refit=0.1,
         ),
     ),
     "study": (
@@ -236,12 +245,13 @@ def build(simulation: Simulation, truth: str, contender: str) -> tuple[Synthetic
     )  # fmt: skip
     arena = SyntheticVectorArena(simulation.replicates, world=world, oracle=ORACLES[oracle], batch=simulation.batch)
     lam, limit = simulation.regularisation, simulation.fit_iterations
+    again = simulation.repeats and not simulation.fresh
     learner: Learner
     match split(contender)[0]:
         case "neural":
-            learner = NeuralLearner(network, initial, lam, iterations=limit)
+            learner = NeuralLearner(network, initial, lam, iterations=limit, same_table=again)
         case "policy":
-            learner = PolicyLearner(network, initial, lam, simulation.beta, iterations=limit)
+            learner = PolicyLearner(network, initial, lam, simulation.beta, iterations=limit, same_table=again)
         case "tangent":
             learner = TangentLearner(network, initial, lam)
         case _:

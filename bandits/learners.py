@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bandits.arena import Points
 from bandits.btl import loss, slope
-from bandits.duels import Answers, Duels, compact
+from bandits.duels import Answers, Asked, Duels, gather
 from bandits.errors import InputError
 from bandits.features import Dense, Factored, Rows
 from bandits.luck import Luck
@@ -37,25 +37,23 @@ class Fit:
 class Learner(ABC):
     """A reward model over synthetic items, fitted to answered duels; abstract."""
 
-    def __init__(self, regularisation: float, tolerance: float = 1e-6, iterations: int = 100) -> None:
-        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0."""
+    def __init__(self, regularisation: float, tolerance: float, iterations: int, same_table: bool = False) -> None:
+        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0.
+
+        ``same_table`` says that every round shows the same items, which then are kept once.
+        """
         if not regularisation > 0:
             raise InputError(f"learner: the regularisation λ must be positive, got {regularisation}")
         self.regularisation, self.tolerance, self.iterations = regularisation, tolerance, iterations
-        self.past: Points | None = None
-        self.answers: Answers | None = None
+        self.same_table = same_table
+        self.past: Asked[Points] | None = None
+        self.won: Bool[Tensor, "*r s"] | None = None
 
     def observe(self, items: Points, answers: Answers) -> None:
-        """Remember answered duels; the table is reduced to the prompts that they name."""
-        shown, duels = compact(items, answers.duels)
-        assert isinstance(shown, Points)
-        answered = Answers(duels, answers.first_won)
-        if self.past is None or self.answers is None:
-            self.past, self.answers = shown, answered
-            return
-        rows = self.past.x.shape[-2]
-        self.answers = self.answers.join(Answers(duels.shifted(rows), answers.first_won))
-        self.past = self.past.join(shown)
+        """Remember answered duels with their items."""
+        asked = Asked.of(items, answers.duels, self.same_table)
+        self.past = asked if self.past is None else self.past.join(asked, self.same_table)
+        self.won = answers.first_won if self.won is None else torch.cat([self.won, answers.first_won], -1)
 
     @abstractmethod
     def fit(self) -> Fit:
@@ -110,9 +108,9 @@ class NeuralLearner(Learner):
     """
 
     def __init__(self, network: MLP, initial: Weights, regularisation: float, scale: float = 1.0,
-                 tolerance: float = 1e-6, iterations: int = 50) -> None:  # fmt: skip
+                 tolerance: float = 1e-6, iterations: int = 50, same_table: bool = False) -> None:  # fmt: skip
         """Begin at the given initial weights θ0."""
-        super().__init__(regularisation, tolerance, iterations)
+        super().__init__(regularisation, tolerance, iterations, same_table)
         self.network, self.initial, self.scale = network, initial, scale
         self.weights: Weights = initial
 
@@ -141,13 +139,16 @@ class NeuralLearner(Learner):
         """Take up saved weights."""
         self.weights = tuple(state[f"weights.{i}"] for i in range(len(self.initial)))
 
-    def _asked(self) -> tuple[Tensor, Bool[Tensor, "*r s"]]:
-        """Return the inputs of the asked items, first sides then second sides, and the answers."""
+    def _asked(self) -> tuple[Tensor, Duels, Bool[Tensor, "*r s"]]:
+        """Return the inputs to evaluate, the duels among them, and the answers."""
         assert self.past is not None
-        assert self.answers is not None
-        duels = self.answers.duels
-        rows = torch.cat([duels.first, duels.second], -1).unsqueeze(-1)
-        return torch.take_along_dim(self.past.x, rows, -2), self.answers.first_won
+        assert self.won is not None
+        duels = self.past.duels
+        if self.same_table:
+            return self.past.items.x, duels, self.won
+        both = torch.cat([duels.first, duels.second], -1)
+        place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
+        return gather(self.past.items.x, both), Duels(place, place + duels.count), self.won
 
     def fit(self) -> Fit:
         """Damped Gauss-Newton steps until the gradient is small, replicate by replicate.
@@ -156,13 +157,10 @@ class NeuralLearner(Learner):
         With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends
         there, and claims about ``θ_t`` as a minimiser can then not be judged.  Softplus and tanh converge.
         """
-        x, won = self._asked()
-        lead, half = won.shape[:-1], won.shape[-1]
+        x, duels, won = self._asked()
         base = self.network.value(self.initial, x)
-        rows = torch.arange(half, device=x.device)
-        duels = Duels(rows.expand(*lead, half), (rows + half).expand(*lead, half))
         y = won.to(x.dtype)
-        lam = self.regularisation
+        lam, items = self.regularisation, x.shape[-2]
 
         def objective(weights: Weights) -> tuple[Tensor, Tensor]:
             margin = duels.difference(self.scale * (self.network.value(weights, x) - base))
@@ -170,18 +168,17 @@ class NeuralLearner(Learner):
             return loss(margin, won) + lam / 2 * drift.square(), margin
 
         _, start = self.network.value_and_gradient(self.initial, x)
-        signs = torch.cat([0.5 - y, y - 0.5], -1)
-        reference = _norm(self._scaled(start).combined(signs))
+        reference = _norm(self._scaled(start).combined(_scatter(duels, 0.5 - y, items)))
         weights = self.weights
         value, margin = objective(weights)
-        running = torch.ones(lead, dtype=torch.bool, device=x.device)
+        running = torch.ones_like(value, dtype=torch.bool)
         gradient = torch.zeros_like(value)
         spent = 0
         for spent in range(self.iterations + 1):
             jacobian = self._scaled(self.network.value_and_gradient(weights, x)[1])
             residual = torch.sigmoid(margin) - y
             drift = tuple(a - b for a, b in zip(weights, self.initial, strict=True))
-            pull = jacobian.combined(torch.cat([residual, -residual], -1))
+            pull = jacobian.combined(_scatter(duels, residual, items))
             slope_at = tuple(a + lam * b for a, b in zip(pull, drift, strict=True))
             gradient = _norm(slope_at) / reference
             running = running & (gradient > self.tolerance)
@@ -190,7 +187,7 @@ class NeuralLearner(Learner):
             linear = duels.difference(jacobian.times(drift))
             pairs = jacobian.differences(duels)
             alpha = newton_step(pairs.inner(pairs), slope(margin).clamp(min=1e-12), linear, residual, lam)
-            target = jacobian.combined(torch.cat([alpha, -alpha], -1))
+            target = jacobian.combined(_scatter(duels, alpha, items))
             step = tuple(a - b for a, b in zip(target, drift, strict=True))
             descent = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(slope_at, step, strict=True)]).sum(0)
             length = torch.where(running, torch.ones_like(value), torch.zeros_like(value))
@@ -220,11 +217,11 @@ class PolicyLearner(NeuralLearner):
     """
 
     def __init__(self, network: MLP, initial: Weights, regularisation: float, beta: float,
-                 tolerance: float = 1e-6, iterations: int = 50) -> None:  # fmt: skip
+                 tolerance: float = 1e-6, iterations: int = 50, same_table: bool = False) -> None:  # fmt: skip
         """Begin at the reference policy."""
         if not beta > 0:
             raise InputError(f"policy: β must be positive, got {beta}")
-        super().__init__(network, initial, regularisation, beta, tolerance, iterations)
+        super().__init__(network, initial, regularisation, beta, tolerance, iterations, same_table)
 
     def log_ratio(self, items: Points) -> Float[Tensor, "*r n"]:
         """Return ``log π_θ(y|x) / π_ref(y|x)`` of every item, normalised over its prompt's responses."""
@@ -270,9 +267,8 @@ class TangentLearner(Learner):
 
     def observe(self, items: Points, answers: Answers) -> None:
         """Remember answered duels and extend their Gram matrix."""
-        shown, duels = compact(items, answers.duels)
-        assert isinstance(shown, Points)
-        rows = self.features(shown, "initial", "all").differences(duels)
+        asked = Asked.of(items, answers.duels)
+        rows = self.features(asked.items, "initial", "all").differences(asked.duels)
         if self._rows is None or self._gram is None:
             self._rows, self._gram = rows, rows.inner(rows)
         else:
@@ -281,8 +277,7 @@ class TangentLearner(Learner):
             self._gram = torch.cat([top, torch.cat([cross.mT, rows.inner(rows)], -1)], -2)
             self._rows = self._rows.join(rows)
         won = answers.first_won
-        self._won = won if self.answers is None else torch.cat([self._won, won], -1)
-        self.answers = Answers(duels, won)  # only its presence matters: rows and answers are kept above
+        self.won = won if self.won is None else torch.cat([self.won, won], -1)
         if self._alpha is not None:
             self._alpha = torch.cat([self._alpha, torch.zeros_like(won, dtype=self._alpha.dtype)], -1)
 
@@ -296,7 +291,8 @@ class TangentLearner(Learner):
     def fit(self) -> Fit:
         """Newton's method in the dual (convex), halving steps where needed."""
         assert self._gram is not None
-        gram, won, lam = self._gram, self._won, self.regularisation
+        assert self.won is not None
+        gram, won, lam = self._gram, self.won, self.regularisation
         y = won.to(gram.dtype)
         alpha = self._alpha if self._alpha is not None else torch.zeros_like(y)
 
@@ -379,13 +375,13 @@ class LinearLearner(Learner):
         phi = Dense(items.x).differences(answers.duels).values
         won = answers.first_won
         self._phi = phi if self._phi is None else torch.cat([self._phi, phi], -2)
-        self._won = won if self.answers is None else torch.cat([self._won, won], -1)
-        self.answers = answers
+        self.won = won if self.won is None else torch.cat([self.won, won], -1)
 
     def fit(self) -> Fit:
         """Newton's method on the regularised logistic loss (convex)."""
         assert self._phi is not None
-        phi, won, lam = self._phi, self._won, self.regularisation
+        assert self.won is not None
+        phi, won, lam = self._phi, self.won, self.regularisation
         y = won.to(phi.dtype)
         eye = lam * torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
         reference = torch.linalg.vector_norm(((0.5 - y).unsqueeze(-2) @ phi).squeeze(-2), dim=-1).clamp(min=1e-300)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bandits.arena import DuelArena
 from bandits.btl import slope
 from bandits.design import Conditioned, Design, DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign
-from bandits.duels import Answers, Duels, Items, compact
+from bandits.duels import Answers, Asked, Duels, Items
 from bandits.errors import InputError
 from bandits.features import Rows
 from bandits.luck import Luck
@@ -99,7 +99,8 @@ class Belief:
         self._grows = geometry.gradients != "current" and geometry.weight == "none"
         self._dense = plan.many_rounds
         self.design = self._empty()
-        self._past: tuple[Items, Duels] | None = None
+        self._same_table = plan.repeats and not plan.fresh
+        self._past: Asked[Items] | None = None
 
     def _empty(self) -> Design:
         match self._geometry.metric:
@@ -128,19 +129,17 @@ class Belief:
         if not self._grows:
             self.design = self._empty()
             if self._past is not None:
-                self.design.append(self.rows(learner, *self._past))
+                self.design.append(self.rows(learner, self._past.items, self._past.duels))
         return self.design.condition(self.rows(learner, items, duels))
 
     def remember(self, learner: Learner, items: Items, duels: Duels) -> None:
         """Add answered duels, before the learner is fitted to them."""
-        shown, asked = compact(items, duels)
+        asked = Asked.of(items, duels, self._same_table)
         if self._grows:
-            self.design.append(self.rows(learner, shown, asked))
-        elif self._past is None:
-            self._past = (shown, asked)
+            asked = Asked.of(items, duels)
+            self.design.append(self.rows(learner, asked.items, asked.duels))
         else:
-            rows = self._past[0].prompts * self._past[0].responses
-            self._past = (self._past[0].join(shown), self._past[1].join(asked.shifted(rows)))
+            self._past = asked if self._past is None else self._past.join(asked, self._same_table)
 
 
 def fit_rounds(plan: Plan) -> list[bool]:

@@ -104,27 +104,31 @@ def findings(comparison: pd.DataFrame, unit: str) -> list[str]:
     return lines
 
 
+def _span(values: pd.Series, digits: int) -> str:
+    """Return the range of some numbers in words; one number if they round to the same."""
+    low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Simulation) -> list[str]:
     """Say in sentences what became of Proposition 1."""
     lines = []
     for truth, part in numbers.groupby("truth", sort=False):
-        tight, correlation = part["tightness"], part["rank_correlation"]
+        judged = verdicts[(verdicts["truth"] == truth) & (verdicts["claim"] == "exact bound, κ from the data")]
+        words = ", ".join(f"{word} ({count})" for word, count in judged["verdict"].value_counts().items())
+        correlation = part["rank_correlation"]
+        word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
         lines.append(
-            f"On “{truth}” the right side of Proposition 1 exceeds the left {tight.min():.0f} to {tight.max():.0f} times "
-            f"(median duel, last round, over contenders); γ is {part['gamma'].min():.0f} to {part['gamma'].max():.0f} where "
-            f"{part['needed_network'].min():.1f} to {part['needed_network'].max():.1f} would have covered "
-            f"{1 - simulation.delta:.0%} of the replicates. Coverage alone therefore shows little."
+            f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median duel, "
+            f"last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have covered "
+            f"{1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ from the "
+            f"data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
         )
-        word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts to a degree"
+    failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]
+    if len(failed):
         lines.append(
-            f"There, width {word} error: Spearman correlation {correlation.min():.2f} to {correlation.max():.2f} over "
-            "contenders (median replicate)."
-        )
-    kappa = verdicts[(verdicts["verdict"] == "not informative") & verdicts["reason"].str.contains("κ did not hold")]
-    if len(kappa):
-        lines.append(
-            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(kappa)} of "
-            f"{len(verdicts)} judgements; those are marked not informative, whatever their coverage."
+            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(failed)} of "
+            f"{len(verdicts)} judgements; those are not informative, whatever their coverage."
         )
     return lines
 
@@ -161,8 +165,9 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
          plots.learning_curves(rounds, "accuracy", "ordering accuracy"))  # fmt: skip
     show("value", "True reward of the greedy policy: 0 is a random response, 1 the best of each prompt.",
          plots.learning_curves(rounds, "greedy_value", "value of the greedy policy"))  # fmt: skip
-    show("paired", f"Paired difference from Random in {unit}, with joint 95 % intervals; left of zero is better.",
-         plots.paired_differences(comparison, f"difference in {unit.split(' (')[0]}"))  # fmt: skip
+    if len(comparison):
+        show("paired", f"Paired difference from Random in {unit}, with joint 95 % intervals; left of zero is better.",
+             plots.paired_differences(comparison, f"difference in {unit.split(' (')[0]}"))  # fmt: skip
     context: dict[str, object] = {}
     if len(bounds):
         numbers, verdicts = bound_numbers(bounds, simulation), bound_verdicts(bounds, simulation)

@@ -15,6 +15,20 @@ from scipy import stats
 from bandits.bounds import clopper_pearson
 
 
+COMPARISON = [
+    "truth",
+    "contender",
+    "baseline",
+    "measure",
+    "difference",
+    "low",
+    "high",
+    "relative",
+    "replicates",
+    "verdict",
+]
+
+
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """Return mean, low and high of Student's t interval (NaN bounds for fewer than two values)."""
     values = np.asarray(values, dtype=np.float64)
@@ -64,7 +78,7 @@ def compare(rounds: pd.DataFrame, measure: str, baseline: str, lower_is_better: 
                 "low": low, "high": high, "relative": mean / float(table[baseline].mean()),
                 "replicates": len(difference), "verdict": ("better" if gain > 0 else "worse") if clear else "no gain",
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COMPARISON)
 
 
 @dataclass(frozen=True)
