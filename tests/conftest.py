@@ -1,0 +1,56 @@
+"""Shape checks at run time for the whole core, and small worlds that the tests share."""
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("bandits", "beartype.beartype"):
+    import bandits.experiments  # noqa: F401
+
+import hypothesis
+import pytest
+import torch
+
+from bandits.arena import Points, SyntheticVectorArena, World
+from bandits.luck import Luck
+from bandits.networks import MLP
+from bandits.rewards import Cosine
+
+hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("suite")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def luck() -> Luck:
+    return Luck(7, (0, 1, 2))
+
+
+@pytest.fixture
+def network() -> MLP:
+    return MLP(4, 12, 3)
+
+
+@pytest.fixture
+def arena(luck: Luck) -> SyntheticVectorArena:
+    world = World(Cosine(), luck.child("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
+    return SyntheticVectorArena(3, world=world, batch=5)
+
+
+@pytest.fixture
+def items(arena: SyntheticVectorArena) -> Points:
+    return arena.show(0)
+
+
+@pytest.fixture(autouse=True)
+def _global_generators_untouched():
+    """No test may move a global random state: randomness is an argument everywhere."""
+    import random
+
+    import numpy as np
+
+    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # noqa: NPY002
+    yield
+    after = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # noqa: NPY002
+    # hypothesis seeds the two older generators itself and puts them back; torch's must be as it was in any case
+    assert before[0] == after[0]
+    assert (before[1] == after[1]).all()
+    assert torch.equal(before[2], after[2])

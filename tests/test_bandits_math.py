@@ -1,0 +1,445 @@
+"""Properties of every piece of mathematics, each against a slow, obvious float64 reference."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize
+
+from bandits import btl
+from bandits.arena import Points, SyntheticVectorArena, World
+from bandits.bounds import clopper_pearson, interpolation_norm, linearised, proposition
+from bandits.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
+from bandits.duels import Asked, Duels
+from bandits.errors import InputError
+from bandits.features import CountSketch, Dense, Rademacher
+from bandits.luck import Luck
+from bandits.networks import MLP
+from bandits.rewards import TangentTeacher
+
+seeds = st.integers(0, 10**6)
+margins = st.floats(-30, 30)
+
+
+def rows(seed: int, n: int, d: int, lead: tuple[int, ...] = ()) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((*lead, n, d)))
+
+
+def reference_design(past: torch.Tensor, ridge: float) -> torch.Tensor:
+    return ridge * torch.eye(past.shape[-1], dtype=past.dtype) + past.mT @ past
+
+
+def reference_greedy(pool: torch.Tensor, v: torch.Tensor, count: int) -> list[int]:
+    picks: list[int] = []
+    for _ in range(count):
+        inverse = torch.linalg.inv(v)
+        widths = [float(f @ inverse @ f) if i not in picks else -1.0 for i, f in enumerate(pool)]
+        picks.append(int(np.argmax(widths)))
+        v = v + torch.outer(pool[picks[-1]], pool[picks[-1]])
+    return picks
+
+
+class TestBTL:
+    @given(a=margins, b=margins)
+    def test_probabilities_of_the_two_sides_add_to_one(self, a, b):
+        margin = torch.tensor([[a - b, b - a]], dtype=torch.float64)
+        places = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])
+        for oracle in (btl.BTL(), btl.BTL(3.0), btl.Flipped(0.3), btl.Probit(), btl.Intransitive(), btl.Noiseless()):
+            assert oracle.probability(margin, places, 3).sum() == pytest.approx(1.0, abs=1e-12)
+
+    @given(margin=margins)
+    def test_slope_is_the_derivative_of_the_link_and_kappa_its_least_value(self, margin):
+        x = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
+        torch.sigmoid(x).backward()
+        assert float(btl.slope(x)) == pytest.approx(float(x.grad), rel=1e-9)
+        assert btl.kappa(abs(margin)) == pytest.approx(float(btl.slope(x)), rel=1e-9)
+        grid = torch.linspace(-abs(margin), abs(margin), 101, dtype=torch.float64)
+        assert float(btl.slope(grid).min()) >= btl.kappa(abs(margin)) * (1 - 1e-9)
+
+    @given(seed=seeds, shift=st.floats(-5, 5))
+    def test_answers_are_blind_to_a_shift_per_prompt(self, seed, shift):
+        from bandits.arena import _answer
+
+        rng = np.random.default_rng(seed)
+        rewards, uniforms = torch.from_numpy(rng.normal(size=(1, 12))), torch.from_numpy(rng.random((1, 4, 3, 3)))
+        action = torch.from_numpy(rng.integers(0, (4, 3, 3), (1, 9, 3)))
+        moved = rewards + shift * torch.arange(4).repeat_interleave(3)
+        # equal up to rounding of the margin: a uniform number within 1e-9 of a probability is not drawn here
+        assert torch.equal(_answer(btl.BTL(), uniforms, rewards, action), _answer(btl.BTL(), uniforms, moved, action))
+
+    def test_exchanged_sides_give_the_exchanged_answer(self, arena, items):
+        duels = Duels.within(8, 3).expand(3)
+        there, back = arena.ask(duels), arena.ask(duels.swapped())
+        assert torch.equal(there.first_won, ~back.first_won)
+
+    def test_sampled_answers_follow_the_probability(self):
+        """Binomial test at level 1e-6 on 20,000 duels of one margin."""
+        luck = Luck(3, (0,))
+        uniforms = luck.child("u").uniform(20_000, 2, 2)
+        rewards = torch.tensor([0.8, 0.0], dtype=torch.float64).repeat(20_000)[None]
+        from bandits.arena import _answer
+
+        action = torch.stack([torch.arange(20_000), torch.zeros(20_000).long(), torch.ones(20_000).long()], -1)[None]
+        share = float(_answer(btl.BTL(), uniforms, rewards, action).double().mean())
+        p = 1 / (1 + math.exp(-0.8))
+        assert abs(share - p) < 4.9 * math.sqrt(p * (1 - p) / 20_000)
+
+    def test_an_intransitive_oracle_has_a_cycle(self):
+        first, second = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 0]])
+        win = btl.Intransitive(2.0).probability(torch.zeros(1, 3, dtype=torch.float64), (first, second), 3)
+        assert (win > 0.8).all()
+
+    def test_bad_oracles_are_refused(self):
+        with pytest.raises(InputError, match="temperature"):
+            btl.BTL(0.0)
+        with pytest.raises(InputError, match="flip"):
+            btl.Flipped(1.5)
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
+    @pytest.mark.parametrize("depth", [2, 3, 4])
+    def test_factored_gradients_are_autograd(self, luck, activation, depth):
+        network = MLP(4, 9, depth, activation)
+        weights, x = network.initial(luck.child("w")), luck.child("x").normal(5, 4)
+        values, gradient = network.value_and_gradient(weights, x)
+        dense = gradient.dense().values
+        assert dense.shape[-1] == network.parameters
+        torch.testing.assert_close(values, network.value(weights, x))
+        for r in range(3):
+            leaves = [w[r].clone().requires_grad_() for w in weights]
+            for i in range(5):
+                expected = torch.autograd.grad(network.value(tuple(leaves), x[r, i : i + 1]).squeeze(), leaves)
+                torch.testing.assert_close(dense[r, i], torch.cat([e.flatten() for e in expected]))
+
+    @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
+    def test_scale_is_kept_in_width_and_depth(self, activation):
+        """``f`` and ``‖∇f‖²/L`` are O(1): within a factor of 3 over 40 draws, from m = 64 to 512."""
+        for width in (64, 512):
+            network, luck = MLP(6, width, 3, activation), Luck(0, tuple(range(40)))
+            x = luck.child("x").normal(1, 6)
+            x = x * math.sqrt(6) / x.norm(dim=-1, keepdim=True)
+            values, gradient = network.value_and_gradient(network.initial(luck.child("w")), x)
+            assert 1 / 3 < float(values.square().mean()) < 3
+            assert 1 / 3 < float(gradient.squares().mean()) / 3 < 3
+
+    def test_batched_is_looped(self, luck, network):
+        weights, x = network.initial(luck), luck.child("x").normal(6, 4)
+        for r in range(3):
+            alone = network.initial(luck.only(r))
+            for a, b in zip(alone, weights, strict=True):
+                assert torch.equal(a[0], b[r])
+            torch.testing.assert_close(network.value(alone, x[r : r + 1])[0], network.value(weights, x)[r])
+
+    def test_bad_networks_are_refused(self):
+        with pytest.raises(InputError, match="width"):
+            MLP(3, 0)
+        with pytest.raises(InputError, match="depth"):
+            MLP(3, 4, 1)
+
+
+class TestRows:
+    def test_factored_duels_are_explicit_gradient_differences(self, luck, network, items):
+        gradient = network.value_and_gradient(network.initial(luck), items.x)[1]
+        duels = Duels.within(8, 3).expand(3)
+        lazy, dense = gradient.differences(duels), gradient.dense().differences(duels)
+        weights = luck.child("weights").uniform(duels.count)
+        some = torch.tensor([[3, 1, 3], [0, 2, 5], [7, 7, 1]])
+        for a, b in (
+            (lazy, dense),
+            (lazy.take(some), dense.take(some)),
+            (lazy.scaled(weights), dense.scaled(weights)),
+            (lazy.normalised(), dense.normalised()),
+            (lazy.join(lazy.scaled(weights).take(some)), dense.join(dense.scaled(weights).take(some))),
+        ):
+            torch.testing.assert_close(a.dense().values, b.values)
+            torch.testing.assert_close(a.inner(a), b.inner(b))
+            torch.testing.assert_close(a.squares(), b.squares())
+
+    def test_products_with_parameters(self, luck, network, items):
+        gradient = network.value_and_gradient(network.initial(luck), items.x)[1]
+        vector = network.initial(luck.child("v"))
+        flat = torch.cat([v.flatten(1) for v in vector], -1)
+        torch.testing.assert_close(gradient.times(vector), (gradient.dense().values @ flat[..., None]).squeeze(-1))
+        weights = luck.child("weights").normal(items.x.shape[-2])
+        combined = torch.cat([v.flatten(1) for v in gradient.combined(weights)], -1)
+        torch.testing.assert_close(combined, (weights[:, None] @ gradient.dense().values).squeeze(-2))
+
+    @given(seed=seeds, shift=st.floats(-3, 3))
+    def test_duels_are_blind_to_a_common_vector_per_prompt(self, seed, shift):
+        """Adding c(x) to the reward adds one vector to all gradients of a prompt: no φ changes."""
+        values = rows(seed, 6, 4)
+        moved = values + shift * rows(seed + 1, 2, 4).repeat_interleave(3, 0)
+        duels = Duels.within(2, 3)
+        a, b = Dense(values).differences(duels), Dense(moved).differences(duels)
+        torch.testing.assert_close(a.values, b.values)
+
+    def test_asked_duels_keep_their_items(self, luck, items):
+        duels = Duels.within(8, 3).take(torch.tensor([5, 0, 11])).expand(3)
+        asked = Asked.of(items, duels)
+        both = asked.join(asked)
+        for table, part in ((asked, duels), (both, duels.join(duels))):
+            a = Dense(table.items.x).differences(table.duels)
+            torch.testing.assert_close(a.values, Dense(items.x).differences(part).values)
+
+    @pytest.mark.parametrize("kind", ["count", "sparse", "rademacher"])
+    def test_sketches_are_unbiased(self, kind):
+        """Mean inner product over 400 draws lies within 4.5 standard errors (error rate 7e-6)."""
+        a = Dense(rows(0, 3, 40))
+        draws = []
+        for i in range(400):
+            luck = Luck(5).child(i)
+            if kind == "rademacher":
+                sketch = Rademacher.draw(40, 16, luck)
+            else:
+                sketch = CountSketch.draw(40, 16, luck, 1 if kind == "count" else 4)
+            b = sketch(a)
+            draws.append(b.inner(b))
+        stack = torch.stack(draws)
+        error = (stack.mean(0) - a.inner(a)).abs()
+        spread = stack.std(0) / math.sqrt(400)
+        assert (error < 4.5 * spread + 1e-12).all()
+
+    def test_a_sketch_needs_a_size(self):
+        with pytest.raises(InputError, match="sketch"):
+            CountSketch.draw(10, 0, Luck(0))
+
+
+class TestDesign:
+    @pytest.mark.parametrize("kind", [GramDesign, WhitenedDesign])
+    @given(seed=seeds, ridge=st.floats(0.05, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    def test_widths_and_information_are_those_of_the_explicit_matrix(self, kind, seed, ridge, sizes):
+        design, pool = kind(ridge), rows(seed, 6, 4, (2,))
+        past = torch.zeros(2, 0, 4, dtype=torch.float64)
+        before = design.widths(Dense(pool))
+        for i, size in enumerate(sizes):
+            new = rows(seed + 1 + i, size, 4, (2,))
+            past = torch.cat([past, new], -2)
+            design.append(Dense(new))
+            after = design.widths(Dense(pool))
+            assert (after <= before + 1e-9).all(), "a width grew"
+            before = after
+        for r in range(2):
+            v = reference_design(past[r], ridge)
+            expected = torch.einsum("nd,de,ne->n", pool[r], torch.linalg.inv(v), pool[r]).sqrt()
+            torch.testing.assert_close(after[r], expected)
+            logdet = torch.linalg.slogdet(v / ridge)[1]
+            torch.testing.assert_close(torch.as_tensor(design.information())[r], logdet)
+            column = design.condition(Dense(pool)).column(torch.tensor([2, 4]))
+            torch.testing.assert_close(column[r], ridge * pool[r] @ torch.linalg.inv(v) @ pool[r, (2, 4)[r]])
+
+    @given(seed=seeds, ridge=st.floats(0.1, 10))
+    def test_determinant_lemma_and_elliptical_potential(self, seed, ridge):
+        """``log det`` grows by ``log(1 + w²)``; ``Σ min(1, w²) <= 2 log det(V/ridge)`` (Abbasi-Yadkori et al. 2011)."""
+        design, potential = GramDesign(ridge), 0.0
+        for i in range(12):
+            row = Dense(rows(seed + i, 1, 5))
+            width = float(design.widths(row)[0])
+            old = float(design.information())
+            design.append(row)
+            assert float(design.information()) - old == pytest.approx(math.log1p(width**2), rel=1e-8)
+            potential += min(1.0, width**2)
+        assert potential <= 2 * float(design.information()) + 1e-9
+
+    @given(seed=seeds, ridge=st.floats(0.1, 10), past=st.integers(0, 5), count=st.integers(1, 6))
+    def test_greedy_is_the_naive_one(self, seed, ridge, past, count):
+        pool, old = rows(seed, 8, 3, (2,)), rows(seed + 1, past, 3, (2,))
+        design = GramDesign(ridge)
+        if past:
+            design.append(Dense(old))
+        available = torch.ones(2, 8, dtype=torch.bool)
+        ties = Luck(seed, (0, 1)).uniform(8)
+        picks = greedy(design.condition(Dense(pool)), count, available, ties)
+        for r in range(2):
+            assert picks[r].tolist() == reference_greedy(pool[r], reference_design(old[r], ridge), count)
+
+    def test_greedy_is_within_its_guarantee_of_the_best_batch(self):
+        from itertools import combinations
+
+        for seed in range(10):
+            pool = rows(seed, 7, 3)
+            gain = {c: float(torch.linalg.slogdet(reference_design(pool[list(c)], 1.0))[1])
+                    for c in combinations(range(7), 3)}  # fmt: skip
+            picks = greedy(GramDesign(1.0).condition(Dense(pool)), 3, torch.ones(7, dtype=torch.bool), Luck(seed).uniform(7))
+            assert gain[tuple(sorted(picks.tolist()))] >= (1 - 1 / math.e) * max(gain.values())
+
+    @given(seed=seeds)
+    def test_greedy_is_blind_to_order_and_orientation(self, seed):
+        pool = rows(seed, 8, 3)
+        design = GramDesign(1.0)
+        design.append(Dense(rows(seed + 1, 4, 3)))
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(8))
+        signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], 8))
+        free, ties = torch.ones(8, dtype=torch.bool), Luck(seed).uniform(8)
+        plain = greedy(design.condition(Dense(pool)), 4, free, ties)
+        mixed = greedy(design.condition(Dense((pool * signs[:, None])[order])), 4, free, ties[order])
+        assert order[mixed].tolist() == plain.tolist()
+
+    def test_orthogonal_designs_for_the_controls(self):
+        pool, past = Dense(rows(0, 5, 3)), Dense(rows(1, 6, 3))
+        fixed, diagonal = FixedDesign(2.0), DiagonalDesign(2.0)
+        fixed.append(past)
+        diagonal.append(past)
+        torch.testing.assert_close(fixed.widths(pool), pool.squares().sqrt() / math.sqrt(2.0))
+        v = torch.diag(reference_design(past.values, 2.0))
+        torch.testing.assert_close(diagonal.widths(pool), (pool.values.square() / v).sum(-1).sqrt())
+
+    def test_a_ridge_must_be_positive(self):
+        for bad in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(InputError, match="ridge"):
+                GramDesign(bad)
+
+
+class TestBounds:
+    def test_the_known_norm_interpolates_no_worse(self, luck, network):
+        """The tangent teacher's B is exact; the least norm on finitely many items is at most that, scaling included."""
+        weights = network.initial(luck)
+        world = World(TangentTeacher(network, weights, 1.7), luck.child("w"), 10, 3, 4)
+        items, rewards = world.everything()
+        gradient = network.value_and_gradient(weights, items.x)[1]
+        least = interpolation_norm(gradient, rewards, 3)
+        assert (least <= 1.7 * world.scale * (1 + 1e-6)).all()
+        dense = gradient.differences(Duels.within(10, 3).expand(3)).dense().values
+        for r in range(3):  # the reference: least-norm solution by the pseudo-inverse
+            d = Duels.within(10, 3).difference(rewards[r])
+            torch.testing.assert_close(least[r], (torch.linalg.pinv(dense[r]) @ d).norm(), rtol=1e-5, atol=1e-8)
+
+    def test_coinciding_items_are_named(self, luck, network):
+        x = luck.child("x").normal(1, 4).expand(3, 6, 4).contiguous()
+        gradient = network.value_and_gradient(network.initial(luck), x)[1]
+        with pytest.raises(InputError, match="singular"):
+            interpolation_norm(gradient, luck.normal(6), 3)
+
+    @given(kappa=st.floats(0.01, 0.25), lam=st.floats(0.01, 10), delta=st.floats(0.001, 0.5))
+    def test_the_two_forms_of_the_exact_multiplier_agree(self, kappa, lam, delta):
+        information, norm = torch.tensor([3.0]).double(), torch.tensor([2.0]).double()
+        exact = linearised(information, norm, kappa, lam / kappa, lam, delta)
+        noise = math.sqrt(3.0 + 2 * math.log(1 / delta)) / (2 * kappa)
+        assert float(exact.total) == pytest.approx(noise + 2.0 * math.sqrt(lam / kappa), rel=1e-9)
+        paper = proposition(information, norm, kappa, lam, delta)
+        assert float(paper.noise) == pytest.approx(2 * noise)
+        assert float(paper.total) > float(exact.total)
+
+    @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, 2.0])
+    def test_delta_is_a_probability(self, delta):
+        one = torch.ones(1, dtype=torch.float64)
+        with pytest.raises(InputError, match="δ"):
+            proposition(one, one, 0.1, 1.0, delta)
+
+    @given(trials=st.integers(1, 60), data=st.data())
+    def test_clopper_pearson_inverts_the_binomial_tails(self, trials, data):
+        from scipy.stats import binom
+
+        k = data.draw(st.integers(0, trials))
+        low, high = clopper_pearson(k, trials)
+        assert low <= k / trials <= high
+        if k > 0:
+            assert binom.sf(k - 1, trials, low) == pytest.approx(0.025, rel=1e-6)
+        if k < trials:
+            assert binom.cdf(k, trials, high) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_luck_is_a_value():
+    luck = Luck(1, (0, 1, 2))
+    assert torch.equal(luck.child("a", 3).uniform(4), luck.child("a", 3).uniform(4))
+    assert not torch.equal(luck.child("a", 3).uniform(4), luck.child("a", 4).uniform(4))
+    assert not torch.equal(luck.child("a").uniform(4), Luck(2, (0, 1, 2)).child("a").uniform(4))
+    assert torch.equal(luck.only(2).normal(5)[0], luck.normal(5)[2])
+    assert torch.equal(Luck(1, tuple(range(9))).normal(5)[:3], luck.normal(5))
+
+
+class TestArena:
+    def test_gymnasium_accepts_it(self):
+        import gymnasium
+        from gymnasium.utils.env_checker import check_env
+
+        env = gymnasium.make("ActiveDPO/Synthetic-v0", prompts=4, batch=3)
+        check_env(env.unwrapped)
+        table, info = env.reset(seed=1)
+        assert table.shape == (12, 5)
+        assert info["rewards"].shape == (12,)
+        steps = [env.step((0, 0, 1)) for _ in range(3)]
+        assert [s[2] for s in steps] == [False, False, True]
+        assert all(s[1] in (0.0, 1.0) for s in steps)
+
+    def test_native_vector_environment(self):
+        import gymnasium
+
+        envs = gymnasium.make_vec("ActiveDPO/Synthetic-v0", 3, "vector_entry_point", prompts=4)
+        table, _ = envs.reset(seed=5)
+        again, _ = envs.reset(seed=5)
+        assert table.shape == (3, 12, 5)
+        assert np.array_equal(table, again)
+        _, won, over, _, _ = envs.step(envs.action_space.sample())
+        assert won.shape == over.shape == (3,)
+
+    def test_asking_a_batch_is_stepping_through_it(self, arena: SyntheticVectorArena):
+        arena.show(2)
+        duels = Duels.within(8, 3).take(torch.tensor([0, 7, 20])).expand(3)
+        won = arena.ask(duels).first_won
+        for i in range(3):
+            action = np.stack([duels.first[:, i] // 3, duels.first[:, i] % 3, duels.second[:, i] % 3], -1)
+            assert np.array_equal(arena.step(action)[1], won[:, i].double().numpy())
+
+    def test_rewards_attain_their_bound(self, luck):
+        for truth in ("linear", "square", "cosine", "mlp", "ntk"):
+            from bandits.rewards import ground_truth
+
+            network = MLP(4, 8)
+            world = World(ground_truth(truth, network, network.initial(luck)), luck, 20, 3, 4, bound=1.5)
+            assert torch.allclose(world.everything()[1].abs().amax(-1), torch.tensor(1.5, dtype=torch.float64))
+
+    def test_bad_worlds_are_refused(self, luck):
+        from bandits.rewards import Square, ground_truth
+
+        with pytest.raises(InputError, match="over its declared bound"):
+            World(Square(), luck, 20, 3, 4, bound=0.1, rescale=False)
+        with pytest.raises(InputError, match="2 responses"):
+            World(Square(), luck, 20, 1, 4)
+        with pytest.raises(InputError, match="round 3"):
+            World(Square(), luck, 20, 2, 4, rounds=3).table(3)
+        with pytest.raises(InputError, match="unknown ground truth"):
+            ground_truth("cubic", MLP(4, 8), MLP(4, 8).initial(luck))
+
+    def test_points_join_and_take(self, luck):
+        points = Points(luck.normal(6, 2), 3)
+        both = points.join(points)
+        assert both.prompts == 4
+        assert torch.equal(both.take(torch.tensor([[2], [0], [3]])).x[2], points.x[2, 3:])
+
+
+def test_scipy_agrees_on_the_fit(luck, network, arena):
+    """The learner's minimum is SciPy's, to 1e-6 in the objective; and the gradient norm that it reports is right."""
+    from bandits.learners import NeuralLearner
+
+    items = arena.show(0)
+    learner = NeuralLearner(network, network.initial(luck), 0.7, tolerance=1e-8, iterations=300)
+    duels = Duels.within(8, 3).expand(3)
+    answers = arena.ask(duels)
+    learner.observe(items, answers)
+    fit = learner.fit()
+    assert (fit.gradient < 1e-6).all()
+    r = 1
+    start = torch.cat([w[r].flatten() for w in learner.initial]).numpy()
+    sizes = [w[r].shape for w in learner.initial]
+
+    def objective(vector):
+        leaf = torch.tensor(vector, requires_grad=True)
+        parts = torch.split(leaf, [a * b for a, b in sizes])
+        weights = tuple(p.view(1, *s) for p, s in zip(parts, sizes, strict=True))
+        x = items.x[r : r + 1]
+        value = network.value(weights, x) - network.value(tuple(w[r : r + 1] for w in learner.initial), x)
+        one = Duels(duels.first[r : r + 1], duels.second[r : r + 1])
+        margin = one.difference(value)
+        total = btl.loss(margin, answers.first_won[r : r + 1]).sum() + 0.35 * (leaf - torch.tensor(start)).square().sum()
+        total.backward()
+        return float(total), leaf.grad.numpy()
+
+    ours = torch.cat([w[r].flatten() for w in learner.weights]).numpy()
+    best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "gtol": 1e-10})
+    value, gradient = objective(ours)
+    assert value == pytest.approx(best.fun, rel=1e-6)
+    assert np.linalg.norm(gradient) / np.linalg.norm(objective(start)[1]) == pytest.approx(float(fit.gradient[r]), rel=1e-2, abs=1e-9)
