@@ -7,6 +7,7 @@ the pool and of the held-out table, so that coverage is simultaneous over rounds
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,11 @@ class Bounds:
     def ridge(self) -> float:
         """``ρ = λ/κ``."""
         return self.regularisation / self.kappa
+
+    @property
+    def largest_margin(self) -> float:
+        """``Δmax``, for which ``κ = σ'(Δmax)``: the error that always answering 0 guarantees."""
+        return math.acosh(1 / (2 * self.kappa) - 1)
 
 
 class Audit:
@@ -118,6 +124,13 @@ class Audit:
         safe = linearised(information, self.norm, realised, b.ridge, b.regularisation, b.delta)
         error, statistical = (network - self._true).abs(), (tangent - self._true).abs()
         gap = (network - tangent).abs()
+        # Each right side, with the left side and the width that it is about.
+        sides = {
+            "": (gamma.total, error, widths),
+            "_current": (gamma.total, error, moved),
+            "_tangent": (exact.total, statistical, widths),
+            "_audited": (safe.total, statistical, widths),
+        }
         columns: dict[str, Tensor] = {
             "information": information,
             "information_current": torch.as_tensor(current.information()),
@@ -137,11 +150,11 @@ class Audit:
             "needed_network": _ratio(error, widths).max(-1).values,
             "needed_current": _ratio(error, moved).max(-1).values,
             "needed_tangent": _ratio(statistical, widths).max(-1).values,
-            "violations": (error > gamma.total.unsqueeze(-1) * widths).sum(-1),
-            "violations_current": (error > gamma.total.unsqueeze(-1) * moved).sum(-1),
-            "violations_tangent": (statistical > exact.total.unsqueeze(-1) * widths).sum(-1),
-            "violations_audited": (statistical > safe.total.unsqueeze(-1) * widths).sum(-1),
         }
+        for name, (multiplier, left, width) in sides.items():
+            right = multiplier.unsqueeze(-1) * width
+            columns[f"violations{name}"] = (left > right).sum(-1)
+            columns[f"vacuous{name}"] = (right >= b.largest_margin).double().mean(-1)
         table = {name: np.asarray(value.cpu().numpy(), dtype=np.float64) for name, value in columns.items()}
         table["tightness"] = _quantile(gamma.total.unsqueeze(-1) * widths / error.clamp(min=1e-300), 0.5)
         table["tightness_tangent"] = _quantile(exact.total.unsqueeze(-1) * widths / statistical.clamp(min=1e-300), 0.5)

@@ -59,7 +59,8 @@ def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame
         }
         for claim, (column, holds, fitted) in claims.items():
             coverage = Coverage.of(half, column)
-            word, reason = verdict(coverage, simulation.delta, holds, fitted)
+            vacuous = float(part[column.replace("violations", "vacuous")].mean()) if column != "short" else 0.0
+            word, reason = verdict(coverage, simulation.delta, holds, fitted, vacuous)
             rows.append({
                 "truth": truth, "contender": contender, "claim": claim, "verdict": word, "reason": reason,
                 "covered": coverage.covered, "replicates": coverage.replicates, "low": coverage.low,
@@ -121,8 +122,8 @@ def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Si
         word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
         lines.append(
             f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median "
-            f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have covered "
-            f"{1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ "
+            f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have "
+            f"covered {1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ "
             f"from the data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
         )
     failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]

@@ -1,5 +1,6 @@
 """The contract of every learner, and each fit against SciPy or autograd in float64."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -197,3 +198,44 @@ def test_the_minimum_is_pulled_to_theta_zero(network, luck, items, arena):
     learner.fit()
     assert float(learner.rewards(items).abs().max()) < 1e-5
     assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
+
+
+def test_the_neural_fit_is_scipys(network, luck, arena):
+    """The learner's minimum is SciPy's, to 1e-6 in the objective; and the gradient norm that it reports is right."""
+    items = arena.show(0)
+    learner = NeuralLearner(network, network.initial(luck), 0.7, tolerance=1e-8, iterations=300)
+    answers = arena.ask(ALL)
+    learner.observe(items, answers)
+    fit = learner.fit()
+    assert (fit.gradient < 1e-6).all()
+    r, one = 1, Duels(ALL.first[1:2], ALL.second[1:2])
+    start = torch.cat([w[r].flatten() for w in learner.initial])
+    origin = network.value(tuple(w[r : r + 1] for w in learner.initial), items.x[r : r + 1])
+
+    def objective(vector):
+        leaf = torch.tensor(vector, requires_grad=True)
+        parts = torch.split(leaf, [a * b for a, b in network.shapes])
+        weights = tuple(p.view(1, *s) for p, s in zip(parts, network.shapes, strict=True))
+        margin = one.difference(network.value(weights, items.x[r : r + 1]) - origin)
+        total = btl.loss(margin, answers.first_won[r : r + 1]).sum() + 0.35 * (leaf - start).square().sum()
+        total.backward()
+        return float(total.detach()), leaf.grad.numpy()
+
+    ours = torch.cat([w[r].flatten() for w in learner.weights]).numpy()
+    options = {"maxiter": 5000, "gtol": 1e-10}
+    best = optimize.minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    value, gradient = objective(ours)
+    assert value == pytest.approx(best.fun, rel=1e-6)
+    scale = learner.features(items, "initial", "all").differences(ALL).dense().values[r].norm() / 2
+    assert np.linalg.norm(gradient) / float(scale) == pytest.approx(float(fit.gradient[r]), rel=1e-2, abs=1e-9)
+
+
+@every
+def test_contradictory_answers_have_a_finite_gradient_norm(name, network, luck, items, arena):
+    """One duel won once by either side: the loss is least at θ0, and the relative gradient norm is 0, not 0/0."""
+    learner = make(name, network, luck)
+    duel = Duels(ALL.first[:, :1], ALL.second[:, :1])
+    for won in (True, False):
+        learner.observe(items, dataclasses.replace(arena.ask(duel), first_won=torch.full((3, 1), won)))
+    assert (learner.fit().gradient < 1e-6).all()
+    assert float(duel.difference(learner.rewards(items)).abs().max()) < 1e-6

@@ -140,6 +140,7 @@ def test_strategies_share_worlds_and_answers(network, luck, arena):
 
 def test_replicates_are_independent_of_company(network):
     """Replicate 2 among three is replicate 2 alone: same picks, and rewards to rounding."""
+
     def run(luck: Luck) -> tuple[torch.Tensor, torch.Tensor]:
         world = World(Cosine(), luck.child("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
         arena = SyntheticVectorArena(len(luck.replicates), world=world, batch=BATCH)

@@ -129,7 +129,9 @@ class TestRules:
         pool = make_pool(seed)
         picks = select(pool, STRATEGIES["label-entropy"], 3, LUCK)
         for r in range(2):
-            ranked = sorted((abs(float(pool.margins[r, i])), i) for i in range(pool.duels.count) if pool.available[r, i])
+            ranked = sorted(
+                (abs(float(pool.margins[r, i])), i) for i in range(pool.duels.count) if pool.available[r, i]
+            )
             assert picks[r].tolist() == [i for _, i in ranked[:3]]
 
     @given(seed=st.integers(0, 10**6))
@@ -163,8 +165,8 @@ class TestRules:
         names = {"ucb": UCB(nu), "ts": TS(nu), "delta": DeltaUCB(nu)}
         picked = {name: select(pool, strategy, 1, LUCK) for name, strategy in names.items()}
         for r in range(2):
-            width = {frozenset((int(a), int(b))): float(w)
-                     for a, b, w in zip(pool.duels.first[r], pool.duels.second[r], pool.features.widths[r], strict=True)}  # fmt: skip
+            rows = zip(pool.duels.first[r], pool.duels.second[r], pool.features.widths[r], strict=True)
+            width = {frozenset((int(a), int(b))): float(w) for a, b, w in rows}
             reward = pool.rewards[r].tolist()
             first = int(np.argmax(reward))
             ucb = [reward[j] + nu * width[frozenset((first, j))] for j in range(3)]
