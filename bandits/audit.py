@@ -1,12 +1,13 @@
 """Owns Proposition 1 measured on a running simulation: left side, right side, and what lies between them.
 
-Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the linearised
-learner on the same answers.  Every round it compares fitted with true reward differences on all duels of the pool and
-of the held-out table, so that coverage is simultaneous over rounds and duels.
+Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the
+linearised learner on the same answers.  Every round it compares fitted with true reward differences on all duels of
+the pool and of the held-out table, so that coverage is simultaneous over rounds and duels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,11 @@ class Bounds:
         """``ρ = λ/κ``."""
         return self.regularisation / self.kappa
 
+    @property
+    def largest_margin(self) -> float:
+        """``Δmax``, for which ``κ = σ'(Δmax)``: the error that always answering 0 guarantees."""
+        return math.acosh(1 / (2 * self.kappa) - 1)
+
 
 class Audit:
     """Measures the reward-difference bound round by round, in every replicate."""
@@ -61,12 +67,12 @@ class Audit:
         items: Points,
         rewards: Float[Tensor, "r n"],
         bounds: Bounds,
-        norm: Float[Tensor, "r"] | None = None,
+        norm: Float[Tensor, r] | None = None,
     ) -> None:
         """Prepare for duels of the given items (pool and held-out), of known true rewards.
 
-        ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which must
-        then include every item that is asked.
+        ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which
+        must then include every item that is asked.
         """
         self.bounds, self._learner, self._items = bounds, learner, items
         self._duels = Duels.within(items.prompts, items.responses).expand(rewards.shape[0])
@@ -118,6 +124,13 @@ class Audit:
         safe = linearised(information, self.norm, realised, b.ridge, b.regularisation, b.delta)
         error, statistical = (network - self._true).abs(), (tangent - self._true).abs()
         gap = (network - tangent).abs()
+        # Each right side, with the left side and the width that it is about.
+        sides = {
+            "": (gamma.total, error, widths),
+            "_current": (gamma.total, error, moved),
+            "_tangent": (exact.total, statistical, widths),
+            "_audited": (safe.total, statistical, widths),
+        }
         columns: dict[str, Tensor] = {
             "information": information,
             "information_current": torch.as_tensor(current.information()),
@@ -137,11 +150,11 @@ class Audit:
             "needed_network": _ratio(error, widths).max(-1).values,
             "needed_current": _ratio(error, moved).max(-1).values,
             "needed_tangent": _ratio(statistical, widths).max(-1).values,
-            "violations": (error > gamma.total.unsqueeze(-1) * widths).sum(-1),
-            "violations_current": (error > gamma.total.unsqueeze(-1) * moved).sum(-1),
-            "violations_tangent": (statistical > exact.total.unsqueeze(-1) * widths).sum(-1),
-            "violations_audited": (statistical > safe.total.unsqueeze(-1) * widths).sum(-1),
         }
+        for name, (multiplier, left, width) in sides.items():
+            right = multiplier.unsqueeze(-1) * width
+            columns[f"violations{name}"] = (left > right).sum(-1)
+            columns[f"vacuous{name}"] = (right >= b.largest_margin).double().mean(-1)
         table = {name: np.asarray(value.cpu().numpy(), dtype=np.float64) for name, value in columns.items()}
         table["tightness"] = _quantile(gamma.total.unsqueeze(-1) * widths / error.clamp(min=1e-300), 0.5)
         table["tightness_tangent"] = _quantile(exact.total.unsqueeze(-1) * widths / statistical.clamp(min=1e-300), 0.5)

@@ -28,7 +28,11 @@ At = Literal["current", "initial"]
 
 @dataclass(frozen=True)
 class Fit:
-    """How a fit ended: ``‖∇L(θ_t)‖ / ‖∇L(θ0)‖`` on the same answers, and the iterations spent."""
+    """How a fit ended: ``‖∇L(θ_t)‖ / G0`` and the iterations spent.
+
+    ``G0 = ½ √(Σ ‖φ_s‖²)``, gradients at θ0, is the root mean square of ``‖∇L(θ0)‖`` were the answers fair coins (their
+    own ``‖∇L(θ0)‖`` may be zero: one duel answered once either way).
+    """
 
     gradient: Float[Tensor, "*r"]
     iterations: int
@@ -38,7 +42,7 @@ class Learner(ABC):
     """A reward model over synthetic items, fitted to answered duels; abstract."""
 
     def __init__(self, regularisation: float, tolerance: float, iterations: int, same_table: bool = False) -> None:
-        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0.
+        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0 (see ``Fit``).
 
         ``same_table`` says that every round shows the same items, which then are kept once.
         """
@@ -86,13 +90,19 @@ def newton_step(
     """Return the dual Gauss-Newton coefficients ``α`` of ``θ⁺ - θ0 = Jᵀα``.
 
     Minimises ``½ Σ σ'_s (j_sᵀu - z_s)² + (λ/2)‖u‖²`` with ``z = J(θ - θ0) - (σ(Δ) - y)/σ'``: the logistic loss to
-    second order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``; ``S x S``, whatever ``P`` is.
+    second order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``: a
+    system of ``S x S``, whatever ``P`` is.
     """
     root = slopes.sqrt()
     system = root.unsqueeze(-1) * gram * root.unsqueeze(-2)
     system.diagonal(dim1=-2, dim2=-1).add_(regularisation)
     target = (root * linear - residual / root).unsqueeze(-1)
     return root * torch.cholesky_solve(target, torch.linalg.cholesky(system)).squeeze(-1)
+
+
+def _scale(squares: Float[Tensor, "*r s"]) -> Float[Tensor, "*r"]:
+    """Return ``G0`` of ``Fit`` from the ``‖φ_s‖²``; not zero even where all items coincide."""
+    return squares.sum(-1).sqrt().clamp(min=1e-150) / 2
 
 
 def _norm(blocks: Weights) -> Float[Tensor, "*r"]:
@@ -167,8 +177,8 @@ class NeuralLearner(Learner):
             drift = _norm(tuple(a - b for a, b in zip(weights, self.initial, strict=True)))
             return loss(margin, won) + lam / 2 * drift.square(), margin
 
-        _, start = self.network.value_and_gradient(self.initial, x)
-        reference = _norm(self._scaled(start).combined(_scatter(duels, 0.5 - y, items)))
+        start = self._scaled(self.network.value_and_gradient(self.initial, x)[1])
+        reference = _scale(start.differences(duels).squares())
         weights = self.weights
         value, margin = objective(weights)
         running = torch.ones_like(value, dtype=torch.bool)
@@ -212,8 +222,8 @@ class NeuralLearner(Learner):
 class PolicyLearner(NeuralLearner):
     """A softmax policy ``π_θ ∝ π_ref exp(f(·; θ) - f(·; θ0))`` over each prompt's responses, trained by DPO.
 
-    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``, ``s_θ = f(·; θ) - f(·; θ0)``; within a prompt the last term cancels,
-    so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
+    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``, ``s_θ = f(·; θ) - f(·; θ0)``; within a
+    prompt the last term cancels, so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
     """
 
     def __init__(self, network: MLP, initial: Weights, regularisation: float, beta: float,
@@ -303,7 +313,7 @@ class TangentLearner(Learner):
         def norm(a: Tensor) -> Tensor:  # of the gradient Σ a_s φ_s
             return (a * (gram @ a.unsqueeze(-1)).squeeze(-1)).sum(-1).clamp(min=0).sqrt()
 
-        reference = norm(0.5 - y)
+        reference = _scale(gram.diagonal(dim1=-2, dim2=-1))
         value, margin = objective(alpha)
         gradient, spent = torch.zeros_like(value), 0
         for spent in range(self.iterations + 1):
@@ -384,7 +394,7 @@ class LinearLearner(Learner):
         phi, won, lam = self._phi, self.won, self.regularisation
         y = won.to(phi.dtype)
         eye = lam * torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
-        reference = torch.linalg.vector_norm(((0.5 - y).unsqueeze(-2) @ phi).squeeze(-2), dim=-1).clamp(min=1e-300)
+        reference = _scale(phi.square().sum(-1))
 
         def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
             margin = (phi @ theta.unsqueeze(-1)).squeeze(-1)

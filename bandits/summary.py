@@ -14,7 +14,6 @@ from scipy import stats
 
 from bandits.bounds import clopper_pearson
 
-
 COMPARISON = [
     "truth",
     "contender",
@@ -46,7 +45,8 @@ def summarise(rounds: pd.DataFrame, measures: list[str], keys: list[str]) -> pd.
         for measure in measures:
             mean, low, high = mean_interval(group[measure].to_numpy())
             rows.append(dict(zip(keys, values, strict=True))
-                        | {"measure": measure, "mean": mean, "low": low, "high": high, "replicates": len(group)})  # fmt: skip
+                        | {"measure": measure, "mean": mean, "low": low, "high": high,
+                            "replicates": len(group)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -104,8 +104,14 @@ def empirical_multiplier(bounds: pd.DataFrame, needed: str, delta: float) -> flo
     return float(np.quantile(worst, 1 - delta, method="higher"))
 
 
-def verdict(coverage: Coverage, delta: float, assumptions: bool, converged: bool) -> tuple[str, str]:
-    """Return *supported*, *refuted* or *not informative* for a bound of level ``1 - δ``, with the reason."""
+def verdict(
+    coverage: Coverage, delta: float, assumptions: bool, converged: bool, vacuous: float = 0.0
+) -> tuple[str, str]:
+    """Return *supported*, *refuted* or *not informative* for a bound of level ``1 - δ``, with the reason.
+
+    ``vacuous`` is the share of (round, duel, replicate) whose right side is no less than ``Δmax``, which the answer 0
+    guarantees.  A bound that is below it for less than one in ten says too little to be supported.
+    """
     said = f"{coverage.covered} of {coverage.replicates} replicates covered [{coverage.low:.3f}, {coverage.high:.3f}]"
     if not converged:
         return "not informative", f"{said}; the fit is no near-minimiser"
@@ -113,6 +119,10 @@ def verdict(coverage: Coverage, delta: float, assumptions: bool, converged: bool
         return "not informative", f"{said}; κ did not hold on the realised differences"
     if coverage.high < 1 - delta:
         return "refuted", said
+    if vacuous > 0:
+        said += f"; the right side is above Δmax for {vacuous:.4g} of the duels"
+    if vacuous > 0.9:
+        return "not informative", f"{said}: vacuous"
     if coverage.low >= 1 - delta:
         return "supported", said
     return "not informative", f"{said}; too few replicates to tell from {1 - delta:g}"

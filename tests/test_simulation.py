@@ -1,0 +1,236 @@
+"""The simulator as a user runs it: the real command line, its files, its resumption, its refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bandits import __main__ as command
+from bandits import experiments
+from bandits.errors import InputError
+from bandits.experiments import PRESETS, Simulation
+from bandits.results import RunDirectory, config_of, write_bytes
+
+SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that holds wall-clock times."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
+            if f.is_file() and f.name != "timing.json"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("first")
+    assert command.main(["smoke", *SMALL, "--output", str(output), "--jobs", "1"]) == 0
+    return next((output / "pool").iterdir())
+
+
+class TestRun:
+    def test_the_folder_has_what_the_readme_says(self, finished):
+        names = set(files(finished))
+        assert {"manifest.json", "index.html", "rounds.csv", "summary.csv", "comparison.csv", "bounds.csv",
+                "bound_verdicts.csv", "bound_numbers.csv", "calibration.csv", "findings.json"} <= names  # fmt: skip
+        assert {"figures/error.png", "figures/paired.png", "figures/bound.png"} <= names
+        assert not [n for n in names if "tmp" in n or "checkpoint" in n]
+        manifest = json.loads((finished / "manifest.json").read_text())
+        assert set(manifest) == {"experiment", "preset", "config", "commit", "versions"}
+        assert finished.name.startswith("smoke-")
+
+    def test_the_page_stands_alone_and_says_what_was_found(self, finished):
+        page = (finished / "index.html").read_text()
+        assert "no gain" in page or "did better" in page or "did worse" in page
+        assert 'src="data:image/png;base64,' in page
+        assert "http://" not in page
+        assert "https://" not in page
+
+    def test_rounds_are_tidy(self, finished):
+        rounds = pd.read_csv(finished / "rounds.csv")
+        assert len(rounds) == 3 * 4 * 3  # contenders, rounds, replicates
+        assert not rounds.duplicated(["truth", "contender", "round", "replicate"]).any()
+        assert rounds["accuracy"].between(0, 1).all()
+        assert (rounds["gradient_norm"] < 1e-5).all()
+        start = rounds[rounds["round"] == 1].pivot(index="replicate", columns="contender", values="labels")
+        assert (start == 4).all().all()
+
+    def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
+        run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "2"]
+        subprocess.run(run, check=True, capture_output=True)
+        assert files(next((tmp_path / "pool").iterdir())) == files(finished)
+
+    def test_another_seed_gives_other_numbers(self, finished, tmp_path):
+        assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--seed", "1", "--jobs", "1"]) == 0
+        other = next((tmp_path / "pool").iterdir())
+        assert (other / "rounds.csv").read_bytes() != (finished / "rounds.csv").read_bytes()
+
+    def test_a_complete_run_is_not_run_again(self, finished, capsys):
+        before = {f: f.stat().st_mtime_ns for f in finished.rglob("*")}
+        assert command.main(["smoke", *SMALL, "--output", str(finished.parent.parent)]) == 0
+        assert "complete" in capsys.readouterr().out
+        assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*")}
+
+    def test_the_regret_experiment_runs(self, tmp_path):
+        assert command.main(["smoke-regret", "--output", str(tmp_path), "--jobs", "1"]) == 0
+        folder = next((tmp_path / "regret").iterdir())
+        rounds = pd.read_csv(folder / "rounds.csv")
+        for _, part in rounds.groupby(["contender", "replicate"]):
+            assert part["cumulative_average_regret"].is_monotonic_increasing
+            assert (part["cumulative_weak_regret"] <= part["cumulative_average_regret"] + 1e-12).all()
+        assert (folder / "figures" / "regret.png").exists()
+
+
+class TestInterruption:
+    @pytest.mark.parametrize(
+        "contender", ["activedpo", "activedpo-stale", "policy:ucb", "tangent:ts", "linear:colstim"]
+    )
+    def test_a_cell_stopped_after_any_round_ends_in_the_same_bytes(self, contender, tmp_path, monkeypatch):
+        simulation = Simulation(contenders=(contender,), truths=("ntk",), replicates=2, rounds=4, batch=3, prompts=6,
+                                heldout=3, width=8)  # fmt: skip
+        experiments.run_cell(simulation, "ntk", contender, tmp_path / "whole")
+        monkeypatch.setattr(experiments, "CHECKPOINT_SECONDS", -1.0)  # after every round
+        save = experiments.save_checkpoint
+        for stop in range(3):
+            folder = tmp_path / f"stopped-{stop}"
+
+            def then_die(path, tensors, number, stop=stop):
+                save(path, tensors, number)
+                if number == stop:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(experiments, "save_checkpoint", then_die)
+            with pytest.raises(KeyboardInterrupt):
+                experiments.run_cell(simulation, "ntk", contender, folder)
+            assert [f.name for f in folder.iterdir()] == ["checkpoint.safetensors"]
+            monkeypatch.setattr(experiments, "save_checkpoint", save)
+            experiments.run_cell(simulation, "ntk", contender, folder)
+            assert files(folder) == files(tmp_path / "whole")
+
+    def test_a_killed_run_resumes_to_the_same_bytes(self, finished, tmp_path):
+        run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("rounds.csv")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        subprocess.run(run, check=True, capture_output=True)
+        assert files(next((tmp_path / "pool").iterdir())) == files(finished)
+
+    def test_a_cut_checkpoint_is_named(self, tmp_path):
+        simulation = PRESETS["smoke"][1]
+        folder = tmp_path / "cell"
+        write_bytes(folder / "checkpoint.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+        with pytest.raises(InputError, match=r"checkpoint .* is damaged .*delete it"):
+            experiments.run_cell(simulation, "ntk", "random", folder)
+
+
+BAD = [
+    (["quikc"], "did you mean 'quick'"),
+    (["smoke", "--contenders", "activdpo"], "unknown strategy"),
+    (["smoke", "--contenders", "neuron:random"], "unknown learner"),
+    (["smoke", "--truths", "cubic"], "unknown ground truth"),
+    (["smoke", "--truths", "ntk@liar"], "unknown oracle"),
+    (["smoke", "--width", "0"], "width"),
+    (["smoke", "--depth", "1"], "depth"),
+    (["smoke", "--rounds", "100"], "lower rounds or batch"),
+    (["smoke", "--batch", "0"], "batch"),
+    (["smoke", "--delta", "1.0"], "δ"),
+    (["smoke", "--delta", "nan"], "δ"),
+    (["smoke", "--regularisation", "0"], "λ"),
+    (["smoke", "--regularisation", "nan"], "λ"),
+    (["smoke", "--ridge", "-1"], "ridge"),
+    (["smoke", "--reward-bound", "0"], "reward_bound"),
+    (["smoke", "--no-rescale", "--reward-bound", "0.001"], "over its declared bound"),
+    (["smoke", "--responses", "1"], "responses"),
+    (["smoke", "--device", "cuda:7"], "not available"),
+    (["smoke-regret", "--no-fresh"], "fresh"),
+    (["smoke", "--seed", "-1"], "seed"),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("arguments", "word"), BAD, ids=[" ".join(a) for a, _ in BAD])
+    def test_bad_input_is_one_line_and_status_2(self, arguments, word, tmp_path, capfd):
+        """One line on standard error that names the matter; no results written."""
+        assert command.main([*arguments, "--output", str(tmp_path / "out"), "--jobs", "1"]) == 2
+        error = capfd.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        assert word in lines[0]
+        assert "Traceback" not in error
+        assert not list(tmp_path.rglob("rounds.csv"))
+
+    def test_another_config_in_the_folder_is_refused(self, finished, capsys):
+        manifest = finished / "manifest.json"
+        content = manifest.read_bytes()
+        changed = json.loads(content)
+        changed["config"]["width"] = 999
+        manifest.write_text(json.dumps(changed))
+        try:
+            assert command.main(["smoke", *SMALL, "--output", str(finished.parent.parent)]) == 2
+            assert "another config" in capsys.readouterr().err
+        finally:
+            manifest.write_bytes(content)
+
+    def test_a_damaged_manifest_is_refused(self, tmp_path, capsys):
+        simulation = PRESETS["smoke"][1]
+        folder = RunDirectory(tmp_path, "pool", "smoke", config_of(simulation)).path
+        (folder / "manifest.json").write_text("{")
+        assert command.main(["smoke", "--output", str(tmp_path)]) == 2
+        assert "cannot read" in capsys.readouterr().err
+
+    def test_force_starts_over(self, tmp_path):
+        simulation = PRESETS["smoke"][1]
+        folder = RunDirectory(tmp_path, "pool", "smoke", config_of(simulation)).path
+        (folder / "stale.txt").write_text("old")
+        RunDirectory(tmp_path, "pool", "smoke", config_of(simulation), force=True)
+        assert [f.name for f in folder.iterdir()] == ["manifest.json"]
+
+    def test_an_output_that_cannot_be_written_is_named(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        assert command.main(["smoke", "--output", str(tmp_path / "file")]) == 2
+        assert "cannot write" in capsys.readouterr().err
+
+    def test_a_full_disk_leaves_no_half_file(self, tmp_path, monkeypatch):
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        write_bytes(tmp_path / "a", b"old")
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left"):
+            write_bytes(tmp_path / "a", b"new")
+        assert (tmp_path / "a").read_bytes() == b"old"
+        assert [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+def test_every_preset_is_valid_and_described():
+    for text, simulation in PRESETS.values():
+        assert text
+        assert simulation.contenders[0] == "random" or "random" in simulation.contenders
+        assert simulation.measured_rounds()[-1] == simulation.rounds - 1
+
+
+def test_usage_lists_the_presets(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main([])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in PRESETS)
+
+
+def test_the_package_needs_no_checkout(finished, tmp_path):
+    """Outside a git checkout the commit is unknown, and a run still works (an installed wheel)."""
+    source = Path(__file__).parent.parent / "bandits"
+    shutil.copytree(source, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import bandits.results as r; print(r.__file__); print(r._commit())"
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shown.stdout.split() == [str(tmp_path / "bandits" / "results.py"), "unknown"]
