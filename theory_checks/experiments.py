@@ -143,7 +143,7 @@ def run(
 
 def _collect(family: Family, directory: RunDirectory) -> pd.DataFrame:
     paths = [directory.cell(_folder(family.name, cell)) / "table.csv" for cell in family.cells()]
-    return pd.concat([pd.read_csv(path, float_precision="round_trip") for path in paths], ignore_index=True)
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 
 def _folder(family: str, cell: str) -> str:
