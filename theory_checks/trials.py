@@ -167,7 +167,7 @@ def play(trial: Trial, luck: Luck) -> Columns:
             fisher = DenseDesign.of(world.features, seen.asked * slope(fitted), trial.regularisation)
             scores["fisher"] = roots * fisher.widths(world.features)
         if step in moments or trial.sampling == "certificate":
-            centres = fit_centres(world.features, tally, trial.regularisation, centres)
+            centres = fit_centres(world.features, tally, trial.regularisation, limit, centres)
             certificate = certify(world.features, tally, centres, norm, limit, trial.delta)
             certified = certificate.width(world.features, plain)
             scores["certificate"] = certified
