@@ -167,7 +167,9 @@ class Information(Family):
             gains.append(mean((wide["activedpo"] / wide["random"]).to_numpy()))
         found["information/active gains more than random"] = min(gains, key=lambda m: m.estimate)
         for (truth, contender), part in loop.groupby(["truth", "contender"], sort=False):
-            found[f"information/growth/{truth}/{contender}"] = log_slope(part, "labels", "information").measurement()
+            found[f"information/growth/{truth}/{contender}"] = log_slope(
+                part, "labels", "information", paired=True
+            ).measurement()
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -183,7 +185,9 @@ class Information(Family):
             f"Realised log det as a share of d̃ after {int(last['labels'].iloc[0])} labels: "
             + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
             + f"; gradients at θ_t instead of θ0 change it by {drift - 1:+.1%}.",
-            f"It grows as labels^{min(slopes):.2f} to labels^{max(slopes):.2f} over truths and strategies." if slopes else "",
+            f"It grows as labels^{min(slopes):.2f} to labels^{max(slopes):.2f} over truths and strategies."
+            if slopes
+            else "",
             f"Greedy picks reach at least {small['greedy'].min():.3f} of the best choice's log det over {len(small)} small pools "
             f"(mean {small['greedy'].mean():.4f}); the guarantee is {1 - 1 / math.e:.3f}.",
         ]

@@ -106,7 +106,9 @@ class Network(Family):
         """Draw the multiplier beside the one needed, and the parts of the error."""
         terms = {"gamma": "γ of the papers", "gamma_noise": "its noise term", "gamma_prior": "its prior term",
                  "needed_network": "needed by the network", "needed_tangent": "needed, linearised"}  # fmt: skip
-        long = table.melt(["setting", "labels", "replicate"], list(terms), "term", "multiplier").replace({"term": terms})
+        long = table.melt(["setting", "labels", "replicate"], list(terms), "term", "multiplier").replace(
+            {"term": terms}
+        )
         parts = {"error": "network's error", "statistical": "statistical part", "linearisation": "linearisation part"}
         split = table.melt(["setting", "labels", "replicate"], list(parts), "part", "rms").replace({"part": parts})
         return [

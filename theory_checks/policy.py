@@ -135,7 +135,9 @@ class Policy(Family):
         """Declare coverage and identities per β."""
         declared = []
         for beta in self.betas:
-            setting = f"β = {beta:g}, λ = {10 * beta**2:g}, Δmax = 1, 2 duels, {2 * self.rounds} answers, m = {self.width}"
+            setting = (
+                f"β = {beta:g}, λ = {10 * beta**2:g}, Δmax = 1, 2 duels, {2 * self.rounds} answers, m = {self.width}"
+            )
             for kind in ("random", "activedpo") if beta == self.betas[0] else ("random",):
                 for at, words in (("θ0", "gradients at θ0"), ("θt", "gradients at θ_t")):
                     declared.append(Claim(

@@ -22,7 +22,9 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
             if path.stem in ("rounds", "bounds", "calibration")}  # fmt: skip
 
 
-def network_coverage(bounds: pd.DataFrame, violations: str, largest: float, slopes: str = "kappa_network") -> Measurement:
+def network_coverage(
+    bounds: pd.DataFrame, violations: str, largest: float, slopes: str = "kappa_network"
+) -> Measurement:
     """Measure simultaneous coverage of Proposition 1 from an audit's table, with what forbids judging it.
 
     Vacuous: in half of the replicates the right side never fell below ``2Δmax``.

@@ -79,7 +79,7 @@ class TangentWorld:
         return times(self.features, self.theta)
 
     @property
-    def norm(self) -> Float[Tensor, "r"]:
+    def norm(self) -> Float[Tensor, r]:
         """``B = ‖θ* - θ0‖``."""
         return torch.linalg.vector_norm(self.theta, dim=-1)
 

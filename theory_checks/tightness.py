@@ -149,8 +149,8 @@ class Tightness(Family):
         )
         part = self._default(table, "random")
         lines.append(
-            f"What is missing is the bias, not a better variance: the true bias of shrinking alone correlates "
-            f"{part['corr_oracle-bias'].mean():.2f} with the error, the noise's deviation {part['corr_noise'].mean():.2f}, and "
+            f"What is missing? Rank correlations with the error, default setting: the true bias of shrinking alone "
+            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and "
             f"the bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
             f"{(part['corr_fisher'] - part['corr_width']).mean():+.3f}."
         )
