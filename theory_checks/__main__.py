@@ -38,10 +38,12 @@ def usage() -> str:
     """Return the presets, a line each."""
     lines = [f"  {name:<10}{text}" for name, (text, _) in PRESETS.items()]
     return (
-        "usage: python -m theory_checks PRESET [--option value ...]\n\npresets:\n" + "\n".join(lines)
-        + "\n\npython -m theory_checks PRESET --help lists the options. Exit status: 0 as the theory says, 1 a claim that "
+        "usage: python -m theory_checks PRESET [--option value ...]\n\npresets:\n"
+        + "\n".join(lines)
+        + "\n\npython -m theory_checks PRESET --help lists the options. Exit status: 0 as the theory says, 1 a "
+        "claim that "
         "should hold\nis refuted or a control is not, 2 bad input."
-    )  # fmt: skip
+    )
 
 
 def check(arguments: Sequence[str]) -> bool:
@@ -55,8 +57,14 @@ def check(arguments: Sequence[str]) -> bool:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"unknown preset {preset!r}; {hint}choose from {', '.join(PRESETS)}")
     text, checks = PRESETS[preset]
-    options = tyro.cli(Options, args=list(arguments[1:]), default=Options(checks), prog=f"python -m theory_checks {preset}",
-                       description=text, config=(tyro.conf.FlagConversionOff,))  # fmt: skip
+    options = tyro.cli(
+        Options,
+        args=list(arguments[1:]),
+        default=Options(checks),
+        prog=f"python -m theory_checks {preset}",
+        description=text,
+        config=(tyro.conf.FlagConversionOff,),
+    )
     checks = replace(options.checks)
     directory = RunDirectory(options.output, "theory", preset, config_of(checks), options.force)
     tables = run(checks, directory, options.jobs, options.backend, options.address)

@@ -26,7 +26,7 @@ GRID = tuple(4.0**power for power in range(-6, 4))
 
 
 def secant(margin: Float[Tensor, ...], link: Straightened) -> Float[Tensor, ...]:
-    """Return the least ``w`` with ``b(Δ) - b(m) - b'(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``, ``b = ∫link``.
+    """Least ``w`` with ``b(Δ) - b(m) - b'(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``; ``b = ∫link``.
 
     The ratio is a weighted mean of the link's slope over the segment from ``m`` to Δ; since the slope has one peak, at
     0, the ratio is least at an end of the interval or next to ``m``.  Between ``κ = σ'(limit)`` and ``1/4``.

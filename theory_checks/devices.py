@@ -33,11 +33,17 @@ from theory_checks.slopes import log_slope, mean
 
 EXACT = "activedpo"
 DEVICES = {
-    "activedpo-stale": "stale gradients", "activedpo-initial": "gradients at θ0", "activedpo-normalised": "unit responses",
-    "activedpo-normalised-duel": "unit duels", "activedpo-diagonal": "diagonal V", "activedpo-last-layer": "last layer",
-    "activedpo-identity": "V = identity", "activedpo-top-b": "no in-batch update", "activedpo-fisher": "Fisher weights",
+    "activedpo-stale": "stale gradients",
+    "activedpo-initial": "gradients at θ0",
+    "activedpo-normalised": "unit responses",
+    "activedpo-normalised-duel": "unit duels",
+    "activedpo-diagonal": "diagonal V",
+    "activedpo-last-layer": "last layer",
+    "activedpo-identity": "V = identity",
+    "activedpo-top-b": "no in-batch update",
+    "activedpo-fisher": "Fisher weights",
     "random": "random",
-}  # fmt: skip
+}
 KINDS = ("count-1", "count-4", "rademacher")
 PICKS = 20
 
@@ -141,8 +147,18 @@ class Devices(Family):
         return "Practical devices: sketches, normalisation, diagonal V, last layer, stale gradients"
 
     def _simulation(self, seed: int) -> Simulation:
-        return Simulation(contenders=(EXACT, *DEVICES), truths=("mlp",), replicates=self.runs, seed=seed, prompts=60,
-                          heldout=30, rounds=5, batch=12, width=32, audit=False)  # fmt: skip
+        return Simulation(
+            contenders=(EXACT, *DEVICES),
+            truths=("mlp",),
+            replicates=self.runs,
+            seed=seed,
+            prompts=60,
+            heldout=30,
+            rounds=5,
+            batch=12,
+            width=32,
+            audit=False,
+        )
 
     def cells(self) -> list[str]:
         """One per sketch, one for all other devices, one per whole run."""
@@ -166,11 +182,17 @@ class Devices(Family):
         if kind == "sketch":
             rows = _sketched(current, what[0], int(what[1]), luck.child("sketch", what[0], int(what[1])))
             near, told, chosen = scene.choose(rows)
-            return pd.DataFrame({
-                "kind": kind, "device": what[0], "size": int(what[1]), "replicate": np.arange(self.replicates),
-                "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
-                "logdet_error": ((told - information) / information).abs().numpy(), "overlap": overlap(picks, chosen),
-            })  # fmt: skip
+            return pd.DataFrame(
+                {
+                    "kind": kind,
+                    "device": what[0],
+                    "size": int(what[1]),
+                    "replicate": np.arange(self.replicates),
+                    "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
+                    "logdet_error": ((told - information) / information).abs().numpy(),
+                    "overlap": overlap(picks, chosen),
+                }
+            )
         return pd.concat(self._choices(scene, widths, information, picks, luck), ignore_index=True)
 
     def _choices(
@@ -188,13 +210,15 @@ class Devices(Family):
         results = {
             "activedpo-initial": scene.choose(scene.gradients["initial"]),
             "activedpo-stale": (
-                pool.widths, torch.as_tensor(stale.information()), greedy(pool, PICKS, free, scene.ties),
+                pool.widths,
+                torch.as_tensor(stale.information()),
+                greedy(pool, PICKS, free, scene.ties),
             ),
             "activedpo-normalised": scene.choose(current, "response"),
             "activedpo-normalised-duel": scene.choose(current, "duel"),
             "activedpo-last-layer": scene.choose(scene.gradients["last"]),
             "activedpo-diagonal": scene.choose(current, design=DiagonalDesign(scene.ridge)),
-        }  # fmt: skip
+        }
         moved = {
             EXACT: (picks, scene.choose(current + shift)[2]),
             "activedpo-normalised": (results["activedpo-normalised"][2], scene.choose(current + shift, "response")[2]),
@@ -205,53 +229,97 @@ class Devices(Family):
         }
         member = np.arange(self.replicates)
         parts = [
-            pd.DataFrame({
-                "kind": "choice", "device": name, "replicate": member, "overlap": overlap(picks, chosen),
-                "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
-                "logdet_error": ((told - information) / information).abs().numpy(),
-            })
+            pd.DataFrame(
+                {
+                    "kind": "choice",
+                    "device": name,
+                    "replicate": member,
+                    "overlap": overlap(picks, chosen),
+                    "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
+                    "logdet_error": ((told - information) / information).abs().numpy(),
+                }
+            )
             for name, (near, told, chosen) in results.items()
-        ]  # fmt: skip
+        ]
         parts += [
             pd.DataFrame({"kind": "shift", "device": name, "replicate": member, "overlap": overlap(*pair)})
             for name, pair in moved.items()
         ]
-        chance = pd.DataFrame({
-            "kind": "choice", "device": "random", "replicate": member,
-            "overlap": overlap(picks, luck.child("random").uniform(scene.pool.count).argsort(-1)[..., :PICKS]),
-        })  # fmt: skip
+        chance = pd.DataFrame(
+            {
+                "kind": "choice",
+                "device": "random",
+                "replicate": member,
+                "overlap": overlap(picks, luck.child("random").uniform(scene.pool.count).argsort(-1)[..., :PICKS]),
+            }
+        )
         return [*parts, chance]
 
     def claims(self) -> list[Claim]:
         """Declare the sketches' order, the invariance that normalising keeps or loses, and the costs."""
-        sizes = f"sizes {min(self.sizes)} … {max(self.sizes)}, m = {self.width}, {PICKS} picks of {3 * self.prompts - 2 * PICKS}"
+        pool = 3 * self.prompts - 2 * PICKS
+        sizes = f"sizes {min(self.sizes)} … {max(self.sizes)}, m = {self.width}, {PICKS} picks of {pool}"
         declared = [
-            Claim(f"devices/sketch {kind}/width error", "log-log slope of the median relative width error in the dimension "
-                  "(Johnson-Lindenstrauss: -1/2, here within 0.1)", "at most", -0.4, setting=sizes)
+            Claim(
+                f"devices/sketch {kind}/width error",
+                "log-log slope of the median relative width error in the "
+                "dimension "
+                "(Johnson-Lindenstrauss: -1/2, here within 0.1)",
+                "at most",
+                -0.4,
+                setting=sizes,
+            )
             for kind in KINDS
-        ]  # fmt: skip
+        ]
         declared += [
-            Claim(f"devices/sketch {kind}/overlap", f"share of the exact picks kept at dimension {max(self.sizes)}", "at least",
-                  0.9, "open", sizes)
+            Claim(
+                f"devices/sketch {kind}/overlap",
+                f"share of the exact picks kept at dimension {max(self.sizes)}",
+                "at least",
+                0.9,
+                "open",
+                sizes,
+            )
             for kind in KINDS
-        ]  # fmt: skip
+        ]
         declared += [
-            Claim("devices/invariance/no normalisation", "picks kept when a c(x) with gradients of its own is added: exact rule",
-                  "at least", 1.0),
+            Claim(
+                "devices/invariance/no normalisation",
+                "picks kept when a c(x) with gradients of its own is added: exact rule",
+                "at least",
+                1.0,
+            ),
             Claim("devices/invariance/unit duels", "the same, duels normalised", "at least", 1.0),
-            Claim("devices/invariance/unit responses", "the same, responses normalised before the difference", "at least", 1.0,
-                  "fails"),
-        ]  # fmt: skip
+            Claim(
+                "devices/invariance/unit responses",
+                "the same, responses normalised before the difference",
+                "at least",
+                1.0,
+                "fails",
+            ),
+        ]
         declared += [
-            Claim(f"devices/overlap/{words}", "share of the exact picks that the device picks too", "at least", 0.9, "open")
+            Claim(
+                f"devices/overlap/{words}",
+                "share of the exact picks that the device picks too",
+                "at least",
+                0.9,
+                "open",
+            )
             for name, words in DEVICES.items()
             if name not in ("activedpo-identity", "activedpo-top-b", "activedpo-fisher")
-        ]  # fmt: skip
+        ]
         declared += [
-            Claim(f"devices/final error/{words}", "final held-out error over the exact rule's, paired: no worse than 2 %", "at most",
-                  1.02, "open", "60 prompts x 3, 60 labels, m = 32")
+            Claim(
+                f"devices/final error/{words}",
+                "final held-out error over the exact rule's, paired: no worse than 2 %",
+                "at most",
+                1.02,
+                "open",
+                "60 prompts x 3, 60 labels, m = 32",
+            )
             for words in DEVICES.values()
-        ]  # fmt: skip
+        ]
         return declared
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
@@ -270,8 +338,8 @@ class Devices(Family):
             found[f"devices/invariance/{words}"] = Measurement(kept.min(), kept.min(), kept.min(), len(kept))
         broken = shift[shift["device"] == "activedpo-normalised"]["overlap"].to_numpy()
         found["devices/invariance/unit responses"] = mean(broken)
-        for name, part in table[table["kind"] == "choice"].groupby("device", sort=False):
-            found[f"devices/overlap/{DEVICES[str(name)]}"] = mean(part["overlap"].to_numpy())
+        for device, part in table[table["kind"] == "choice"].groupby("device", sort=False):
+            found[f"devices/overlap/{DEVICES[str(device)]}"] = mean(part["overlap"].to_numpy())
         for name, ratio in self._ratios(table).items():
             found[f"devices/final error/{DEVICES[name]}"] = mean(ratio)
         return found
@@ -299,33 +367,54 @@ class Devices(Family):
             )
         return [
             f"Overlap of {PICKS} picks with the exact rule: "
-            + ", ".join(f"{DEVICES[str(name)]} {share:.2f}" for name, share in choice.items()) + ".",
+            + ", ".join(f"{DEVICES[str(name)]} {share:.2f}" for name, share in choice.items())
+            + ".",
             "Sketches keep, by dimension: "
             + "; ".join(
                 f"{kind} " + ", ".join(f"{size}: {kept[kind, size]:.2f}" for size in self.sizes) for kind in KINDS
-            ) + ".",
-            f"Final held-out error against the exact rule: {', '.join(said)}. What changes the picks need not change the error.",
-        ]  # fmt: skip
+            )
+            + ".",
+            f"Final held-out error against the exact rule: {', '.join(said)}. What changes the picks need not "
+            "change the error.",
+        ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw sketches by dimension, overlaps, and errors."""
         sketches = table[table["kind"] == "sketch"]
-        ratios = pd.concat([
-            pd.DataFrame({"device": DEVICES[name], "ratio": ratio}) for name, ratio in self._ratios(table).items()
-        ])  # fmt: skip
+        ratios = pd.concat(
+            [pd.DataFrame({"device": DEVICES[name], "ratio": ratio}) for name, ratio in self._ratios(table).items()]
+        )
         choice = table[table["kind"] == "choice"].assign(device=lambda t: t["device"].map(DEVICES))
         return [
-            picture("devices-sketch", "Sketched gradients: relative error of widths and of log det against the dimension, with "
-                    "the Johnson-Lindenstrauss order.",
-                    plots.orders(sketches, "size", {"width_error": ("width error (median duel)", -0.5),
-                                                    "logdet_error": ("log det error", -0.5)}, "device", "dimension")),
-            picture("devices-overlap", f"Share of the exact {PICKS} picks kept, against the dimension.",
-                    plots.lines(sketches, "size", "overlap", "device", None, ("dimension", "selection overlap"), "x")),
-            picture("devices-choice", "Share of the exact picks that other devices keep.",
-                    plots.bars(choice, "overlap", "device", None, label="selection overlap")),
-            picture("devices-error", "Final held-out error over the exact rule's (paired; mean with 95 % interval).",
-                    plots.bars(ratios, "ratio", "device", None, label="error / error of the exact rule", line=1.0)),
-        ]  # fmt: skip
+            picture(
+                "devices-sketch",
+                "Sketched gradients: relative error of widths and of log det against the "
+                "dimension, with "
+                "the Johnson-Lindenstrauss order.",
+                plots.orders(
+                    sketches,
+                    "size",
+                    {"width_error": ("width error (median duel)", -0.5), "logdet_error": ("log det error", -0.5)},
+                    "device",
+                    "dimension",
+                ),
+            ),
+            picture(
+                "devices-overlap",
+                f"Share of the exact {PICKS} picks kept, against the dimension.",
+                plots.lines(sketches, "size", "overlap", "device", None, ("dimension", "selection overlap"), "x"),
+            ),
+            picture(
+                "devices-choice",
+                "Share of the exact picks that other devices keep.",
+                plots.bars(choice, "overlap", "device", None, label="selection overlap"),
+            ),
+            picture(
+                "devices-error",
+                "Final held-out error over the exact rule's (paired; mean with 95 % interval).",
+                plots.bars(ratios, "ratio", "device", None, label="error / error of the exact rule", line=1.0),
+            ),
+        ]
 
     def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
         """Tabulate distances of one choice."""

@@ -133,30 +133,27 @@ PRESETS: dict[str, tuple[str, Checks]] = {
 @contextlib.contextmanager
 def backend_of(name: Backend, address: str | None) -> Iterator[None]:
     """Send joblib's work to local processes, or to a Dask or Ray cluster (at ``address``, else a local one)."""
-    if name == "loky":
-        with joblib.parallel_config(backend="loky"):
-            yield
-        return
-    try:
-        if name == "dask":
-            from distributed import Client
+    with contextlib.ExitStack() as open_until_done:
+        try:
+            if name == "dask":
+                from distributed import Client
 
-            client = Client(address) if address else Client(processes=True, threads_per_worker=1)
-            with client, joblib.parallel_config(backend="dask"):
-                yield
-        else:
-            import ray
-            from ray.util.joblib import register_ray
+                client = Client(address) if address else Client(processes=True, threads_per_worker=1)  # type: ignore[no-untyped-call]
+                open_until_done.enter_context(client)
+            elif name == "ray":
+                import ray
+                from ray.util.joblib import register_ray
 
-            ray.init(address=address, log_to_driver=False)
-            register_ray()
-            with joblib.parallel_config(backend="ray"):
-                yield
-    except ImportError:
-        package = {"dask": "distributed", "ray": "ray"}[name]
-        raise InputError(f"backend {name!r} needs the package {package!r}: pip install {package}") from None
-    except (OSError, ConnectionError) as error:
-        raise InputError(f"backend {name!r}: cannot reach {address or 'a local cluster'} ({error})") from None
+                ray.init(address=address, log_to_driver=False)
+                open_until_done.callback(ray.shutdown)
+                register_ray()
+        except ImportError:
+            package = {"dask": "distributed", "ray": "ray"}[name]
+            raise InputError(f"backend {name!r} needs the package {package!r}: pip install {package}") from None
+        except (OSError, ConnectionError) as error:
+            raise InputError(f"backend {name!r}: cannot reach {address or 'a local cluster'} ({error})") from None
+        open_until_done.enter_context(joblib.parallel_config(backend=name))
+        yield
 
 
 def run_cell(checks: Checks, family: str, cell: str, folder: Path) -> float:

@@ -67,9 +67,12 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
         curve.append(total / (step + 1))
         theta, _ = fit(world.features, tally, lam, Straightened(limit), theta)
     return {
-        "worst": worst.numpy(), "regret": total.numpy(), "bound": bound.numpy(),
-        "early": curve[rounds // 4 - 1].numpy(), "late": curve[-1].numpy(),
-    }  # fmt: skip
+        "worst": worst.numpy(),
+        "regret": total.numpy(),
+        "bound": bound.numpy(),
+        "early": curve[rounds // 4 - 1].numpy(),
+        "late": curve[-1].numpy(),
+    }
 
 
 def _over(left: Tensor, right: Tensor) -> Tensor:
@@ -107,10 +110,23 @@ class Regret(Family):
         """Return the loop; linear contenders cost little and play at least 256 replicates."""
         replicates = max(256, self.replicates) if contender.startswith("linear") else self.replicates
         return Simulation(
-            experiment="regret", contenders=CONTENDERS, truths=("square", "cosine"), replicates=replicates, seed=seed,
-            rounds=self.rounds, batch=1, prompts=1, responses=5, fresh=True, heldout=5, refit=0.1, evaluations=14,
-            width=self.width, audit=False, fit_iterations=15,
-        )  # fmt: skip
+            experiment="regret",
+            contenders=CONTENDERS,
+            truths=("square", "cosine"),
+            replicates=replicates,
+            seed=seed,
+            rounds=self.rounds,
+            batch=1,
+            prompts=1,
+            responses=5,
+            fresh=True,
+            heldout=5,
+            refit=0.1,
+            evaluations=14,
+            width=self.width,
+            audit=False,
+            fit_iterations=15,
+        )
 
     def cells(self) -> list[str]:
         """One per truth and contender, and the exact one."""
@@ -134,19 +150,43 @@ class Regret(Family):
         """Declare sub-linear growth (random as the control) and the optimistic step."""
         where = f"T = {self.rounds}, 5 arms, fresh prompts, |r| <= 1, ν = 1"
         declared = [
-            Claim(f"regret/{truth}/{contender}", "log-log slope of cumulative average regret in the last three quarters: below 0.95",
-                  "at most", 0.95, "fails" if contender == "linear:random" else "open" if ":" in contender else "holds", where)
-            for truth in ("square", "cosine") for contender in CONTENDERS
-        ]  # fmt: skip
+            Claim(
+                f"regret/{truth}/{contender}",
+                "log-log slope of cumulative average regret in the last three quarters: below 0.95",
+                "at most",
+                0.95,
+                "fails" if contender == "linear:random" else "open" if ":" in contender else "holds",
+                where,
+            )
+            for truth in ("square", "cosine")
+            for contender in CONTENDERS
+        ]
         exact = f"1 prompt x 5 arms, Δmax = 1, {self.exact_rounds} rounds, linearised, ν = exact multiplier"
         declared += [
-            Claim("regret/optimism", "f* - (f1 + f2)/2 <= (3/2) γ_t w_t in every round", "at least", 1 - self.delta,
-                  setting=exact),
-            Claim("regret/bound informative", "the bound on cumulative regret over T times the largest regret", "at most", 1.0,
-                  "open", exact),
-            Claim("regret/exact multiplier learns", "average regret at the end over that at a quarter", "at most", 0.95, "open",
-                  exact),
-        ]  # fmt: skip
+            Claim(
+                "regret/optimism",
+                "f* - (f1 + f2)/2 <= (3/2) γ_t w_t in every round",
+                "at least",
+                1 - self.delta,
+                setting=exact,
+            ),
+            Claim(
+                "regret/bound informative",
+                "the bound on cumulative regret over T times the largest regret",
+                "at most",
+                1.0,
+                "open",
+                exact,
+            ),
+            Claim(
+                "regret/exact multiplier learns",
+                "average regret at the end over that at a quarter",
+                "at most",
+                0.95,
+                "open",
+                exact,
+            ),
+        ]
         return declared
 
     def _late(self, table: pd.DataFrame, truth: str, contender: str) -> pd.DataFrame:
@@ -184,8 +224,10 @@ class Regret(Family):
         word = next((v.word for v in verdicts if v.claim.name == "regret/optimism"), "not judged")
         lines.append(
             f"With the exact multiplier in place of ν = 1 the optimistic step is {word}; the bound on regret is "
-            f"{(exact['bound'] / exact['regret']).median():.0f} times the regret after {self.exact_rounds} rounds, and the average "
-            f"regret is {(exact['late'] / exact['early']).mean():.2f} of its value at a quarter of the way: what a valid γ costs "
+            f"{(exact['bound'] / exact['regret']).median():.0f} times the regret after {self.exact_rounds} "
+            "rounds, and the average "
+            f"regret is {(exact['late'] / exact['early']).mean():.2f} of its value at a quarter of the way: what "
+            "a valid γ costs "
             "in exploration, where practice takes ν = 1."
         )
         return lines
@@ -193,6 +235,18 @@ class Regret(Family):
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw cumulative regret."""
         loop = table[table["kind"] == "loop"]
-        return [picture("regret", "Cumulative average regret against rounds (means with 95 % intervals). Random is linear.",
-                        plots.lines(loop, "labels", "cumulative_average_regret", "contender", "truth",
-                                    ("round", "cumulative average regret"), "xy"))]  # fmt: skip
+        return [
+            picture(
+                "regret",
+                "Cumulative average regret against rounds (means with 95 % intervals). Random is linear.",
+                plots.lines(
+                    loop,
+                    "labels",
+                    "cumulative_average_regret",
+                    "contender",
+                    "truth",
+                    ("round", "cumulative average regret"),
+                    "xy",
+                ),
+            )
+        ]

@@ -1,4 +1,4 @@
-"""Owns intervals over replicates: log-log slopes, means and medians, by the bootstrap.  Knows nothing of claims' subjects."""
+"""Owns intervals over replicates: log-log slopes, means and medians, mostly by the bootstrap."""
 
 from __future__ import annotations
 

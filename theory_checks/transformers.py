@@ -1,8 +1,8 @@
 """Remark 1 is about networks other than fully connected ones; for a small random transformer it can be measured.
 
-``r_θ(x, y) = β log π_θ(y|x)/π_ref(y|x)`` of a causal transformer, trained on duels by the theory's loss: by LoRA factors
-on the attention's matrices, or by those matrices themselves.  How much do gradients and the duels' kernel move, and how
-far is the reward from its linearisation, as the width ``m`` or LoRA's rank grows?  Written with torch alone.
+``r_θ(x, y) = β log π_θ(y|x)/π_ref(y|x)`` of a causal transformer, trained on duels by the theory's loss: by LoRA
+factors on the attention's matrices, or by those matrices themselves.  How much do gradients and the duels' kernel move,
+and how far is the reward from its linearisation, as the width ``m`` or LoRA's rank grows?  Written with torch alone.
 """
 
 from __future__ import annotations
@@ -106,9 +106,15 @@ class Transformer:
 
 
 def fit(
-    rewards: Callable[[Tensor], Tensor], jacobian: Callable[[Tensor], Tensor], first_won: Tensor, duels: Duels,
-    theta: Tensor, regularisation: float, iterations: int = 40, tolerance: float = 1e-6,
-) -> tuple[Tensor, float]:  # fmt: skip
+    rewards: Callable[[Tensor], Tensor],
+    jacobian: Callable[[Tensor], Tensor],
+    first_won: Tensor,
+    duels: Duels,
+    theta: Tensor,
+    regularisation: float,
+    iterations: int = 40,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, float]:
     """Return the minimiser of the theory's loss from ``theta``, by Gauss-Newton in the dual, and its gradient norm.
 
     The norm is relative to that at θ = 0.  ``rewards`` and ``jacobian`` are per item.
@@ -179,21 +185,30 @@ def drift(width: int, rank: int, prompts: int, answers: int, regularisation: flo
     fitted = duels.difference(rewards(theta))
     a_part = 0.0
     if rank:
-        a_rows = torch.cat([part for part in first.split([a * b for a, b in model.shapes], -1)[::2]], -1)
+        a_rows = torch.cat(first.split([a * b for a, b in model.shapes], -1)[::2], -1)
         a_part = float(a_rows.abs().max())
     return {
-        "gradient": float((torch.linalg.vector_norm(now - first, dim=-1) / torch.linalg.vector_norm(first, dim=-1)).max()),
+        "gradient": float(
+            (torch.linalg.vector_norm(now - first, dim=-1) / torch.linalg.vector_norm(first, dim=-1)).max()
+        ),
         "kernel": float(torch.linalg.matrix_norm(new @ new.mT - kernel) / torch.linalg.matrix_norm(kernel)),
         "epsilon": float((fitted - duels.difference(first @ flat)).abs().max()),
         "relative": float((fitted - duels.difference(first @ flat)).abs().max() / fitted.abs().max()),
-        "gradient_norm": max(size, flat_size), "a_gradient": a_part,
-    }  # fmt: skip
+        "gradient_norm": max(size, flat_size),
+        "a_gradient": a_part,
+    }
 
 
-SWEEPS = {"LoRA in m": "LoRA of rank 4, against the width m", "LoRA in rank": "LoRA at a fixed width, against the rank",
-          "full in m": "the attention's matrices themselves, against the width m"}  # fmt: skip
-MEASURES = {"epsilon": "ε = max |reward - linearised| over duels", "gradient": "max ‖∇r_θt - ∇r_θ0‖ / ‖∇r_θ0‖",
-            "kernel": "‖K_θt - K_θ0‖ / ‖K_θ0‖ over duels"}  # fmt: skip
+SWEEPS = {
+    "LoRA in m": "LoRA of rank 4, against the width m",
+    "LoRA in rank": "LoRA at a fixed width, against the rank",
+    "full in m": "the attention's matrices themselves, against the width m",
+}
+MEASURES = {
+    "epsilon": "ε = max |reward - linearised| over duels",
+    "gradient": "max ‖∇r_θt - ∇r_θ0‖ / ‖∇r_θ0‖",
+    "kernel": "‖K_θt - K_θ0‖ / ‖K_θ0‖ over duels",
+}
 
 
 @dataclass(frozen=True)
@@ -243,19 +258,37 @@ class Transformers(Family):
         rows = []
         for member in range(self.replicates):
             luck = Luck(run.seed).child("transformers", sweep, x, member)
-            rows.append({"sweep": sweep, "x": x, "replicate": member}
-                        | drift(width, rank, self.prompts, self.answers, self.regularisation, luck))  # fmt: skip
+            rows.append(
+                {"sweep": sweep, "x": x, "replicate": member}
+                | drift(width, rank, self.prompts, self.answers, self.regularisation, luck)
+            )
         return pd.DataFrame(rows)
 
     def claims(self) -> list[Claim]:
         """Declare that each quantity falls; Remark 1's order is not known, so all is open."""
         where = f"2 layers, {HEADS} heads, {self.answers} answers, β = 1, λ = {self.regularisation:g}"
         declared = [
-            Claim(f"transformers/{sweep}/{name}", f"log-log slope of {words}: falls; {SWEEPS[sweep]}", "at most", 0.0, "open", where)
-            for sweep in SWEEPS for name, words in MEASURES.items()
-        ]  # fmt: skip
-        declared.append(Claim("transformers/A-gradients at θ0", "LoRA's B0 = 0, so every gradient by A is 0 in the first round",
-                              "at most", 0.0, "holds", where))  # fmt: skip
+            Claim(
+                f"transformers/{sweep}/{name}",
+                f"log-log slope of {words}: falls; {SWEEPS[sweep]}",
+                "at most",
+                0.0,
+                "open",
+                where,
+            )
+            for sweep in SWEEPS
+            for name, words in MEASURES.items()
+        ]
+        declared.append(
+            Claim(
+                "transformers/A-gradients at θ0",
+                "LoRA's B0 = 0, so every gradient by A is 0 in the first round",
+                "at most",
+                0.0,
+                "holds",
+                where,
+            )
+        )
         return declared
 
     def _slopes(self, table: pd.DataFrame) -> dict[tuple[str, str], tuple[Slope, str]]:
@@ -283,8 +316,10 @@ class Transformers(Family):
         for sweep in SWEEPS:
             places = sorted(table[table["sweep"] == sweep]["x"].unique())
             said.append(
-                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel'][0].said}, ε {slopes[sweep, 'epsilon'][0].said} "
-                f"(relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, {ends[sweep, places[-1]]:.2f} at {places[-1]})"
+                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel'][0].said}, ε "
+                f"{slopes[sweep, 'epsilon'][0].said} "
+                f"(relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, {ends[sweep, places[-1]]:.2f} "
+                f"at {places[-1]})"
             )
         return ["; ".join(said) + "."]
 
