@@ -167,8 +167,8 @@ class Simulation:
         """Return the rounds in which to measure; always the last."""
         if not self.evaluations or self.evaluations >= self.rounds:
             return list(range(self.rounds))
-        spaced = np.unique(np.geomspace(1, self.rounds, self.evaluations).round().astype(int)) - 1
-        return [int(number) for number in spaced]
+        spaced = np.geomspace(self.rounds, 1, self.evaluations).round().astype(int)
+        return [int(number) - 1 for number in np.unique(spaced)]
 
     @property
     def cells(self) -> list[tuple[str, str]]:
