@@ -52,8 +52,8 @@ def simulate(arguments: Sequence[str]) -> Path:
         raise InputError(f"unknown preset {preset!r}; {hint}choose from {', '.join(PRESETS)}")
     text, simulation = PRESETS[preset]
     default = Options(simulation)
-    options = tyro.cli(Options, args=list(arguments[1:]), default=default, prog=f"python -m bandits {preset}",
-                       description=text, config=(tyro.conf.FlagConversionOff,))  # fmt: skip
+    prog = f"python -m bandits {preset}"
+    options = tyro.cli(Options, args=list(arguments[1:]), default=default, prog=prog, description=text)
     simulation = replace(options.simulation)
     directory = RunDirectory(options.output, simulation.experiment, preset, config_of(simulation), options.force)
     if directory.complete:

@@ -185,7 +185,13 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
         """Wrap a world, or make one of the given settings (``World``'s fields; truth linear by default)."""
         if batch < 1:
             raise InputError(f"arena: a round asks at least 1 duel, got batch {batch}")
-        self._settings = {"truth": Linear(), "prompts": 8, "responses": 3, "dim": 5, "rounds": 10**9} | settings
+        self._settings: dict[str, Any] = {
+            "truth": Linear(),
+            "prompts": 8,
+            "responses": 3,
+            "dim": 5,
+            "rounds": 10**9,
+        } | settings
         self.world = world or self._make(0, num_envs)
         self.num_envs = num_envs
         self.oracle = oracle or BTL()
@@ -206,7 +212,9 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin a round; a seed makes a new world of the same settings."""
         if seed is not None:
-            self.world = self._make(next(s for s in np.atleast_1d(seed).tolist() if s is not None), self.num_envs)
+            self.world = self._make(
+                seed if isinstance(seed, int) else next(s for s in seed if s is not None), self.num_envs
+            )
             self._round = -1
         self._round = (options or {}).get("round", self._round + 1)
         self._points, self._rewards = self.world.table(self._round)
@@ -248,7 +256,7 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
 class SyntheticArena(gymnasium.Env):
     """One replicate of the simulated arena as a plain environment, for agents other than ours."""
 
-    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, **settings: Any) -> None:
         """Make an arena of ``SyntheticVectorArena``'s settings with one replicate."""

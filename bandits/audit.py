@@ -1,8 +1,8 @@
 """Owns Proposition 1 measured on a running simulation: left side, right side, and what lies between them.
 
-Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the linearised
-learner on the same answers.  Every round it compares fitted with true reward differences on all duels of the pool and
-of the held-out table, so that coverage is simultaneous over rounds and duels.
+Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the
+linearised learner on the same answers.  Every round it compares fitted with true reward differences on all duels of
+the pool and of the held-out table, so that coverage is simultaneous over rounds and duels.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Audit:
         items: Points,
         rewards: Float[Tensor, "r n"],
         bounds: Bounds,
-        norm: Float[Tensor, "r"] | None = None,
+        norm: Float[Tensor, r] | None = None,
     ) -> None:
         """Prepare for duels of the given items (pool and held-out), of known true rewards.
 
-        ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which must
-        then include every item that is asked.
+        ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which
+        must then include every item that is asked.
         """
         self.bounds, self._learner, self._items = bounds, learner, items
         self._duels = Duels.within(items.prompts, items.responses).expand(rewards.shape[0])

@@ -76,8 +76,8 @@ def interpolation_norm(rows: Rows, rewards: Float[Tensor, "*r n"], responses: in
     """Return the smallest ``B``: the norm of the least ``θ - θ0`` with the true reward *differences* on these items.
 
     ``B² = dᵀ G⁻¹ d`` over the duels of every response against its prompt's first one, ``G`` their Gram matrix.  It is
-    at most NDB's ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` if ``G`` is
-    singular (two items coincide, or the network has too few parameters to tell the items apart).
+    at most NDB's ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` if ``G``
+    is singular (two items coincide, or the network has too few parameters to tell the items apart).
     """
     count = rows.count
     others = torch.arange(count, device=rewards.device)

@@ -7,7 +7,7 @@ first, then those of prompt 1, and so on; a *duel* names two rows of the table t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -79,6 +79,7 @@ class Answers:
         return Answers(self.duels.join(other.duels), torch.cat([self.first_won, other.first_won], -1))
 
 
+@runtime_checkable
 class Items(Protocol):
     """A table of items as the learner may see it: everything but the truth."""
 
@@ -97,22 +98,22 @@ class Items(Protocol):
         """Return this table followed by the other's prompts."""
 
 
-I = TypeVar("I", bound=Items)
+Table = TypeVar("Table", bound=Items)
 
 
 @dataclass(frozen=True)
-class Asked(Generic[I]):
+class Asked(Generic[Table]):
     """Asked duels with the items they name.
 
     ``items`` holds one prompt per duel, in the duels' order; or the shown table itself, where the same table is shown
     every round and duels are asked again (``same_table``).
     """
 
-    items: I
+    items: Table
     duels: Duels
 
     @classmethod
-    def of(cls, items: I, duels: Duels, same_table: bool = False) -> Self:
+    def of(cls, items: Table, duels: Duels, same_table: bool = False) -> Self:
         """Keep the part of a table that these duels touch."""
         if same_table:
             return cls(items, duels)

@@ -218,8 +218,8 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
     "smoke": (
         "a few seconds, for tests",
         Simulation(
-            contenders=("random", "activedpo", "policy:activedpo-stale", "ucb"), truths=("ntk",), replicates=3, rounds=3,
-            batch=4, prompts=10, heldout=6, width=16,
+            contenders=("random", "activedpo", "policy:activedpo-stale", "ucb"), truths=("ntk",), replicates=3,
+            rounds=3, batch=4, prompts=10, heldout=6, width=16,
         ),
     ),
     "smoke-regret": (
@@ -263,8 +263,9 @@ def evaluate(learner: Learner, items: Points, rewards: Tensor, beta: float) -> C
     """Return what is measured of a learner on a held-out table, one number per replicate.
 
     error: root mean square error of reward differences (log-odds); accuracy: share of duels ordered as the truth does;
-    greedy_value: true reward of each prompt's highest-ranked response, as the share of the way from the prompt's mean to
-    its best; policy_value: true reward of ``π ∝ exp(r/β)`` less the uniform policy's; policy_kl: its KL from uniform, nats.
+    greedy_value: true reward of each prompt's highest-ranked response, as the share of the way from the prompt's mean
+    to its best; policy_value: true reward of ``π ∝ exp(r/β)`` less the uniform policy's; policy_kl: its KL from
+    uniform, nats.
     """
     duels = Duels.within(items.prompts, items.responses).to(rewards.device).expand(rewards.shape[0])
     fitted = learner.rewards(items)
@@ -339,6 +340,7 @@ def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, b
         history.append(round.picks)
         states = (states if stale else {}) | {round.number: learner.state()}
         if audit is not None:
+            assert isinstance(round.items, Points)
             audit.observe(round.items, round.answers, arena.rewards)
         steps = regret(round, arena.rewards)
         cumulative = {name: cumulative[name] + steps[name] for name in cumulative}

@@ -86,7 +86,8 @@ def newton_step(
     """Return the dual Gauss-Newton coefficients ``α`` of ``θ⁺ - θ0 = Jᵀα``.
 
     Minimises ``½ Σ σ'_s (j_sᵀu - z_s)² + (λ/2)‖u‖²`` with ``z = J(θ - θ0) - (σ(Δ) - y)/σ'``: the logistic loss to
-    second order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``; ``S x S``, whatever ``P`` is.
+    second order around ``θ`` with margins linear in ``u``.  ``α = √D (√D K √D + λI)⁻¹ √D z``: a
+    system of ``S x S``, whatever ``P`` is.
     """
     root = slopes.sqrt()
     system = root.unsqueeze(-1) * gram * root.unsqueeze(-2)
@@ -212,8 +213,8 @@ class NeuralLearner(Learner):
 class PolicyLearner(NeuralLearner):
     """A softmax policy ``π_θ ∝ π_ref exp(f(·; θ) - f(·; θ0))`` over each prompt's responses, trained by DPO.
 
-    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``, ``s_θ = f(·; θ) - f(·; θ0)``; within a prompt the last term cancels,
-    so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
+    Its implicit reward is ``β log π_θ/π_ref = β (s_θ - log Σ_y π_ref e^{s_θ})``, ``s_θ = f(·; θ) - f(·; θ0)``; within a
+    prompt the last term cancels, so DPO on it is the neural learner's loss with output scale β.  ``π_ref`` is uniform.
     """
 
     def __init__(self, network: MLP, initial: Weights, regularisation: float, beta: float,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,6 +25,7 @@ from bandits.luck import Luck
 from bandits.selector import Geometry, Pool, Strategy, select
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What the loop needs of a learner, simulated or real."""
 

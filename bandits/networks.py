@@ -30,7 +30,8 @@ class MLP:
     output times √m, loss times 1/m) after ``θ = θ̃/√m``.  ``g = √2`` for ReLU keeps the scale through the layers; the
     other activations have gains that do the same at unit input variance.  The theorem is about ReLU; softplus is the
     default because its fits converge (with ReLU the minimiser sits on kinks and no gradient norm vanishes).  There are
-    no biases, as in the theorem; inputs should have norm ``√inputs``.  ``depth`` counts weight matrices and is ``L`` in the bounds.
+    no biases, as in the theorem; inputs should have norm ``√inputs``.  ``depth`` counts weight
+    matrices and is ``L`` in the bounds.
     """
 
     inputs: int

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 mpl.use("Agg")
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "activedpo", "figure.dpi": 110}
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "activedpo",
+    "figure.dpi": 110,
+}
 
 
 def png(figure: Figure) -> bytes:
@@ -31,11 +38,12 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
     """Draw a measure against labels, one panel per truth; bands are 95 % intervals over replicates."""
     truths, contenders = list(rounds["truth"].unique()), list(rounds["contender"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = mpl.pyplot.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False)
+        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False)
         for axis, truth in zip(axes[0], truths, strict=True):
             sns.lineplot(
                 rounds[rounds["truth"] == truth], x="labels", y=measure, hue="contender", hue_order=contenders,
-                palette=palette(contenders), errorbar=("ci", 95), seed=0, n_boot=400, ax=axis, legend=truth == truths[-1],
+                palette=palette(contenders), errorbar=("ci", 95), seed=0, n_boot=400, ax=axis,
+                legend=truth == truths[-1],
             )  # fmt: skip
             axis.set(title=f"truth: {truth}", xlabel="labels", ylabel=label)
             if log:
@@ -49,7 +57,7 @@ def paired_differences(comparison: pd.DataFrame, label: str) -> Figure:
     truths = list(comparison["truth"].unique())
     height = 1.1 + 0.32 * comparison["contender"].nunique()
     with mpl.rc_context(STYLE):
-        figure, axes = mpl.pyplot.subplots(
+        figure, axes = plt.subplots(
             1, len(truths), figsize=(1.6 + 4.0 * len(truths), height), squeeze=False, sharey=True
         )
         for axis, truth in zip(axes[0], truths, strict=True):
@@ -71,9 +79,7 @@ def bound_terms(bounds: pd.DataFrame) -> Figure:
     }  # fmt: skip
     truths = list(bounds["truth"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = mpl.pyplot.subplots(
-            1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False, sharey=True
-        )
+        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False, sharey=True)
         for axis, truth in zip(axes[0], truths, strict=True):
             part = bounds[bounds["truth"] == truth]
             long = part.melt(["labels", "replicate"], list(names), "term", "multiplier").replace({"term": names})
@@ -90,7 +96,7 @@ def calibration(table: pd.DataFrame) -> Figure:
     """Draw root mean square error by decile of width: a rising line means that width predicts error."""
     truths, contenders = list(table["truth"].unique()), list(table["contender"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = mpl.pyplot.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
+        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
         for axis, truth in zip(axes[0], truths, strict=True):
             sns.lineplot(
                 table[table["truth"] == truth], x="decile", y="error", hue="contender", hue_order=contenders,
@@ -108,7 +114,7 @@ def error_split(bounds: pd.DataFrame) -> Figure:
     names = {"error": "network's error", "statistical": "statistical part", "linearisation": "linearisation part"}
     truths = list(bounds["truth"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = mpl.pyplot.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
+        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
         for axis, truth in zip(axes[0], truths, strict=True):
             part = bounds[bounds["truth"] == truth]
             long = part.melt(["labels", "replicate"], list(names), "part", "rms").replace({"part": names})

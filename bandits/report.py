@@ -62,7 +62,8 @@ def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame
             word, reason = verdict(coverage, simulation.delta, holds, fitted)
             rows.append({
                 "truth": truth, "contender": contender, "claim": claim, "verdict": word, "reason": reason,
-                "covered": coverage.covered, "replicates": coverage.replicates, "low": coverage.low, "high": coverage.high,
+                "covered": coverage.covered, "replicates": coverage.replicates, "low": coverage.low,
+                "high": coverage.high,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -98,7 +99,7 @@ def findings(comparison: pd.DataFrame, unit: str) -> list[str]:
         same = part[part["verdict"] == "no gain"]
         if len(same):
             lines.append(
-                f"On “{truth}”, no gain over {part['baseline'].iloc[0]} was measured for {', '.join(same['contender'])}: "
+                f"On “{truth}”, no gain over {part['baseline'].iloc[0]} was seen for {', '.join(same['contender'])}: "
                 "their intervals include zero."
             )
     return lines
@@ -119,16 +120,16 @@ def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Si
         correlation = part["rank_correlation"]
         word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
         lines.append(
-            f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median duel, "
-            f"last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have covered "
-            f"{1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ from the "
-            f"data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
+            f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median "
+            f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have covered "
+            f"{1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ "
+            f"from the data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
         )
     failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]
     if len(failed):
         lines.append(
-            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(failed)} of "
-            f"{len(verdicts)} judgements; those are not informative, whatever their coverage."
+            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(failed)} "
+            f"of {len(verdicts)} judgements; those are not informative, whatever their coverage."
         )
     return lines
 
@@ -176,11 +177,12 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         write_frame(directory.path / "bounds.csv", bounds)
         write_frame(directory.path / "calibration.csv", calibration)
         show("bound", "The multiplier of Proposition 1 and its terms beside the one that would have sufficed "
-             "(bands: 90 % of replicates and contenders). The gap is the bound's looseness.", plots.bound_terms(bounds))  # fmt: skip
+             "(bands: 90 % of replicates and contenders). The gap is the bound's looseness.",
+             plots.bound_terms(bounds))  # fmt: skip
         show("calibration", "Error by decile of width. A flat line means that width does not predict error.",
              plots.calibration(calibration))  # fmt: skip
-        show("split", "The network's error and its two parts: what the linearised learner errs, and how far the network "
-             "is from it.", plots.error_split(bounds))  # fmt: skip
+        show("split", "The network's error and its two parts: what the linearised learner errs, and how far the "
+             "network is from it.", plots.error_split(bounds))  # fmt: skip
         context = {"verdicts": verdicts, "numbers": numbers,
                    "bound_findings": bound_findings(numbers, verdicts, simulation)}  # fmt: skip
         controls = verdicts[verdicts["claim"].str.startswith("control")]

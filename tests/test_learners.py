@@ -1,0 +1,199 @@
+"""The contract of every learner, and each fit against SciPy or autograd in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+
+from bandits import btl
+from bandits.arena import SyntheticVectorArena
+from bandits.duels import Duels
+from bandits.errors import InputError
+from bandits.learners import Learner, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
+from bandits.luck import Luck
+from bandits.networks import MLP
+
+ALL = Duels.within(8, 3).expand(3)
+
+
+def make(name: str, network: MLP, luck: Luck, lam: float = 0.8) -> Learner:
+    initial = network.initial(luck.child("network"))
+    match name:
+        case "neural":
+            return NeuralLearner(network, initial, lam)
+        case "policy":
+            return PolicyLearner(network, initial, lam, beta=0.5)
+        case "tangent":
+            return TangentLearner(network, initial, lam)
+        case _:
+            return LinearLearner(network.inputs, (3,), lam, luck)
+
+
+every = pytest.mark.parametrize("name", ["neural", "policy", "tangent", "linear"])
+
+
+@every
+class TestContract:
+    def test_rewards_are_zero_at_the_start(self, name, network, luck, items):
+        assert float(make(name, network, luck).rewards(items).abs().max()) == 0
+
+    def test_the_fit_is_a_near_minimiser_and_is_repeatable(self, name, network, luck, items, arena):
+        fits = []
+        for _ in range(2):
+            learner = make(name, network, luck)
+            learner.observe(items, arena.ask(ALL))
+            assert (learner.fit().gradient < 1e-6).all()
+            fits.append(learner.rewards(items))
+        assert torch.equal(*fits)
+        assert float(fits[0].abs().max()) > 0.05
+
+    def test_a_fit_from_a_warm_start_is_the_fit_from_cold(self, name, network, luck, items, arena):
+        """After two batches, fitted after each or once: the same minimiser, to 1e-4 log-odds."""
+        warm, cold = make(name, network, luck), make(name, network, luck)
+        for part in (slice(0, 12), slice(12, 24)):
+            batch = Duels(ALL.first[:, part], ALL.second[:, part])
+            warm.observe(items, arena.ask(batch))
+            cold.observe(items, arena.ask(batch))
+            warm.fit()
+        cold.fit()
+        difference = ALL.difference(warm.rewards(items)) - ALL.difference(cold.rewards(items))
+        assert float(difference.abs().max()) < 1e-4
+
+    def test_a_saved_state_is_taken_up(self, name, network, luck, items, arena):
+        learner, other = make(name, network, luck), make(name, network, luck)
+        for one in (learner, other):
+            one.observe(items, arena.ask(ALL))
+        learner.fit()
+        other.restore({key: value.clone() for key, value in learner.state().items()})
+        assert torch.equal(other.rewards(items), learner.rewards(items))
+        a, b = learner.features(items, "current", "all"), other.features(items, "current", "all")
+        assert torch.equal(a.squares(), b.squares())
+
+    def test_features_are_the_gradient_of_the_reward_in_differences(self, name, network, luck, items, arena):
+        """A small step along φ moves a duel's margin by ``ε ‖φ‖²`` (learners with weights to move)."""
+        if name in ("tangent", "linear"):
+            pytest.skip("linear in its parameters: covered by the fits below")
+        learner = make(name, network, luck)
+        learner.observe(items, arena.ask(ALL))
+        learner.fit()
+        for at in ("initial", "current"):
+            weights = learner.initial if at == "initial" else learner.weights
+            learner.weights = weights
+            phi = learner.features(items, at, "all").differences(ALL).dense().values[:, 7]
+            before = ALL.difference(learner.rewards(items))[:, 7]
+            parts = torch.split(phi, [a * b for a, b in network.shapes], -1)
+            moved = tuple(w + 1e-6 * p.unflatten(-1, s) for w, p, s in zip(weights, parts, network.shapes, strict=True))
+            learner.weights = moved
+            after = ALL.difference(learner.rewards(items))[:, 7]
+            torch.testing.assert_close((after - before) / 1e-6, phi.square().sum(-1), rtol=1e-4, atol=1e-8)
+
+    def test_a_negative_regularisation_is_refused(self, name, network, luck):
+        with pytest.raises(InputError, match="λ"):
+            make(name, network, luck, lam=0.0)
+
+
+def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, luck, items, arena):
+    learner = make("tangent", network, luck)
+    answers = arena.ask(ALL)
+    learner.observe(items, answers)
+    learner.fit()
+    phi = learner.features(items, "initial", "all").differences(ALL).dense().values
+    for r in range(3):
+        signs = np.where(answers.first_won[r].numpy(), 1.0, -1.0)
+        rows = phi[r].numpy()
+
+        def objective(theta, rows=rows, signs=signs):
+            margin = signs * (rows @ theta)
+            gradient = -rows.T @ (signs / (1 + np.exp(margin))) + 0.8 * theta
+            return np.logaddexp(0, -margin).sum() + 0.4 * theta @ theta, gradient
+
+        best = optimize.minimize(objective, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B",
+                                 options={"maxiter": 10_000, "gtol": 1e-10, "ftol": 1e-16})  # fmt: skip
+        fitted = ALL.difference(learner.rewards(items))[r].numpy()
+        np.testing.assert_allclose(fitted, rows @ best.x, atol=1e-5)
+        np.testing.assert_allclose(learner.margins[r].numpy(), rows @ best.x, atol=1e-5)
+
+
+def test_the_linear_fit_is_scipys(network, luck, items, arena):
+    learner = make("linear", network, luck)
+    answers = arena.ask(ALL)
+    learner.observe(items, answers)
+    learner.fit()
+    for r in range(3):
+        rows = (items.x[r][ALL.first[r]] - items.x[r][ALL.second[r]]).numpy()
+        signs = np.where(answers.first_won[r].numpy(), 1.0, -1.0)
+        best = optimize.minimize(
+            lambda t, rows=rows, signs=signs: np.logaddexp(0, -signs * (rows @ t)).sum() + 0.4 * t @ t,
+            np.zeros(4), method="BFGS", options={"gtol": 1e-9},
+        )  # fmt: skip
+        np.testing.assert_allclose(learner.theta[r].numpy(), best.x, atol=1e-5)
+
+
+class TestPolicy:
+    """DPO on a softmax policy over finite responses: the implicit reward is the neural learner's reward."""
+
+    @pytest.fixture
+    def fitted(self, network, luck, items, arena: SyntheticVectorArena) -> PolicyLearner:
+        learner = make("policy", network, luck)
+        assert isinstance(learner, PolicyLearner)
+        learner.observe(items, arena.ask(ALL))
+        learner.fit()
+        return learner
+
+    def test_the_policy_is_a_distribution(self, fitted, items):
+        policy = (fitted.log_ratio(items) - math.log(3)).exp().unflatten(-1, (-1, 3))
+        torch.testing.assert_close(policy.sum(-1), torch.ones(3, 8, dtype=torch.float64))
+
+    def test_its_implicit_reward_differs_from_the_scaled_network_by_c_of_x(self, fitted, items):
+        network = fitted.scale * (fitted.network.value(fitted.weights, items.x)
+                                  - fitted.network.value(fitted.initial, items.x))  # fmt: skip
+        gap = (fitted.rewards(items) - network).unflatten(-1, (-1, 3))
+        torch.testing.assert_close(gap, gap[..., :1].expand_as(gap))
+        assert float(gap.abs().max()) > 1e-3, "the log-partition term should not vanish"
+
+    def test_its_features_are_autograd_of_beta_log_pi(self, fitted, items):
+        r = 1
+        leaves = [w[r].clone().requires_grad_() for w in fitted.weights]
+        score = fitted.network.value(tuple(leaves), items.x[r]) - fitted.network.value(
+            tuple(w[r] for w in fitted.initial), items.x[r]
+        )
+        reward = fitted.scale * torch.log_softmax(score.unflatten(-1, (-1, 3)), -1).flatten()
+        rows = fitted.features(items, "current", "all").dense().values[r]
+        for i in (0, 7, 23):
+            expected = torch.autograd.grad(reward[i], leaves, retain_graph=True)
+            torch.testing.assert_close(rows[i], torch.cat([e.flatten() for e in expected]))
+
+    def test_the_dpo_loss_at_the_reference_is_log_two_a_duel(self, network, luck, items, arena):
+        learner, answers = make("policy", network, luck), arena.ask(ALL)
+        start = btl.loss(ALL.difference(learner.rewards(items)), answers.first_won)
+        torch.testing.assert_close(start, torch.full((3,), 24 * math.log(2), dtype=torch.float64))
+
+    def test_the_dpo_loss_falls(self, fitted, items, arena):
+        answers = arena.ask(ALL)
+        assert (btl.loss(ALL.difference(fitted.rewards(items)), answers.first_won) < 24 * math.log(2)).all()
+
+    def test_beta_must_be_positive(self, network, luck):
+        with pytest.raises(InputError, match="β"):
+            PolicyLearner(network, network.initial(luck), 1.0, beta=0.0)
+
+
+def test_one_table_kept_once_gives_the_same_fit(network, luck, items, arena):
+    """Duels of one table asked again and again: stored once or copied for every duel, the minimiser is the same."""
+    initial = network.initial(luck.child("network"))
+    kept, copied = (NeuralLearner(network, initial, 0.8, same_table=same) for same in (True, False))
+    for learner in (kept, copied):
+        for _ in range(2):
+            learner.observe(items, arena.ask(ALL))
+        learner.fit()
+    torch.testing.assert_close(kept.rewards(items), copied.rewards(items), rtol=1e-6, atol=1e-8)
+
+
+def test_the_minimum_is_pulled_to_theta_zero(network, luck, items, arena):
+    """A huge λ leaves θ at θ0, not at 0: rewards vanish while the network's raw output does not."""
+    learner = NeuralLearner(network, network.initial(luck.child("network")), 1e8)
+    learner.observe(items, arena.ask(ALL))
+    learner.fit()
+    assert float(learner.rewards(items).abs().max()) < 1e-5
+    assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
