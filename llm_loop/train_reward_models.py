@@ -133,7 +133,7 @@ def fit(training: Ratings, recipe: Recipe, luck: Luck, show: str | None = None) 
     for places, batch in tqdm(plan, desc=show, disable=show is None):
         loss = nn.functional.mse_loss(head(encoder(batch)).squeeze(-1), values[places])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
     trained = {f"{place}.{k}": v for place, a in adapters.items() for k, v in (("A", a.A), ("B", a.B))}
