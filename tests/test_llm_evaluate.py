@@ -35,8 +35,9 @@ def table(seed: int = 0, seeds: int = 3, prompts: int = 8, rounds: int = 3, gain
         for strategy, r in itertools.product(("random", "activedpo"), range(rounds + 1)):
             noise = generator.integers(-1, 2, prompts) / 2 if r else 0 * first
             rows.extend(
-                {"strategy": strategy, "seed": k, "round": r, "prompt_index": p, "reward": first[p] + gain * r + noise[p],
-                 "tokens": int(generator.integers(0, 20)), "distinct_2": generator.random()}
+                {"strategy": strategy, "seed": k, "round": r, "prompt_index": p,
+                 "reward": first[p] + gain * r + noise[p], "tokens": int(generator.integers(0, 20)),
+                 "distinct_2": generator.random()}
                 for p in range(prompts)
             )  # fmt: skip
     return pd.DataFrame(rows)
