@@ -44,6 +44,12 @@ class Points:
         rows = prompts.unsqueeze(-1) * self.responses + torch.arange(self.responses, device=prompts.device)
         return Points(gather(self.x, rows.flatten(-2)), self.responses)
 
+    def keep(self, duels: Duels) -> tuple[Points, Duels]:
+        """Return one prompt per duel with all its responses (a softmax policy's gradient needs them), and the duels."""
+        place = torch.arange(duels.count, device=duels.first.device) * self.responses
+        inside = Duels(place + duels.first % self.responses, place + duels.second % self.responses)
+        return self.take(duels.first // self.responses), inside
+
     def join(self, other: Points) -> Points:
         """Return this table followed by the other."""
         return Points(torch.cat([self.x, other.x], -2), self.responses)
@@ -64,6 +70,10 @@ class DuelArena(ABC):
     @abstractmethod
     def rewards(self) -> Float[Tensor, "*r n"]:
         """The true rewards of the shown table, for evaluation only."""
+
+    def offers(self, duels: Duels) -> Bool[Tensor, "*r k"]:
+        """Which duels of the shown table may be asked: all, unless an arena knows of items that are the same."""
+        return torch.ones_like(duels.first, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class World:
         return self.luck.child("labels", key).uniform(self.prompts, self.responses, self.responses)
 
 
-def _answer(
+def answer(
     oracle: Oracle,
     uniforms: Float[Tensor, "*r p k k"],
     rewards: Float[Tensor, "*r n"],
@@ -225,7 +235,7 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Ask one duel in every replicate."""
         asked = torch.as_tensor(np.asarray(actions), dtype=torch.int64, device=self._rewards.device).unsqueeze(-2)
-        won = _answer(self.oracle, self._uniforms, self._rewards, asked).squeeze(-1).cpu().numpy()
+        won = answer(self.oracle, self._uniforms, self._rewards, asked).squeeze(-1).cpu().numpy()
         self._asked += 1
         over = np.full(self.num_envs, self._asked >= self.batch)
         return self._observation(), won.astype(np.float64), over, np.zeros_like(over), self._truth()
@@ -245,7 +255,7 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
         """Ask the duels of a whole batch: what as many calls of ``step`` would answer."""
         k = self.world.responses
         action = torch.stack([duels.first // k, duels.first % k, duels.second % k], -1)
-        return Answers(duels, _answer(self.oracle, self._uniforms, self._rewards, action))
+        return Answers(duels, answer(self.oracle, self._uniforms, self._rewards, action))
 
     @property
     def rewards(self) -> Tensor:

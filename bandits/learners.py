@@ -71,6 +71,11 @@ class Learner(ABC):
     def features(self, items: Points, at: At, layer: Layer) -> Rows:
         """Return the gradient of every item's reward, at the current θ or at θ0."""
 
+    def entropy(self, items: Points, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+        """Return the entropy in nats of ``π ∝ exp(r / temperature)`` over each prompt's responses."""
+        policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / temperature, -1)
+        return -(policy.exp() * policy).sum(-1)
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that, with the answers, restore the learner."""

@@ -41,6 +41,9 @@ class Learner(Protocol):
     def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
         """Return the gradient of every item's reward."""
 
+    def entropy(self, items: Any, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+        """Return the policy's predictive entropy per prompt in nats, given the items' rewards."""
+
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that, with the answers, restore the learner."""
 
@@ -181,10 +184,9 @@ def play(
             picks = replay[number][0]
         else:
             rewards = learner.rewards(items)
-            policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / plan.temperature, -1)
-            entropy = -(policy.exp() * policy).sum(-1)
+            entropy = learner.entropy(items, rewards, plan.temperature)
             features = belief.look(learner, items, duels)
-            pool = Pool(duels, rewards, features, ~asked, items.responses, entropy)
+            pool = Pool(duels, rewards, features, ~asked & arena.offers(duels), items.responses, entropy)
             picks = select(pool, strategy, plan.batch, luck.child("select", number))
         asked = asked.scatter(-1, picks, True)
         answers = arena.ask(duels.take(picks))
