@@ -159,6 +159,7 @@ class Audit:
         table["tightness"] = _quantile(gamma.total.unsqueeze(-1) * widths / error.clamp(min=1e-300), 0.5)
         table["tightness_tangent"] = _quantile(exact.total.unsqueeze(-1) * widths / statistical.clamp(min=1e-300), 0.5)
         table["width"] = _quantile(widths, 0.5)
+        table["least_width"] = _quantile(widths, 0.0)
         table["rank_correlation"] = rank_correlation(widths, error)
         table["rank_correlation_current"] = rank_correlation(moved, error)
         self._last = (widths, error)

@@ -1,0 +1,84 @@
+"""Owns the shape of a family of claims: cells to run, claims declared beforehand, their measurement, words, figures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from bandits.luck import Luck
+from bandits.plots import png
+from bandits.report import Picture
+from theory_checks.claims import Claim, Measurement, Verdict
+
+__all__ = ["Family", "Picture", "Run", "Verdict", "blocks", "picture"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a cell is given: the run's seed, and a folder of its own for checkpoints."""
+
+    seed: int
+    folder: Path
+
+    def luck(self, *path: str | int, replicates: range) -> Luck:
+        """Return the source of these replicates; the same replicate has the same luck in any block."""
+        return Luck(self.seed, tuple(replicates)).child(*path)
+
+
+class Family(ABC):
+    """One family of claims; abstract.  A frozen dataclass that is its own configuration."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The word that begins the names of its claims."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the family is about, a sentence."""
+
+    @abstractmethod
+    def cells(self) -> list[str]:
+        """Name the cells; each runs alone, in any process, and is what a resumed run does not do again."""
+
+    @abstractmethod
+    def run(self, cell: str, run: Run) -> pd.DataFrame:
+        """Run one cell; return a tidy table."""
+
+    @abstractmethod
+    def claims(self) -> list[Claim]:
+        """Declare the claims, before anything is run."""
+
+    @abstractmethod
+    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+        """Measure every declared claim from the table of all cells."""
+
+    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+        """Say what was found, with numbers."""
+        return []
+
+    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+        """Draw what was found."""
+        return []
+
+    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return a small table of numbers for the page; empty if there is none."""
+        return pd.DataFrame()
+
+
+def blocks(replicates: int, size: int) -> list[range]:
+    """Split replicates into blocks of at most ``size``: the unit of parallel work and of resuming."""
+    return [range(start, min(start + size, replicates)) for start in range(0, replicates, size)]
+
+
+def picture(name: str, caption: str, figure: Figure) -> Picture:
+    """Return a finished figure and close it."""
+    done = Picture(name, caption, png(figure))
+    plt.close(figure)
+    return done

@@ -1,0 +1,168 @@
+"""Owns the figures: drawn from tables only, always with intervals over replicates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bandits.plots import STYLE
+from theory_checks.slopes import Slope, log_slope
+
+GOOD, BAD = "#0072b2", "#d55e00"
+
+
+def _panels(count: int, width: float = 4.2, height: float = 3.6, share: bool = False) -> tuple[Figure, list[Axes]]:
+    figure, axes = mpl.pyplot.subplots(
+        1, count, figsize=(1.0 + width * count, height), squeeze=False, sharey=share, layout="constrained"
+    )
+    return figure, list(axes[0])
+
+
+def _legend(axis: Axes) -> None:
+    sns.move_legend(axis, "center left", bbox_to_anchor=(1.02, 0.5), title=None, frameon=False)
+
+
+def ratios(table: pd.DataFrame, panel: str, group: str) -> Figure:
+    """Draw left over right side per bound as boxes with 95 % whiskers, one panel per setting; 1 is the bound."""
+    panels = list(table[panel].unique())
+    with mpl.rc_context(STYLE):
+        figure, axes = _panels(len(panels), share=True)
+        for axis, name in zip(axes, panels, strict=True):
+            sns.boxplot(
+                table[table[panel] == name], x=group, y="worst", hue="bound", palette="colorblind", whis=(2.5, 97.5),
+                showfliers=False, linewidth=0.8, ax=axis, legend=name == panels[-1],
+            )  # fmt: skip
+            axis.axhline(1, color="black", lw=0.9, ls="--")
+            axis.set(title=f"{panel}: {name}", xlabel="", ylabel="largest left / right side", yscale="log")
+            axis.tick_params(axis="x", rotation=20)
+        _legend(axes[-1])
+    return figure
+
+
+def controls(table: pd.DataFrame) -> Figure:
+    """Draw every control beside its honest twin; the bound is broken right of the line."""
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = _panels(1, 7.5, 0.9 + 0.34 * table["control"].nunique())
+        sns.boxplot(
+            table, y="control", x="worst", hue="kind", palette={"control": BAD, "honest twin": GOOD},
+            whis=(2.5, 97.5), showfliers=False, linewidth=0.8, ax=axis,
+        )  # fmt: skip
+        axis.axvline(1, color="black", lw=0.9, ls="--")
+        axis.set(xscale="log", xlabel="largest left / right side", ylabel="")
+        _legend(axis)
+    return figure
+
+
+def orders(
+    table: pd.DataFrame, x: str, measures: dict[str, tuple[str, float | None]], hue: str | None = None, label: str = ""
+) -> Figure:
+    """Draw measures against ``x`` on log-log axes with the declared order as a dashed line and the fitted slopes.
+
+    ``measures`` maps a column to its words and the declared exponent (None: none declared).  Points are medians over
+    replicates, bars their 95 % bootstrap intervals.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _panels(len(measures))
+        for axis, (column, (words, order)) in zip(axes, measures.items(), strict=True):
+            groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue, sort=False)]
+            colours = sns.color_palette("colorblind", len(groups))
+            for colour, (name, part) in zip(colours, groups, strict=True):
+                slope = log_slope(part, x, column)
+                _medians(axis, part, x, column, colour, f"{name} slope {slope.said}".strip())
+            if order is not None:
+                _declared(axis, table, x, column, order)
+            axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
+            axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _medians(axis: Axes, part: pd.DataFrame, x: str, column: str, colour: object, label: str) -> None:
+    generator = np.random.default_rng(0)
+    places, middles, lows, highs = [], [], [], []
+    for place, values in part.groupby(x)[column]:
+        sample = values.to_numpy()
+        draws = np.median(generator.choice(sample, (400, len(sample))), -1)
+        places.append(place)
+        middles.append(np.median(sample))
+        lows.append(np.quantile(draws, 0.025))
+        highs.append(np.quantile(draws, 0.975))
+    below, above = np.subtract(middles, lows), np.subtract(highs, middles)
+    axis.errorbar(places, middles, [below, above], fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)  # type: ignore[arg-type]
+
+
+def _declared(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float) -> None:
+    places = np.sort(table[x].unique()).astype(float)
+    start = float(table[table[x] == places[0]][column].median())
+    line = start * (places / places[0]) ** order
+    axis.plot(places, line, ls="--", lw=0.9, color="0.3", label=f"declared order {order:.3g}")
+
+
+def lines(
+    table: pd.DataFrame, x: str, y: str, hue: str, panel: str | None = None, labels: tuple[str, str] = ("", ""),
+    log: str = "", style: str | None = None, shared: bool = False,
+) -> Figure:  # fmt: skip
+    """Draw means over replicates with 95 % intervals; ``log`` names the axes that are logarithmic."""
+    panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
+    with mpl.rc_context(STYLE):
+        figure, axes = _panels(len(panels), share=shared)
+        for axis, name in zip(axes, panels, strict=True):
+            part = table if panel is None else table[table[panel] == name]
+            sns.lineplot(
+                part, x=x, y=y, hue=hue, style=style, palette="colorblind", errorbar=("ci", 95), seed=0, n_boot=300,
+                marker="o", markersize=4, lw=1.2, ax=axis, legend=name == panels[-1],
+            )  # fmt: skip
+            axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
+            if "x" in log:
+                axis.set_xscale("log")
+            if "y" in log:
+                axis.set_yscale("log")
+        _legend(axes[-1])
+    return figure
+
+
+def bars(
+    table: pd.DataFrame, x: str, y: str, hue: str | None, panel: str | None = None, label: str = "",
+    line: float | None = None, log: bool = False,
+) -> Figure:  # fmt: skip
+    """Draw means per category as points with 95 % intervals, one panel per setting."""
+    panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
+    with mpl.rc_context(STYLE):
+        figure, axes = _panels(len(panels), height=1.2 + 0.34 * table[y].nunique(), share=True)
+        for axis, name in zip(axes, panels, strict=True):
+            part = table if panel is None else table[table[panel] == name]
+            sns.pointplot(
+                part, x=x, y=y, hue=hue, palette="colorblind" if hue else None, errorbar=("ci", 95), seed=0, n_boot=300,
+                ls="none", dodge=0.4 if hue else False, ms=4, capsize=0.15, err_kws={"linewidth": 1.1}, ax=axis,
+                legend="auto" if hue and name == panels[-1] else False,
+            )  # fmt: skip
+            if line is not None:
+                axis.axvline(line, color="black", lw=0.8, ls="--")
+            axis.set(xlabel=label or x, ylabel="", title="" if name is None else f"{panel}: {name}")
+            if log:
+                axis.set_xscale("log")
+        if hue:
+            _legend(axes[-1])
+    return figure
+
+
+def slopes(rows: dict[str, tuple[Slope, float]]) -> Figure:
+    """Draw fitted slopes with their intervals beside the declared orders."""
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = _panels(1, 6.5, 0.9 + 0.3 * len(rows))
+        for place, (slope, order) in enumerate(reversed(rows.values())):
+            colour = GOOD if slope.high <= order else BAD
+            axis.plot([slope.low, slope.high], [place, place], color=colour, lw=2)
+            axis.plot(slope.value, place, "o", color=colour)
+            axis.plot(order, place, "|", color="black", ms=12)
+        axis.set(
+            yticks=range(len(rows)),
+            yticklabels=list(rows)[::-1],
+            xlabel="log-log slope (bar: 95 % interval; tick: declared)",
+        )
+    return figure

@@ -1,0 +1,203 @@
+"""Owns a trial: duels asked again and again on a linearised world, with every bound measured at every moment.
+
+The same code runs honest trials and the negative controls, which differ by one *twist*.  Knows nothing of claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from bandits.bounds import check_delta, linearised, proposition
+from bandits.btl import ORACLES, kappa, slope
+from bandits.errors import InputError
+from bandits.luck import Luck
+from theory_checks.certificate import Centre, certify, fit_centres
+from theory_checks.tangent import DenseDesign, Logistic, Setting, Straightened, Tally, TangentWorld, fit, times
+
+Columns = dict[str, np.ndarray]
+Sampling = Literal["random", "active", "adversary", "repeated"]
+Twist = Literal[
+    "none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"
+]  # fmt: skip
+BOUNDS = ("plain", "audited", "straightened", "noise", "proposition", "certificate")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How duels are asked and answered, and what is wrong with it.
+
+    ``sampling``: ``random`` with repetition; ``active``: the widest duel, ties at random; ``adversary``: knows the
+    truth and all answers, and asks the duel that the fit is most wrong about for its width, so that bad luck is kept;
+    ``repeated``: the duel of largest true difference, always.
+
+    ``twist``: ``mean-loss`` divides the loss's sum by the number of answers; ``decay-to-zero`` pulls θ to 0 instead
+    of θ0; ``forgetful`` fits the newest round's answers alone while V counts all; ``unrecorded``: V counts every duel once;
+    ``ndb-features`` divides features by ``√m`` (the NDB convention) under NTK weights; ``small-kappa`` takes κ
+    at Δmax/4.
+    """
+
+    setting: Setting = Setting()
+    sampling: Sampling = "random"
+    oracle: str = "btl"
+    regularisation: float = 1.0
+    rounds: int = 400
+    batch: int = 1
+    delta: float = 0.05
+    twist: Twist = "none"
+    certificates: int = 12
+    """moments, evenly spaced in log t, at which the tighter certificate is computed too"""
+
+    def __post_init__(self) -> None:
+        check_delta(self.delta)
+        if self.rounds < 1 or self.batch < 1:
+            raise InputError(f"a trial needs at least 1 round and 1 answer, got {self.rounds} and {self.batch}")
+        if not self.regularisation > 0:
+            raise InputError(f"regularisation λ must be positive, got {self.regularisation}")
+        if self.oracle not in ORACLES:
+            raise InputError(f"unknown oracle {self.oracle!r}; choose from {', '.join(ORACLES)}")
+
+    @property
+    def kappa(self) -> float:
+        """``κ = σ'(Δmax)``, or too large under the twist."""
+        return kappa(self.setting.largest / (4 if self.twist == "small-kappa" else 1))
+
+    @property
+    def ridge(self) -> float:
+        """``ρ = λ/κ``."""
+        return self.regularisation / self.kappa
+
+
+def _answers(world: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], luck: Luck) -> Bool[Tensor, "r b"]:
+    places = tuple(place.gather(-1, picks) for place in world.places)
+    margins = world.margins.gather(-1, picks)
+    chance = ORACLES[trial.oracle].probability(margins, (places[0], places[1]), world.responses)
+    return luck.uniform(picks.shape[-1]) < chance
+
+
+def _picks(trial: Trial, widths: Tensor, ratio: Tensor, truth: Tensor, luck: Luck) -> Int64[Tensor, "r b"]:
+    """Choose a round's duels from what is known before it."""
+    ties = luck.uniform(trial.batch, widths.shape[-1])
+    match trial.sampling:
+        case "random":
+            score = torch.zeros_like(widths)
+        case "active":
+            score = widths
+        case "adversary":
+            score = ratio
+        case "repeated":
+            score = truth.abs()
+    top = score.unsqueeze(-2) >= score.amax(-1)[..., None, None] * (1 - 1e-9)
+    return torch.where(top, ties, -1.0).argmax(-1)
+
+
+def _ratio(error: Float[Tensor, "r n"], bound: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+    return torch.where(error > 1e-12, error / bound.clamp(min=1e-300), 0.0)
+
+
+def play(trial: Trial, luck: Luck) -> Columns:
+    """Run a trial; return one number per replicate and column.
+
+    ``worst_b``: the largest left side over right side of bound ``b`` over all moments and duels (covered: at most 1);
+    ``sharpest_b``: the least right side, over Δmax (a bound above 2 says nothing that ``|Δ| <= Δmax`` does not);
+    ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over left side at
+    the end; ``kappa``: the least slope on the segments between true and plainly fitted differences of asked duels;
+    ``gradient``: the largest relative gradient norm of any fit.
+    """
+    world = TangentWorld.of(trial.setting, luck.child("world"))
+    lead, n = world.features.shape[0], world.features.shape[-2]
+    lam = world.features.new_full((lead,), trial.regularisation)
+    truth, norm, limit = world.margins, world.norm, trial.setting.largest
+    rows = world.features / trial.setting.width**0.5 if trial.twist == "ndb-features" else world.features
+    centre = -world.start if trial.twist == "decay-to-zero" else None
+    zero = world.features.new_zeros((lead, n))
+    tally, noise = Tally(zero, zero), torch.zeros_like(world.theta)
+    plain = straight = torch.zeros_like(world.theta)
+    centres: tuple[Centre, ...] = ()
+    widths = DenseDesign.of(rows, zero, trial.ridge).widths(rows)
+    ratio = zero + 1
+    track = _Track(lead, limit)
+    moments = set(np.geomspace(1, trial.rounds, trial.certificates).round().astype(int))
+    for step in range(1, trial.rounds + 1):
+        child = luck.child("round", step)
+        picks = _picks(trial, widths, ratio, truth, child.child("ties"))
+        won = _answers(world, trial, picks, child.child("labels"))
+        tally = tally.add(picks, won)
+        surprise = won.to(noise.dtype) - torch.sigmoid(truth.gather(-1, picks))
+        noise = noise + times(world.features.mT, torch.zeros_like(zero).scatter_add(-1, picks, surprise))
+        seen = tally
+        if trial.twist == "forgetful":
+            seen = Tally(zero, zero).add(picks, won)
+        pull = lam * (tally.total if trial.twist == "mean-loss" else 1)
+        plain, first = fit(world.features, seen, pull, Logistic(), plain, centre)
+        fitted = times(world.features, plain)
+        asked = tally.asked > 0
+        beyond = bool(((fitted.abs() > limit) & asked).any())
+        straight, second = (
+            fit(world.features, seen, pull, Straightened(limit), plain, centre) if beyond else (plain, first)
+        )
+        counts = asked.to(zero.dtype) if trial.twist == "unrecorded" else tally.asked
+        design = DenseDesign.of(rows, counts, trial.ridge)
+        widths, information = design.widths(rows), design.information
+        least = torch.where(asked, slope(torch.maximum(fitted.abs(), truth.abs())), 0.25).amin(-1)
+        error = (fitted - truth).abs()
+        straight_error = (times(world.features, straight) - truth).abs()
+        exact = linearised(information, norm, trial.kappa, trial.ridge, trial.regularisation, trial.delta)
+        safe = linearised(
+            information, norm, least.clamp(max=trial.kappa), trial.ridge, trial.regularisation, trial.delta
+        )
+        paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
+        ratio = _ratio(error, widths)
+        track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths)
+        track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths)
+        track.note("straightened", straight_error, exact.total.unsqueeze(-1) * widths, widths)
+        track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths)
+        track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
+        track.assume(least, torch.maximum(first, second))
+        if step in moments:
+            centres = fit_centres(world.features, tally, trial.regularisation, centres)
+            certificate = certify(world.features, tally, centres, norm, limit, trial.delta)
+            track.note("certificate", error, certificate.width(world.features, plain), widths)
+    return track.columns() | {
+        "norm": norm.numpy(),
+        "information": information.numpy(),
+        "gamma": paper.total.numpy(),
+        "answers": tally.total.numpy(),
+    }
+
+
+class _Track:
+    """The extremes of a trial so far, per replicate."""
+
+    def __init__(self, lead: int, limit: float) -> None:
+        self._limit = limit
+        self._columns: dict[str, Tensor] = {}
+        self._kappa, self._gradient = torch.full((lead,), 0.25), torch.zeros(lead)
+
+    def note(self, bound: str, error: Tensor, side: Tensor, widths: Tensor | None = None) -> None:
+        """Take in one moment of one bound."""
+        ratio = _ratio(error, side)
+        self._keep(f"worst_{bound}", ratio.amax(-1), torch.maximum)
+        self._columns[f"tightness_{bound}"] = (1 / ratio.clamp(min=1e-12)).median(-1).values
+        if widths is not None:
+            self._keep(f"sharpest_{bound}", side.amin(-1) / self._limit, torch.minimum)
+            self._keep(f"needed_{bound}", _ratio(error, widths).amax(-1), torch.maximum)
+
+    def assume(self, kappa: Tensor, gradient: Tensor) -> None:
+        """Take in what the bounds assume."""
+        self._kappa, self._gradient = torch.minimum(self._kappa, kappa), torch.maximum(self._gradient, gradient)
+
+    def _keep(self, name: str, value: Tensor, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
+        old = self._columns.get(name)
+        self._columns[name] = value if old is None else choose(old, value)
+
+    def columns(self) -> Columns:
+        """Return the extremes as arrays."""
+        values = self._columns | {"kappa": self._kappa, "gradient": self._gradient}
+        return {name: value.numpy() for name, value in values.items()}
