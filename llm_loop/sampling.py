@@ -43,8 +43,8 @@ def draw(
     """Draw one token per row by inversion of the distribution function; return it and its log-probability in nats.
 
     Token ``k`` is drawn where ``F(k-1) <= u < F(k)``, ``F`` the distribution function of
-    ``softmax(logits/temperature)``, summed in blocks so that the vocabulary is passed once.  The log-probability is that
-    of ``softmax(logits)``.
+    ``softmax(logits/temperature)``, summed in blocks so that the vocabulary is passed once.  The log-probability is
+    that of ``softmax(logits)``.
     """
     top = logits.max(-1, keepdim=True).values
     mass = (logits - top).exp_() if temperature == 1 else ((logits - top) / temperature).exp_()
