@@ -34,6 +34,7 @@ labels, and held-out luck.  What a run leaves in ``results/llm/<preset>-<hash of
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -41,7 +42,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +58,8 @@ from bandits.btl import BTL, Flipped, Noiseless, Oracle
 from bandits.errors import InputError
 from bandits.loop import Plan, Round, play
 from bandits.luck import Luck
-from bandits.results import RunDirectory, read_json, write_frame, write_json, write_text
-from bandits.selector import STRATEGIES
+from bandits.results import RunDirectory, read_json, write_json, write_text
+from bandits.selector import APLP, STRATEGIES, Geometry, LabelEntropy, Random, Strategy
 from llm_loop import prompts as prompt_sets
 from llm_loop.arena import Table, TextArena, Texts
 from llm_loop.diagnostics import drift, rank_correlation, reasons
@@ -339,6 +340,8 @@ class Cell:
 
     def run(self) -> None:
         """Play all rounds that are not recorded yet, then write the tables, ``rounds.csv`` last."""
+        for half_written in self.folder.rglob(".*.tmp"):  # of a process that was killed
+            half_written.unlink()
         if not self.records:
             fixed = self.heldout.begin()
             measured = self.heldout.measure(self.learner)
@@ -349,7 +352,7 @@ class Cell:
         if replay:
             self.last_probe = self._probe_at(len(replay))
         before = dict(self.policy.meter.tokens)
-        strategy = STRATEGIES[self.name]
+        strategy = strategy_of(self.name)
         for round in play(self.arena, self.learner, strategy, self.alignment.plan, self.luck, replay):
             row = self._pool_row(round) | self._fit_row(round.fit)
             row |= self._tokens(before) | self._probe()
@@ -364,10 +367,11 @@ class Cell:
     def _keep(self, record: Record) -> None:
         """Write a finished round: θ first, then the record, which makes the round count."""
         number = len(self.records)
-        self.records.append(record)
+        text = json.dumps(record, ensure_ascii=False)
+        self.records.append(json.loads(text))  # as a run that goes on would read it
         if self.write:
             self.policy.save(self._adapter(number))
-            write_json(self._record(number), record)
+            write_text(self._record(number), text + "\n")
             path = self.folder / "timing.json"
             spent = read_json(path) if path.exists() else {}
             total = {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in self.policy.meter.seconds.items()}
@@ -428,7 +432,7 @@ class Cell:
 
     def _pool_row(self, round: Round) -> Record:
         """Return the diagnostics of a round's pool."""
-        pool, geometry = round.pool, STRATEGIES[self.name].geometry
+        pool, geometry = round.pool, strategy_of(self.name).geometry
         assert pool is not None
         offered = pool.available
         margins, truth = pool.margins, pool.duels.difference(self.arena.rewards)
@@ -504,7 +508,17 @@ class Cell:
             rows = [{"strategy": self.name, "seed": self.seed, "round": number} | row
                     for number, record in enumerate(self.records)
                     for row in ([record["row"]] if table == "rounds" else record.get(table, []))]  # fmt: skip
-            write_frame(self.folder / f"{table}.csv", pd.DataFrame(rows))
+            # Texts in quotes, whatever is in them: a bare carriage return would end a row for some readers.
+            text = pd.DataFrame(rows).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+            write_text(self.folder / f"{table}.csv", text)
+
+
+def strategy_of(name: str) -> Strategy:
+    """Return a strategy; one that reads no features is measured in ActiveDPO's geometry, to compare widths."""
+    strategy = STRATEGIES[name]
+    if isinstance(strategy, Random | LabelEntropy | APLP):
+        return replace(strategy, geometry=Geometry(normalise="response"))
+    return strategy
 
 
 def cell_name(strategy: str, seed: int) -> str:

@@ -202,9 +202,9 @@ class Policy:
         return encoded
 
     def decode(self, response: Sequence[int]) -> str:
-        """Return a response's text, without its end token."""
+        """Return a response's text, without its end token and NULs."""
         text: str = self.tokenizer.decode(response, skip_special_tokens=True)
-        return text
+        return text.replace("\0", "\ufffd")  # readers of tables take a NUL for an end
 
     def padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Return token ids padded on the right, ``(n, T)``, and where the responses' tokens are (booleans)."""
@@ -313,8 +313,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(name: str, luck: Luck, width: int = 32, layers: int = 2) -> Any:
     """Return a random model of 2 layers over the byte tokenizer's vocabulary, of Llama's, Gemma's or GPT-2's kind."""
     vocabulary = len(ByteLevel.alphabet()) + 1
+    # Weights larger than usual: the model then has preferences, and its adapter something to move.
     common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": vocabulary - 1,
-              "pad_token_id": vocabulary - 1}  # fmt: skip
+              "pad_token_id": vocabulary - 1, "initializer_range": 0.2}  # fmt: skip
     stack = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
     match name:
