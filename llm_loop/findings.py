@@ -6,12 +6,15 @@ Numbers in, words out; knows nothing of files and figures.  A sentence says what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from llm_loop.evaluate import OUTCOMES
+
+FEW = 4
+"""Strategies that a page can tell of one by one."""
 
 STRATEGIES = {
     "random": "picks duels blindly; the rival that is hard to beat",
@@ -139,6 +142,11 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
         verdicts.setdefault(judged["strategy"], set()).add(judged["verdict"])
     clear = {word: [name for name, words in verdicts.items() if words - {"no gain"} == {word}]
              for word in ("better", "worse")}  # fmt: skip
+    if len(rows) > FEW:
+        words = ", ".join(f"{len(names)} did {word}" for word, names in clear.items())
+        return (
+            f"{said} Of {len(verdicts)} ways to choose the duels, {words} than {baseline}; the others showed no gain."
+        )
     for word, names in clear.items():
         if names:
             said += f" {named(names)} did {word} than {baseline}."
@@ -151,52 +159,89 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
 def findings(
     rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, labels: int, seeds: int, baseline: str
 ) -> list[str]:
-    """Return what was found in sentences: each strategy against the initial model, then against the baseline."""
-    lines = []
-    for row in rows:
-        reward, judge, over = row["last"]["reward"], row["last"]["judge"], row["seeds"]["reward"]
-        wins = row["wins"]
-        line = (
-            f"{row['strategy']}: held-out reward {moved(reward['change_low'], reward['change_high'])}, from "
-            f"{number(row['start']['reward'], sign=False)} to {number(reward['mean'], sign=False)} after {labels} "
-            f"labels: {number(reward['change'])} {span(reward['change_low'], reward['change_high'])} over "
-            f"{reward['units']:.0f} prompts (these very policies)"
-        )
-        if seeds > 1:
-            line += f", {span(over['change_low'], over['change_high'])} over {seeds} seeds (other runs like these)"
-        line += (
-            f". Its responses beat the initial model's {wins['rate']:.0%} of the time "
-            f"[{wins['low']:.0%}, {wins['high']:.0%}]. The judge, which never labels, "
-            f"{moved(judge['change_low'], judge['change_high'])}: {number(judge['change'])} "
-            f"{span(judge['change_low'], judge['change_high'])}"
-        )
-        spread = row["spread"]
-        if spread["reward"] > 0 and spread["judge"] > 0:
-            ours, theirs = (row["last"][name]["change"] / spread[name] for name in ("reward", "judge"))
-            line += (
-                f"; in units of the spread among the initial model's responses, {number(theirs)} where the reward has "
-                f"{number(ours)}"
-            )
-        lines.append(line + ".")
-    for judged in comparison.to_dict("records"):
-        name, where = judged["strategy"], OUTCOMES[judged["outcome"]]
-        low, high, paired = judged["low"], judged["high"], judged["seeds"]
-        if math.isnan(low):
-            lines.append(
-                f"{name} against {baseline}, {where}: {number(judged['difference'])} with one seed. That is no "
-                "evidence either way; a comparison takes several seeds."
-            )
-            continue
-        said = f"{number(judged['difference'])} {span(low, high)}, {paired} paired seeds"
-        if judged["verdict"] == "no gain":
-            lines.append(
-                f"{name} against {baseline}, {where}: no gain was seen ({said}). With these seeds only a difference "
-                f"of more than {(high - low) / 2:.2f} would have shown."
-            )
-        else:
-            lines.append(f"{name} did {judged['verdict']} than {baseline}, {where}: {said}.")
+    """Return what was found in sentences: each strategy against the initial model, then against the baseline.
+
+    More than ``FEW`` strategies are told together; the tables have each.
+    """
+    if len(rows) > FEW:
+        lines = [together(rows, labels), *(grouped(comparison, baseline) if len(comparison) else [])]
+    else:
+        lines = [alone(row, labels, seeds) for row in rows]
+        lines += [compared(judged, baseline) for judged in comparison.to_dict("records")]
     if comparison.empty:
         lines.append(f"No comparison of strategies: it takes {baseline} and one other at least.")
+    return lines
+
+
+def alone(row: dict[str, Any], labels: int, seeds: int) -> str:
+    """Say how a strategy's last policy compares with the initial model."""
+    reward, judge, over = row["last"]["reward"], row["last"]["judge"], row["seeds"]["reward"]
+    wins, spread = row["wins"], row["spread"]
+    line = (
+        f"{row['strategy']}: held-out reward {moved(reward['change_low'], reward['change_high'])}, from "
+        f"{number(row['start']['reward'], sign=False)} to {number(reward['mean'], sign=False)} after {labels} "
+        f"labels: {number(reward['change'])} {span(reward['change_low'], reward['change_high'])} over "
+        f"{reward['units']:.0f} prompts (these very policies)"
+    )
+    if seeds > 1:
+        line += f", {span(over['change_low'], over['change_high'])} over {seeds} seeds (other runs like these)"
+    line += (
+        f". Its win rate against the initial model is {wins['rate']:.0%} [{wins['low']:.0%}, {wins['high']:.0%}]. The "
+        f"judge, which never labels, {moved(judge['change_low'], judge['change_high'])}: {number(judge['change'])} "
+        f"{span(judge['change_low'], judge['change_high'])}"
+    )
+    if spread["reward"] > 0 and spread["judge"] > 0:
+        ours, theirs = (row["last"][name]["change"] / spread[name] for name in ("reward", "judge"))
+        line += (
+            f"; in units of the spread among the initial model's responses, {number(theirs)} where the reward has "
+            f"{number(ours)}"
+        )
+    return line + "."
+
+
+def compared(judged: dict[Hashable, Any], baseline: str) -> str:
+    """Say how a strategy compares with the baseline on one outcome."""
+    name, where = judged["strategy"], OUTCOMES[judged["outcome"]]
+    low, high = judged["low"], judged["high"]
+    if math.isnan(low):
+        return (
+            f"{name} against {baseline}, {where}: {number(judged['difference'])} with one seed. That is no evidence "
+            "either way; a comparison takes several seeds."
+        )
+    said = f"{number(judged['difference'])} {span(low, high)}, {judged['seeds']} paired seeds"
+    if judged["verdict"] != "no gain":
+        return f"{name} did {judged['verdict']} than {baseline}, {where}: {said}."
+    return (
+        f"{name} against {baseline}, {where}: no gain was seen ({said}). With these seeds only a difference of more "
+        f"than {(high - low) / 2:.2f} would have shown."
+    )
+
+
+def together(rows: Sequence[dict[str, Any]], labels: int) -> str:
+    """Say from where to where many strategies brought the reward."""
+    ends = sorted(rows, key=lambda row: float(row["last"]["reward"]["mean"]))
+    rose = sum(row["last"]["reward"]["change_low"] > 0 for row in rows)
+    follow = sum(row["last"]["judge"]["change_low"] > 0 for row in rows)
+    least, most = ((number(row["last"]["reward"]["mean"], sign=False), row["strategy"]) for row in (ends[0], ends[-1]))
+    return (
+        f"Held-out reward began at {number(rows[0]['start']['reward'], sign=False)} and ended, after {labels} labels, "
+        f"between {least[0]} ({least[1]}) and {most[0]} ({most[1]}). It rose beyond its interval over prompts for "
+        f"{rose} of {len(rows)} strategies, the judge for {follow}."
+    )
+
+
+def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
+    """Say which of many strategies did better or worse than the baseline, a sentence per outcome and verdict."""
+    lines = []
+    for outcome, where in OUTCOMES.items():
+        part = comparison[comparison["outcome"] == outcome]
+        for verdict, said in (("better", f"better than {baseline}"), ("worse", f"worse than {baseline}"),
+                              ("no gain", f"no gain over {baseline} that these seeds could show")):  # fmt: skip
+            group = part[part["verdict"] == verdict].sort_values("difference", ascending=False)
+            if len(group):
+                each = [f"{judged['strategy']} ({number(judged['difference'])} {span(judged['low'], judged['high'])})"
+                        for judged in group.to_dict("records")]  # fmt: skip
+                lines.append(f"{where.capitalize()}, {said}: {', '.join(each)}.")
     return lines
 
 

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from bandits.plots import STYLE, palette
 
 LABELS = "labels bought"
-FEW = 4
-"""Strategies up to which the single seeds are drawn."""
 
 
 def _axes(count: int, columns: int, width: float = 3.5, height: float = 2.7) -> tuple[Figure, list[Axes]]:
@@ -27,9 +25,9 @@ def _axes(count: int, columns: int, width: float = 3.5, height: float = 2.7) -> 
     return figure, panels[:count]
 
 
-def _line(strategy: str) -> str:
-    """Return how to draw a strategy's line: Random's is dashed, so that one under it shows."""
-    return "o--" if strategy == "random" else "o-"
+def _line(strategies: list[str], strategy: str) -> str:
+    """Return how to draw a line: Random's dashed, so that one under it shows; dotted where colours recur."""
+    return "o--" if strategy == "random" else "o-" if strategies.index(strategy) < 10 else "s:"
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
@@ -39,11 +37,13 @@ def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=columns, frameon=False)
 
 
-def reward_curves(evaluations: pd.DataFrame, reward: pd.DataFrame, totals: pd.DataFrame, label: str) -> Figure:
+def reward_curves(
+    evaluations: pd.DataFrame, reward: pd.DataFrame, totals: pd.DataFrame, label: str, single: bool
+) -> Figure:
     """Draw held-out reward against labels and against tokens.
 
-    Thick lines are means over seeds with 95 % bands over prompts (``reward``), thin lines the single seeds.  ``label``
-    says what the reward is.
+    Thick lines are means over seeds with ``reward``'s bands, thin ones the single seeds (if ``single``).  ``label`` says
+    what the reward is.
     """
     strategies = list(totals["strategy"].unique())
     colours = palette(strategies)
@@ -59,11 +59,17 @@ def reward_curves(evaluations: pd.DataFrame, reward: pd.DataFrame, totals: pd.Da
                 part = reward[reward["strategy"] == strategy]
                 x = cost.loc[part["round"]].to_numpy()
                 axis.plot(
-                    x, part["mean"], _line(strategy), color=colours[strategy], lw=2, ms=4, label=strategy, zorder=3
+                    x,
+                    part["mean"],
+                    _line(strategies, strategy),
+                    color=colours[strategy],
+                    lw=2,
+                    ms=4,
+                    label=strategy,
+                    zorder=3,
                 )
                 axis.fill_between(x, part["low"], part["high"], color=colours[strategy], alpha=0.13, lw=0)
-                single = seeds[(seeds["strategy"] == strategy) & (len(strategies) <= FEW)]
-                for _, line in single.groupby("seed", sort=False):
+                for _, line in seeds[(seeds["strategy"] == strategy) & single].groupby("seed", sort=False):
                     axis.plot(cost.loc[line["round"]], line["reward"], color=colours[strategy], lw=0.7, alpha=0.55)
             axis.set(xlabel=price)
         panels[0].set(ylabel=f"mean held-out reward\n({label})")
@@ -85,7 +91,14 @@ def small_multiples(table: pd.DataFrame, panels: dict[str, str], columns: int = 
         for place, (axis, (measure, title)) in enumerate(zip(axes, panels.items(), strict=True)):
             for strategy in strategies:
                 part = table[(table["strategy"] == strategy) & (table["measure"] == measure)]
-                axis.plot(part["labels"], part["mean"], _line(strategy), color=colours[strategy], ms=3, label=strategy)
+                axis.plot(
+                    part["labels"],
+                    part["mean"],
+                    _line(strategies, strategy),
+                    color=colours[strategy],
+                    ms=3,
+                    label=strategy,
+                )
                 axis.fill_between(part["labels"], part["low"], part["high"], color=colours[strategy], alpha=0.13, lw=0)
             axis.set_title(title, fontsize=10 if columns < 4 else 9)
             axis.tick_params(labelsize=8)

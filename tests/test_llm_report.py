@@ -284,6 +284,24 @@ def test_damaged_and_unfinished_runs_are_one_line(
         assert error.count("\n") == 1
 
 
+def test_many_strategies_are_told_together(tmp_path: Path) -> None:
+    slopes = {"random": 0.3, "activedpo": 0.6, "apo": 0.3, "aplp": 0.0, "ucb": 0.3}
+    folder = made_up(tmp_path, slopes, seeds=6)
+    report.write(folder)
+    said = json.loads((folder / "findings.json").read_text())
+    assert said[0].endswith(
+        "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others showed no gain."
+    )
+    assert "between" in said[1]
+    assert [line.partition(":")[0] for line in said[2:5]] == [
+        "After the last round, better than random",
+        "After the last round, worse than random",
+        "After the last round, no gain over random that these seeds could show",
+    ]
+    assert "activedpo (" in said[2]
+    assert "aplp (" in said[3]
+
+
 def test_every_strategy_of_the_selector_has_its_sentence() -> None:
     assert set(findings.STRATEGIES) == set(selector.STRATEGIES)
 
