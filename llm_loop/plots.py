@@ -42,7 +42,7 @@ def reward_curves(
 ) -> Figure:
     """Draw held-out reward against labels and against tokens.
 
-    Thick lines are means over seeds with ``reward``'s bands, thin ones the single seeds (if ``single``).  ``label`` says
+    Thick lines are means over seeds with ``reward``'s bands, thin ones single seeds (if ``single``).  ``label`` says
     what the reward is.
     """
     strategies = list(totals["strategy"].unique())
