@@ -14,6 +14,7 @@ import tyro
 from bandits.errors import InputError
 from bandits.results import RunDirectory, config_of, read_json
 from llm_loop.experiments import PACKAGES, PRESETS, Alignment, check, run
+from llm_loop.launch import is_main, main_first
 from llm_loop.report import write
 
 
@@ -55,11 +56,15 @@ def align(arguments: Sequence[str]) -> Path:
                        prog=f"python -m llm_loop {preset}", config=(tyro.conf.FlagConversionOff,))  # fmt: skip
     alignment = replace(options.alignment)
     check(alignment)
-    directory = RunDirectory(options.output, "llm", preset, config_of(alignment), options.force, PACKAGES)
+    with main_first():
+        force = options.force and is_main()
+        directory = RunDirectory(options.output, "llm", preset, config_of(alignment), force, PACKAGES)
     if directory.complete:
         print(f"this run is complete; --force runs it again\npage: {directory.path / 'index.html'}")
         return directory.path
     run(alignment, directory, options.jobs)
+    if not is_main():
+        return directory.path
     write(directory.path)
     for line in read_json(directory.path / "findings.json"):
         print(f"• {line}")

@@ -65,6 +65,7 @@ from llm_loop.arena import Table, TextArena, Texts
 from llm_loop.diagnostics import drift, rank_correlation, reasons
 from llm_loop.evaluate import distinct
 from llm_loop.gradients import Gradients, Kind
+from llm_loop.launch import is_main, main_first, processes, wait
 from llm_loop.learner import DPOLearner, Fit, Training
 from llm_loop.models import Adapter, Policy, Row, load_policy
 from llm_loop.sampling import Decoding, sample
@@ -307,7 +308,11 @@ class Heldout:
 
 
 class Cell:
-    """One strategy with one seed: its policy, arena, learner and records."""
+    """One strategy with one seed: its policy, arena, learner and records.
+
+    Under ``accelerate launch`` all processes play the same cell on the same luck and share the work of DPO alone; only
+    the main one writes.
+    """
 
     def __init__(self, alignment: Alignment, strategy: str, seed: int, folder: Path, write: bool = True) -> None:
         """Build everything, and take up what a run that was stopped left in the folder."""
@@ -340,8 +345,9 @@ class Cell:
 
     def run(self) -> None:
         """Play all rounds that are not recorded yet, then write the tables, ``rounds.csv`` last."""
-        for half_written in self.folder.rglob(".*.tmp"):  # of a process that was killed
-            half_written.unlink()
+        if self.write:
+            for half_written in self.folder.rglob(".*.tmp"):  # of a process that was killed
+                half_written.unlink()
         if not self.records:
             fixed = self.heldout.begin()
             measured = self.heldout.measure(self.learner)
@@ -416,7 +422,7 @@ class Cell:
 
     def _probe_at(self, number: int) -> Tensor:
         """Return the probes' features at θ after a round."""
-        with self.policy.at(self._theta(number)) if self.write else self.policy.at(self.policy.initial):
+        with self.policy.at(self._theta(number) if number else self.policy.initial):
             return self.learner.gradients(self.heldout.probes, "probe").values
 
     def _probe(self) -> Record:
@@ -532,7 +538,10 @@ def run_cell(alignment: Alignment, strategy: str, seed: int, folder: Path) -> fl
     _quiet()
     if alignment.device == "cpu":
         torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
-    Cell(alignment, strategy, seed, folder).run()
+    with main_first():
+        cell = Cell(alignment, strategy, seed, folder, write=is_main())
+    wait()  # records are read by all before the first new one is written
+    cell.run()
     return time.perf_counter() - started
 
 
@@ -553,17 +562,19 @@ def check(alignment: Alignment) -> None:
 def run(alignment: Alignment, directory: RunDirectory, jobs: int = 0) -> None:
     """Run all cells that are not done yet; ``jobs`` side by side (0: one per core; one on CUDA); no byte changes."""
     todo = [cell for cell in alignment.cells if not (directory.cell(cell_name(*cell)) / "rounds.csv").exists()]
-    if alignment.device == "cuda":
+    if alignment.device == "cuda" or processes() > 1:
         jobs = 1
     jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))
     folders = [directory.cell(cell_name(*cell)) for cell in alignment.cells]
     with (
-        tqdm(total=len(folders) * (alignment.rounds + 1), desc="rounds", disable=not todo) as bar,
+        tqdm(total=len(folders) * (alignment.rounds + 1), desc="rounds", disable=not todo or not is_main()) as bar,
         _Watched(bar, folders),
     ):
         work = (joblib.delayed(run_cell)(alignment, *cell, directory.cell(cell_name(*cell))) for cell in todo)
         joblib.Parallel(n_jobs=jobs)(work)
-    directory.note_timing({folder.name: read_json(folder / "timing.json") for folder in folders})
+    wait()
+    if is_main():
+        directory.note_timing({folder.name: read_json(folder / "timing.json") for folder in folders})
 
 
 class _Watched:

@@ -24,6 +24,7 @@ from bandits.features import Dense
 from bandits.luck import Luck
 from llm_loop.arena import Texts
 from llm_loop.gradients import Gradients, embeddings
+from llm_loop.launch import processes
 from llm_loop.models import Policy, Row, seeded
 
 
@@ -128,11 +129,14 @@ def fit_dpo(policy: Policy, preferences: Sequence[Preference], training: Trainin
          "ref_rejected_logps": p.rejected_reference}
         for p in preferences
     ])  # fmt: skip
+    share = training.batch // processes()  # of a batch, where a launcher started several processes
+    if share < 1:
+        raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
     tokens = training.epochs * sum(p.chosen.tokens + p.rejected.tokens for p in preferences)
     with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(luck), _lent(policy):
         arguments = DPOConfig(
             output_dir=scratch, beta=training.beta, learning_rate=training.rate, num_train_epochs=training.epochs,
-            per_device_train_batch_size=training.batch, lr_scheduler_type=training.schedule,
+            per_device_train_batch_size=share, lr_scheduler_type=training.schedule,
             max_grad_norm=training.clip, weight_decay=0.0, max_length=None, gradient_checkpointing=False, bf16=False,
             use_cpu=policy.device.type == "cpu", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
             dataloader_pin_memory=False, seed=int(luck.child("order").generators()[0].integers(2**31)),

@@ -56,14 +56,17 @@ LEXICAL = {
 
 @dataclass(frozen=True)
 class Shipped:
-    """A reward model of this repository, applied to the prompt with its continuation."""
+    """A reward model of this repository, applied to the response alone.
+
+    With the prompt before it, a film plot's own sentiment would drown the response's: mean |Δ| is 0.56 then, not 0.81.
+    """
 
     name: str
     model: reward_models.RewardModel
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Score the whole text: what was continued is part of what it says."""
-        return self.model.score([p + r for p, r in zip(prompts, responses, strict=True)]).double()
+        """Score the responses."""
+        return self.model.score(responses).double()
 
 
 @dataclass(frozen=True)
