@@ -58,6 +58,7 @@ class Simulation:
     experiment: Literal["pool", "regret"] = "pool"
     """pool: which duels of a large pool to label; regret: one prompt a round, and the arms asked are what counts"""
     contenders: tuple[str, ...] = ("random", "activedpo", "activedpo-fisher", "apo", "adpo+", "label-entropy", "ucb")
+    """strategies, each with a learner other than neural before a colon (linear:ucb)"""
     truths: tuple[str, ...] = ("ntk", "square")
     """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
     replicates: int = 16
