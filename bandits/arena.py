@@ -44,6 +44,12 @@ class Points:
         rows = prompts.unsqueeze(-1) * self.responses + torch.arange(self.responses, device=prompts.device)
         return Points(gather(self.x, rows.flatten(-2)), self.responses)
 
+    def keep(self, duels: Duels) -> tuple[Points, Duels]:
+        """Return one prompt per duel with all its responses (a softmax policy's gradient needs them), and the duels."""
+        place = torch.arange(duels.count, device=duels.first.device) * self.responses
+        inside = Duels(place + duels.first % self.responses, place + duels.second % self.responses)
+        return self.take(duels.first // self.responses), inside
+
     def join(self, other: Points) -> Points:
         """Return this table followed by the other."""
         return Points(torch.cat([self.x, other.x], -2), self.responses)
@@ -65,12 +71,21 @@ class DuelArena(ABC):
     def rewards(self) -> Float[Tensor, "*r n"]:
         """The true rewards of the shown table, for evaluation only."""
 
+    def offers(self, duels: Duels) -> Bool[Tensor, "*r k"]:
+        """Which duels of the shown table may be asked: all, unless an arena knows of items that are the same."""
+        return torch.ones_like(duels.first, dtype=torch.bool)
+
+
+Inputs = Literal["sphere", "cube", "skewed"]
+
 
 @dataclass(frozen=True)
 class World:
     """The truth of a simulation: every table that will be shown, its rewards, and the oracle's uniform numbers.
 
-    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``fresh`` draws a new pool
+    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``skewed`` items lie on the
+    sphere too, but those of nine in ten shown prompts within about 5 % of a plane, while held-out ones lie anywhere:
+    most of the pool is alike, and choosing has something to gain.  ``fresh`` draws a new pool
     every round, up to ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless
     ``repeats``.  Rewards are shifted and scaled per replicate so that ``|r| <= bound`` is attained on the items
     (``rescale``), or left as they are and checked against the bound.
@@ -85,7 +100,7 @@ class World:
     rounds: int = 1
     fresh: bool = False
     repeats: bool = False
-    inputs: Literal["sphere", "cube"] = "sphere"
+    inputs: Inputs = "sphere"
     bound: float = 1.0
     rescale: bool = True
 
@@ -103,11 +118,15 @@ class World:
             raise InputError(f"arena: the reward bound must be positive and finite, got {self.bound}")
         tables = self.rounds if self.fresh else 1
         rows = (tables * self.prompts + self.heldout) * self.responses
-        x = self.luck.child("inputs").normal(rows, self.dim)
-        if self.inputs == "sphere":
-            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-        else:
+        if self.inputs == "cube":
             x = 2 * self.luck.child("inputs").uniform(rows, self.dim) - 1
+        else:
+            x = self.luck.child("inputs").normal(rows, self.dim)
+            if self.inputs == "skewed":
+                alike = self.luck.child("alike").uniform(tables * self.prompts) < 0.9
+                thin = 1 - 0.95 * alike.to(x.dtype).repeat_interleave(self.responses, -1).unsqueeze(-1)
+                x[..., : tables * self.prompts * self.responses, 2:] *= thin
+            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
         rewards = self.truth(x, self.luck.child("truth"))
         scale = torch.ones_like(rewards[..., :1])
         if self.rescale:
@@ -152,7 +171,7 @@ class World:
         return self.luck.child("labels", key).uniform(self.prompts, self.responses, self.responses)
 
 
-def _answer(
+def answer(
     oracle: Oracle,
     uniforms: Float[Tensor, "*r p k k"],
     rewards: Float[Tensor, "*r n"],
@@ -225,7 +244,7 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Ask one duel in every replicate."""
         asked = torch.as_tensor(np.asarray(actions), dtype=torch.int64, device=self._rewards.device).unsqueeze(-2)
-        won = _answer(self.oracle, self._uniforms, self._rewards, asked).squeeze(-1).cpu().numpy()
+        won = answer(self.oracle, self._uniforms, self._rewards, asked).squeeze(-1).cpu().numpy()
         self._asked += 1
         over = np.full(self.num_envs, self._asked >= self.batch)
         return self._observation(), won.astype(np.float64), over, np.zeros_like(over), self._truth()
@@ -245,7 +264,7 @@ class SyntheticVectorArena(VectorEnv, DuelArena):
         """Ask the duels of a whole batch: what as many calls of ``step`` would answer."""
         k = self.world.responses
         action = torch.stack([duels.first // k, duels.first % k, duels.second % k], -1)
-        return Answers(duels, _answer(self.oracle, self._uniforms, self._rewards, action))
+        return Answers(duels, answer(self.oracle, self._uniforms, self._rewards, action))
 
     @property
     def rewards(self) -> Tensor:

@@ -45,6 +45,11 @@ class Conditioned:
         """``‖φ‖_{V⁻¹}``; zero for a duel of identical items, never above ``‖φ‖/√ridge``."""
         return (self.remainders / self.ridge).sqrt()
 
+    def take(self, index: Int64[Tensor, "*r k"]) -> Conditioned:
+        """Return the rows at these positions, replicate by replicate."""
+        kept = torch.take_along_dim(self.projections, index.unsqueeze(-2), -1)
+        return Conditioned(self.rows.take(index), kept, self.ridge)
+
     def column(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r n"]:
         """Return ``ridge·⟨φ_i, φ_pick⟩_{V⁻¹}`` for all ``i``, one pick per replicate."""
         row = self.rows.take(pick.unsqueeze(-1))
@@ -62,9 +67,13 @@ class Design(ABC):
             raise InputError(f"design: the ridge must be positive and finite, got {ridge}")
         self.ridge = ridge
 
-    @abstractmethod
     def append(self, rows: Rows) -> None:
         """Add ``Σ φφᵀ`` of these rows to ``V``."""
+        self.extend(self.condition(rows))
+
+    @abstractmethod
+    def extend(self, seen: Conditioned) -> None:
+        """Add ``Σ φφᵀ`` of rows that were conditioned on this very ``V``: half the work where that was done anyway."""
 
     @abstractmethod
     def condition(self, rows: Rows) -> Conditioned:
@@ -91,15 +100,15 @@ class GramDesign(Design):
         self.past: Rows | None = None
         self._factor: Tensor | None = None
 
-    def append(self, rows: Rows) -> None:
+    def extend(self, seen: Conditioned) -> None:
         """Extend ``L`` by a block row: ``[L 0; Cᵀ chol(K_bb + ridge - CᵀC)]``."""
+        rows, c = seen.rows, seen.projections
         gram = rows.inner(rows)
         own = gram + self.ridge * torch.eye(rows.count, dtype=gram.dtype, device=gram.device)
-        if self.past is None or self._factor is None:
-            self.past, self._factor = rows, torch.linalg.cholesky(own)
-            return
-        c = self._project(rows)
         corner = torch.linalg.cholesky(own - c.mT @ c)
+        if self.past is None or self._factor is None:
+            self.past, self._factor = rows, corner
+            return
         top = torch.cat([self._factor, torch.zeros_like(c)], -1)
         self._factor = torch.cat([top, torch.cat([c.mT, corner], -1)], -2)
         self.past = self.past.join(rows)
@@ -137,10 +146,9 @@ class WhitenedDesign(Design):
         self._count = 0
         self._information: Tensor | float = 0.0
 
-    def append(self, rows: Rows) -> None:
+    def extend(self, seen: Conditioned) -> None:
         """Orthogonalise the new rows against ``W`` (block Gram-Schmidt under the ridge)."""
-        seen = self.condition(rows)
-        values, c = rows.dense().values, seen.projections
+        rows, values, c = seen.rows, seen.rows.dense().values, seen.projections
         gram = values @ values.mT - c.mT @ c
         corner = torch.linalg.cholesky(gram + self.ridge * torch.eye(rows.count, dtype=gram.dtype, device=gram.device))
         new = values if self._buffer is None else values - c.mT @ self._buffer[..., : self._count, :]
@@ -176,10 +184,13 @@ class DiagonalDesign(Design):
         super().__init__(ridge)
         self._diagonal: Tensor | None = None
 
-    def append(self, rows: Rows) -> None:
-        """Add the squares of the rows."""
-        added = rows.dense().values.square().sum(-2)
-        self._diagonal = added + (self.ridge if self._diagonal is None else self._diagonal)
+    def extend(self, seen: Conditioned) -> None:
+        """Add the squares of the rows, whose scaling is undone."""
+        added = seen.rows.dense().values.square().sum(-2)
+        if self._diagonal is None:
+            self._diagonal = self.ridge + added
+        else:
+            self._diagonal = self._diagonal * (1 + added / self.ridge)
 
     def condition(self, rows: Rows) -> Conditioned:
         """Return the rows scaled by ``(ridge / diag V)^{1/2}``, coordinate by coordinate."""
@@ -196,7 +207,7 @@ class DiagonalDesign(Design):
 class FixedDesign(GramDesign):
     """``V = ridge·I`` whatever was answered: widths are ``‖φ‖/√ridge``, the control without a memory."""
 
-    def append(self, rows: Rows) -> None:
+    def extend(self, seen: Conditioned) -> None:
         """Forget the rows."""
 
 

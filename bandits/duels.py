@@ -7,7 +7,7 @@ first, then those of prompt 1, and so on; a *duel* names two rows of the table t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -91,8 +91,8 @@ class Items(Protocol):
     def responses(self) -> int:
         """How many responses every prompt has; row ``i`` belongs to prompt ``i // responses``."""
 
-    def take(self, prompts: Int64[Tensor, "*r p"]) -> Self:
-        """Return the table of these prompts, all their responses included, in this order."""
+    def keep(self, duels: Duels) -> tuple[Any, Duels]:
+        """Return a table with one prompt per duel, in the duels' order, and the same duels in it."""
 
     def join(self, other: Self) -> Self:
         """Return this table followed by the other's prompts."""
@@ -117,9 +117,7 @@ class Asked(Generic[Table]):
         """Keep the part of a table that these duels touch."""
         if same_table:
             return cls(items, duels)
-        place = torch.arange(duels.count, device=duels.first.device) * items.responses
-        shown = items.take(duels.first // items.responses)
-        return cls(shown, Duels(place + duels.first % items.responses, place + duels.second % items.responses))
+        return cls(*items.keep(duels))
 
     def join(self, other: Self, same_table: bool = False) -> Self:
         """Return these duels followed by the others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bandits.arena import Points, SyntheticVectorArena, World
+from bandits.arena import Inputs, Points, SyntheticVectorArena, World
 from bandits.audit import Audit, Bounds, Columns
 from bandits.bounds import check_delta
 from bandits.btl import ORACLES, kappa
@@ -27,10 +28,11 @@ from bandits.luck import Luck
 from bandits.networks import MLP, Activation
 from bandits.results import RunDirectory, load_checkpoint, save_checkpoint, write_frame
 from bandits.rewards import TRUTHS, TangentTeacher, ground_truth
-from bandits.selector import STRATEGIES
+from bandits.selector import STRATEGIES, Strategy
 
 LEARNERS = ("neural", "tangent", "linear", "policy")
 CHECKPOINT_SECONDS = 15.0
+BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
 
 
 def split(contender: str) -> tuple[str, str]:
@@ -56,7 +58,8 @@ class Simulation:
     experiment: Literal["pool", "regret"] = "pool"
     """pool: which duels of a large pool to label; regret: one prompt a round, and the arms asked are what counts"""
     contenders: tuple[str, ...] = ("random", "activedpo", "activedpo-fisher", "apo", "adpo+", "label-entropy", "ucb")
-    truths: tuple[str, ...] = ("mlp", "square")
+    """strategies, each with a learner other than neural before a colon (linear:ucb)"""
+    truths: tuple[str, ...] = ("ntk", "square")
     """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
     replicates: int = 16
     seed: int = 0
@@ -68,7 +71,8 @@ class Simulation:
     heldout: int = 50
     """held-out prompts"""
     dim: int = 5
-    inputs: Literal["sphere", "cube"] = "sphere"
+    inputs: Inputs = "sphere"
+    """skewed: most of the pool is alike, the held-out prompts are not"""
     fresh: bool = False
     """a new pool every round"""
     repeats: bool = False
@@ -167,8 +171,8 @@ class Simulation:
         """Return the rounds in which to measure; always the last."""
         if not self.evaluations or self.evaluations >= self.rounds:
             return list(range(self.rounds))
-        spaced = np.unique(np.geomspace(1, self.rounds, self.evaluations).round().astype(int)) - 1
-        return [int(number) for number in spaced]
+        spaced = np.geomspace(self.rounds, 1, self.evaluations).round().astype(int)
+        return [int(number) - 1 for number in np.unique(spaced)]
 
     @property
     def cells(self) -> list[tuple[str, str]]:
@@ -178,6 +182,13 @@ class Simulation:
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": ("which duels to label: 7 strategies, 2 truths, 16 replicates (about 2 minutes)", Simulation()),
+    "skewed": (
+        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about 2 minutes)",
+        Simulation(
+            contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
+            truths=("ntk", "mlp"), replicates=32, inputs="skewed", audit=False,
+        ),
+    ),
     "regret": (
         "which arms to duel: neural and linear UCB, TS, CoLSTIM on short horizons (about 1 minute)",
         Simulation(
@@ -211,7 +222,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         Simulation(
             experiment="regret", contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),
             truths=("square", "cosine"), replicates=20, rounds=2000, batch=1, prompts=1, responses=5, fresh=True,
-            reward_bound=10.0, rescale=False, width=50, activation="relu", ridge=1.0, refit=0.02, fit_iterations=10,
+            reward_bound=10.0, rescale=False, width=50, activation="relu", ridge=1.0, refit=0.05, fit_iterations=10,
             evaluations=40, audit=False,
         ),
     ),
@@ -232,10 +243,16 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
 }  # fmt: skip
 
 
-def build(simulation: Simulation, truth: str, contender: str) -> tuple[SyntheticVectorArena, Learner, Luck]:
-    """Return arena, learner and luck of one cell; worlds and luck are the same for all contenders of a truth."""
+def build(
+    simulation: Simulation, truth: str, contender: str, block: range | None = None
+) -> tuple[SyntheticVectorArena, Learner, Luck]:
+    """Return arena, learner and luck of one cell; worlds and luck are the same for all contenders of a truth.
+
+    ``block`` names the replicates to play (default: all).
+    """
     name, oracle = split_truth(truth)
-    luck = Luck(simulation.seed, tuple(range(simulation.replicates)), device=simulation.device)
+    block = block or range(simulation.replicates)
+    luck = Luck(simulation.seed, tuple(block), device=simulation.device)
     network = simulation.network
     initial = network.initial(luck.child("network"))
     world = World(
@@ -243,7 +260,7 @@ def build(simulation: Simulation, truth: str, contender: str) -> tuple[Synthetic
         simulation.dim, simulation.heldout, simulation.rounds, simulation.fresh, simulation.repeats, simulation.inputs,
         simulation.reward_bound, simulation.rescale,
     )  # fmt: skip
-    arena = SyntheticVectorArena(simulation.replicates, world=world, oracle=ORACLES[oracle], batch=simulation.batch)
+    arena = SyntheticVectorArena(len(block), world=world, oracle=ORACLES[oracle], batch=simulation.batch)
     lam, limit = simulation.regularisation, simulation.fit_iterations
     again = simulation.repeats and not simulation.fresh
     learner: Learner
@@ -255,7 +272,7 @@ def build(simulation: Simulation, truth: str, contender: str) -> tuple[Synthetic
         case "tangent":
             learner = TangentLearner(network, initial, lam)
         case _:
-            learner = LinearLearner(simulation.dim, (simulation.replicates,), lam, luck)
+            learner = LinearLearner(simulation.dim, (len(block),), lam, luck)
     return arena, learner, luck.child("play", name)
 
 
@@ -298,15 +315,26 @@ def regret(round: Round, rewards: Tensor) -> Columns:
     }
 
 
-def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, bar: bool = False) -> float:
-    """Play one contender on one truth in all replicates; write its tables; return the seconds spent.
+def run_cell(
+    simulation: Simulation,
+    truth: str,
+    contender: str,
+    folder: Path,
+    bar: bool = False,
+    block: range | None = None,
+    strategy: Strategy | None = None,
+) -> float:
+    """Play one contender on one truth in a block of replicates; write its tables; return the seconds spent.
+
+    ``strategy`` is the contender's, for a process in which ``STRATEGIES`` may lack it.
 
     A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
     """
     torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
     started = time.perf_counter()
-    arena, learner, luck = build(simulation, truth, contender)
-    strategy = STRATEGIES[split(contender)[1]]
+    block = block or range(simulation.replicates)
+    arena, learner, luck = build(simulation, truth, contender, block)
+    strategy = strategy or STRATEGIES[split(contender)[1]]
     stale = strategy.geometry.gradients == "stale"
     audit = None
     world = arena.world
@@ -320,7 +348,7 @@ def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, b
     history: list[Tensor] = []
     states: dict[int, dict[str, Tensor]] = {}
     tables: dict[str, list[Columns]] = {"rounds": [], "bounds": []}
-    cumulative = {"average_regret": np.zeros(simulation.replicates), "weak_regret": np.zeros(simulation.replicates)}
+    cumulative = {"average_regret": np.zeros(len(block)), "weak_regret": np.zeros(len(block))}
     checkpoint = folder / "checkpoint.safetensors"
     replay: list[tuple[Tensor, dict[str, Tensor] | None]] = []
     if checkpoint.exists():
@@ -330,7 +358,7 @@ def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, b
             states |= {} if state is None else {number: state}
             if audit is not None:
                 items = arena.show(number)
-                duels = Duels.within(items.prompts, items.responses, simulation.selves).expand(simulation.replicates)
+                duels = Duels.within(items.prompts, items.responses, simulation.selves).expand(len(block))
                 audit.observe(items, arena.ask(duels.take(picks)), arena.rewards)
                 if number in measured:
                     audit.refit()
@@ -345,12 +373,12 @@ def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, b
         steps = regret(round, arena.rewards)
         cumulative = {name: cumulative[name] + steps[name] for name in cumulative}
         if round.number in measured:
-            row = {"round": np.full(simulation.replicates, round.number + 1)}
+            row = {"round": np.full(len(block), round.number + 1)}
             row["labels"] = row["round"] * simulation.batch
             row |= evaluate(learner, heldout, heldout_rewards, simulation.beta)
             row |= {f"cumulative_{name}": total for name, total in cumulative.items()}
-            row["design_information"] = _per_replicate(round.information, simulation.replicates)
-            row["gradient_norm"] = _per_replicate(round.fit.gradient, simulation.replicates)
+            row["design_information"] = _per_replicate(round.information, len(block))
+            row["gradient_norm"] = _per_replicate(round.fit.gradient, len(block))
             tables["rounds"].append(row)
             if audit is not None:
                 tables["bounds"].append({k: row[k] for k in ("round", "labels", "gradient_norm")} | audit.measure())
@@ -358,9 +386,9 @@ def run_cell(simulation: Simulation, truth: str, contender: str, folder: Path, b
             save_checkpoint(checkpoint, _bundle(history, states, tables, cumulative), round.number)
             saved = time.perf_counter()
     if audit is not None:
-        write_frame(folder / "calibration.csv", _frame(truth, contender, audit.calibration()))
-        write_frame(folder / "bounds.csv", _frame(truth, contender, tables["bounds"]))
-    write_frame(folder / "rounds.csv", _frame(truth, contender, tables["rounds"]))
+        write_frame(folder / "calibration.csv", _frame(truth, contender, block, audit.calibration()))
+        write_frame(folder / "bounds.csv", _frame(truth, contender, block, tables["bounds"]))
+    write_frame(folder / "rounds.csv", _frame(truth, contender, block, tables["rounds"]))
     checkpoint.unlink(missing_ok=True)
     return time.perf_counter() - started
 
@@ -369,9 +397,9 @@ def _per_replicate(value: Tensor | float, replicates: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(torch.as_tensor(value).cpu().numpy(), dtype=np.float64), (replicates,))
 
 
-def _frame(truth: str, contender: str, rows: list[Columns]) -> pd.DataFrame:
+def _frame(truth: str, contender: str, block: range, rows: list[Columns]) -> pd.DataFrame:
     """Return a tidy frame: one row per measured round and replicate."""
-    parts = [pd.DataFrame({"replicate": np.arange(len(next(iter(row.values()))))} | row) for row in rows]
+    parts = [pd.DataFrame({"replicate": np.array(block)} | row) for row in rows]
     frame = pd.concat(parts, ignore_index=True)
     frame.insert(0, "contender", contender)
     frame.insert(0, "truth", truth)
@@ -419,29 +447,43 @@ def _restore(tensors: dict[str, Tensor]) -> tuple[list[tuple[Tensor, dict[str, T
 def run(simulation: Simulation, directory: RunDirectory, jobs: int = 0) -> dict[str, pd.DataFrame]:
     """Run all cells that are not done yet and return the tables ``rounds``, ``bounds`` and ``calibration``.
 
-    ``jobs`` cells run side by side (0: one per core) through joblib, whose backend a caller may choose by
-    ``joblib.parallel_config``.  The number of jobs changes no byte.
+    A cell's replicates are played in equal blocks of at most ``BLOCK``; ``jobs`` blocks run side by side (0: one per
+    core) through joblib, whose backend a caller may choose by ``joblib.parallel_config``.  The number of jobs changes
+    no byte.
     """
-    todo = [cell for cell in simulation.cells if not (directory.cell(_name(*cell)) / "rounds.csv").exists()]
+    work = [(cell, block) for cell in simulation.cells for block in blocks(simulation.replicates)]
+    folders = [directory.cell(_name(*cell)) / f"replicates-{block.start}-{block.stop - 1}" for cell, block in work]
+    todo = [number for number, folder in enumerate(folders) if not (folder / "rounds.csv").exists()]
     jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))
 
-    def work(truth: str, contender: str) -> tuple[str, float]:
-        name = _name(truth, contender)
-        return name, run_cell(simulation, truth, contender, directory.cell(name), bar=jobs == 1)
+    strategies = {contender: STRATEGIES[split(contender)[1]] for contender in simulation.contenders}
+
+    def play_block(number: int) -> tuple[str, float]:
+        (truth, contender), block = work[number]
+        name = str(folders[number].relative_to(directory.cell("")))
+        seconds = run_cell(simulation, truth, contender, folders[number], jobs == 1, block, strategies[contender])
+        return name, seconds
 
     timing: dict[str, float] = {}
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        joblib.delayed(work)(*cell) for cell in todo
+        joblib.delayed(play_block)(number) for number in todo
     )
-    for name, seconds in tqdm(results, total=len(todo), desc="cells", disable=not todo):
+    for name, seconds in tqdm(results, total=len(todo), desc="blocks of replicates", disable=not todo):
         timing[name] = round(seconds, 2)
     directory.note_timing(timing)
     tables: dict[str, pd.DataFrame] = {}
     for table in ("rounds", "bounds", "calibration"):
-        paths = [directory.cell(_name(*cell)) / f"{table}.csv" for cell in simulation.cells]
+        paths = [folder / f"{table}.csv" for folder in folders]
         parts = [pd.read_csv(path, float_precision="round_trip") for path in paths if path.exists()]
         tables[table] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return tables
+
+
+def blocks(replicates: int) -> list[range]:
+    """Return the replicates in as few blocks of at most ``BLOCK`` as can be, of equal size but for one."""
+    count = -(-replicates // BLOCK)
+    edges = [replicates * number // count for number in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(edges)]
 
 
 def _name(truth: str, contender: str) -> str:

@@ -20,6 +20,7 @@ from bandits.duels import Answers, Asked, Duels, gather
 from bandits.errors import InputError
 from bandits.features import Dense, Factored, Rows
 from bandits.luck import Luck
+from bandits.minimise import minimise
 from bandits.networks import MLP, Weights
 
 Layer = Literal["all", "last"]
@@ -71,6 +72,11 @@ class Learner(ABC):
     def features(self, items: Points, at: At, layer: Layer) -> Rows:
         """Return the gradient of every item's reward, at the current θ or at θ0."""
 
+    def entropy(self, items: Points, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+        """Return the entropy in nats of ``π ∝ exp(r / temperature)`` over each prompt's responses."""
+        policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / temperature, -1)
+        return -(policy.exp() * policy).sum(-1)
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that, with the answers, restore the learner."""
@@ -105,16 +111,16 @@ def _scale(squares: Float[Tensor, "*r s"]) -> Float[Tensor, "*r"]:
     return squares.sum(-1).sqrt().clamp(min=1e-150) / 2
 
 
-def _norm(blocks: Weights) -> Float[Tensor, "*r"]:
-    return torch.stack([block.square().sum((-1, -2)) for block in blocks]).sum(0).sqrt()
+def _flat(blocks: Weights) -> Float[Tensor, "*r p"]:
+    return torch.cat([block.flatten(-2) for block in blocks], -1)
 
 
 class NeuralLearner(Learner):
-    """``r_θ = f(x; θ) - f(x; θ0)`` with the theorem's MLP, fitted by Gauss-Newton in the dual.
+    """``r_θ = f(x; θ) - f(x; θ0)`` with the theorem's MLP, fitted by BFGS from a Gauss-Newton metric kept in the dual.
 
-    The ``S x S`` Gram matrix of the duels' gradients comes from layer factors, so a step costs a few passes over the
-    network plus a Cholesky of size ``S``, and no gradient vector is formed.  ``scale`` multiplies the output (a DPO
-    policy's β).
+    The ``S x S`` Gram matrix of the duels' gradients comes from layer factors, so a fit costs one such matrix, its
+    Cholesky factor, and a few passes over the network a step.  No row per duel is formed.  ``scale`` multiplies the
+    output (a DPO policy's β).
     """
 
     def __init__(self, network: MLP, initial: Weights, regularisation: float, scale: float = 1.0,
@@ -161,62 +167,50 @@ class NeuralLearner(Learner):
         return gather(self.past.items.x, both), Duels(place, place + duels.count), self.won
 
     def fit(self) -> Fit:
-        """Damped Gauss-Newton steps until the gradient is small, replicate by replicate.
+        """Minimise from where the last fit ended, by BFGS whose first metric is the Gauss-Newton matrix there.
 
-        A replicate whose steps no longer lower the loss stops where it is; the gradient norm that is returned tells.
         With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends
         there, and claims about ``θ_t`` as a minimiser can then not be judged.  Softplus and tanh converge.
         """
         x, duels, won = self._asked()
+        y, lam, origin = won.to(x.dtype), self.regularisation, _flat(self.initial)
         base = self.network.value(self.initial, x)
-        y = won.to(x.dtype)
-        lam, items = self.regularisation, x.shape[-2]
 
-        def objective(weights: Weights) -> tuple[Tensor, Tensor]:
-            margin = duels.difference(self.scale * (self.network.value(weights, x) - base))
-            drift = _norm(tuple(a - b for a, b in zip(weights, self.initial, strict=True)))
-            return loss(margin, won) + lam / 2 * drift.square(), margin
+        def look(theta: Tensor) -> tuple[Tensor, Factored]:
+            values, rows = self.network.value_and_gradient(self._blocks(theta), x)
+            return duels.difference(self.scale * (values - base)), self._scaled(rows)
 
-        start = self._scaled(self.network.value_and_gradient(self.initial, x)[1])
-        reference = _scale(start.differences(duels).squares())
-        weights = self.weights
-        value, margin = objective(weights)
-        running = torch.ones_like(value, dtype=torch.bool)
-        gradient = torch.zeros_like(value)
-        spent = 0
-        for spent in range(self.iterations + 1):
-            jacobian = self._scaled(self.network.value_and_gradient(weights, x)[1])
-            residual = torch.sigmoid(margin) - y
-            drift = tuple(a - b for a, b in zip(weights, self.initial, strict=True))
-            pull = jacobian.combined(_scatter(duels, residual, items))
-            slope_at = tuple(a + lam * b for a, b in zip(pull, drift, strict=True))
-            gradient = _norm(slope_at) / reference
-            running = running & (gradient > self.tolerance)
-            if spent == self.iterations or not bool(running.any()):
-                break
-            linear = duels.difference(jacobian.times(drift))
-            pairs = jacobian.differences(duels)
-            alpha = newton_step(pairs.inner(pairs), slope(margin).clamp(min=1e-12), linear, residual, lam)
-            target = jacobian.combined(_scatter(duels, alpha, items))
-            step = tuple(a - b for a, b in zip(target, drift, strict=True))
-            descent = torch.stack([(a * b).sum((-1, -2)) for a, b in zip(slope_at, step, strict=True)]).sum(0)
-            length = torch.where(running, torch.ones_like(value), torch.zeros_like(value))
-            for _ in range(30):  # Armijo: halve, replicate by replicate, until the loss falls enough
-                trial = tuple(a + length[..., None, None] * s for a, s in zip(weights, step, strict=True))
-                trial_value, trial_margin = objective(trial)
-                bad = running & ~(trial_value <= value + 1e-4 * length * descent + 1e-14 * value.abs())
-                if not bool(bad.any()):
-                    break
-                length = torch.where(bad, length / 2, length)
-            running = running & ~bad
-            keep = running[..., None, None]
-            weights = tuple(torch.where(keep, t, w) for t, w in zip(trial, weights, strict=True))
-            value, margin = (
-                torch.where(running, trial_value, value),
-                torch.where(running[..., None], trial_margin, margin),
-            )
-        self.weights = weights
-        return Fit(gradient, spent)
+        def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
+            margin, rows = look(theta)
+            pull = rows.combined(_scatter(duels, torch.sigmoid(margin) - y, x.shape[-2]))
+            drift = theta - origin
+            return loss(margin, won) + lam / 2 * drift.square().sum(-1), _flat(pull) + lam * drift
+
+        start = _flat(self.weights)
+        margin, rows = look(start)
+        pairs = rows.differences(duels)
+        root = slope(margin).sqrt()
+        system = root.unsqueeze(-1) * pairs.inner(pairs) * root.unsqueeze(-2)
+        system.diagonal(dim1=-2, dim2=-1).add_(lam)
+        factor = torch.linalg.cholesky(system)
+
+        def precondition(vector: Tensor) -> Tensor:
+            """Multiply by ``(λI + JᵀDJ)⁻¹ = (I - Jᵀ√D (λI + √D K √D)⁻¹ √D J) / λ``, ``K = JJᵀ`` (Woodbury)."""
+            along = root * duels.difference(rows.times(self._blocks(vector)))
+            dual = root * torch.cholesky_solve(along.unsqueeze(-1), factor).squeeze(-1)
+            return (vector - _flat(rows.combined(_scatter(duels, dual, x.shape[-2])))) / lam
+
+        reference = _scale(
+            self._scaled(self.network.value_and_gradient(self.initial, x)[1]).differences(duels).squares()
+        )
+        minimum = minimise(evaluate, start, precondition, self.tolerance * reference, self.iterations)
+        self.weights = self._blocks(minimum.x)
+        return Fit(minimum.gradient / reference, minimum.iterations)
+
+    def _blocks(self, vector: Float[Tensor, "*r p"]) -> Weights:
+        """Return a parameter vector as weight matrices."""
+        parts = vector.split([a * b for a, b in self.network.shapes], -1)
+        return tuple(part.unflatten(-1, shape) for part, shape in zip(parts, self.network.shapes, strict=True))
 
 
 class PolicyLearner(NeuralLearner):

