@@ -40,14 +40,27 @@ def secant(margin: Float[Tensor, ...], link: Straightened) -> Float[Tensor, ...]
     return torch.stack(weights).amin(0)
 
 
-def expected_softplus(mean: Float[Tensor, ...], variance: Float[Tensor, ...], nodes: int = 24) -> Float[Tensor, ...]:
-    """Return ``E log(1 + e^z)``, ``z ~ N(mean, variance)``, by Gauss-Hermite quadrature."""
-    point, weight = np.polynomial.hermite_e.hermegauss(nodes)
-    total = torch.zeros_like(mean)
+def expected_softplus(mean: Float[Tensor, ...], variance: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """Return ``E log(1 + e^z)``, ``z ~ N(mean, variance)``, to about 1e-7.
+
+    Up to a deviation of 1.5 by Gauss-Hermite quadrature; beyond, as ``E max(z, 0)`` in closed form plus
+    ``∫ log(1 + e^{-|x|}) p(x) dx`` by Gauss-Legendre quadrature on both sides of the kink.
+    """
     deviation = variance.sqrt()
+    near = torch.zeros_like(mean)
+    point, weight = np.polynomial.hermite_e.hermegauss(24)
     for x, w in zip(point, weight / math.sqrt(2 * math.pi), strict=True):
-        total = total + w * softplus(mean + x * deviation)
-    return total
+        near = near + w * softplus(mean + x * deviation)
+    spread = deviation.clamp(min=1.0)
+    ratio = mean / spread
+    density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
+    far = mean * torch.special.ndtr(ratio) + spread * density
+    point, weight = np.polynomial.legendre.leggauss(32)
+    for x, w in zip(18 * (point + 1), 18 * weight, strict=True):
+        rest = w * math.log1p(math.exp(-x)) / math.sqrt(2 * math.pi)
+        sides = torch.exp(-((x - mean) / spread).square() / 2) + torch.exp(-((x + mean) / spread).square() / 2)
+        far = far + rest * sides / spread
+    return torch.where(deviation <= 1.5, near, far)
 
 
 @dataclass(frozen=True)

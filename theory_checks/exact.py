@@ -20,7 +20,7 @@ from theory_checks.trials import Sampling, Trial, play
 
 SAMPLINGS: tuple[Sampling, ...] = ("random", "active", "adversary", "repeated")
 CONVERGED = 1e-6  # relative gradient norm up to which a fit counts as a near-minimiser
-SETTINGS = {"firm": (1.0, 10.0), "default": (1.0, 1.0), "overshoot": (2.0, 0.1)}  # Δmax, λ
+SETTINGS = {"firm": (1.0, 30.0), "default": (1.0, 1.0), "overshoot": (2.0, 0.1)}  # Δmax, λ
 JUDGED = {
     "firm": ("plain", "straightened", "noise"),
     "default": ("plain", "audited", "straightened", "noise"),

@@ -59,7 +59,9 @@ class Checks:
         names = [claim.name for family in self._all() for claim in family.claims()]
         for wanted in self.claims:
             if wanted not in known and not any(name == wanted or name.startswith(wanted + "/") for name in names):
-                near = difflib.get_close_matches(wanted, [*known, *names], 1, 0.0)
+                near = [name for name in names if name.startswith(wanted)] or difflib.get_close_matches(
+                    wanted, [*known, *names], 1, 0.0
+                )
                 raise InputError(
                     f"no claim is named {wanted!r}; the nearest is {near[0]!r}; families: {', '.join(known)}"
                 )
@@ -107,7 +109,7 @@ PRESETS: dict[str, tuple[str, Checks]] = {
             policy=Policy(80, (1.0, 0.5), 10, 16),
             devices=Devices(2, 8, 30, (32, 128), runs=2),
             regret=Regret(2, 48, 8, exact_replicates=80, exact_rounds=40),
-            transformers=Transformers(2, (8, 16), (1, 2), 4, 6, at_width=8),
+            transformers=Transformers(2, (8, 16), (2, 4), 4, 6, at_width=8),
         ),
     ),
     "quick": ("every claim, small (under 10 minutes on 2 cores)", Checks()),
@@ -124,7 +126,7 @@ PRESETS: dict[str, tuple[str, Checks]] = {
             policy=Policy(400, (1.0, 0.1, 0.2, 0.5, 2.0, 5.0), 200, 128),
             devices=Devices(64, 128, 200, (32, 128, 512, 2048, 8192), 128),
             regret=Regret(40, 2000, 50, 1000, 2000),
-            transformers=Transformers(32, (16, 32, 64, 128, 256, 512, 1024), (1, 2, 4, 8, 16, 32, 64)),
+            transformers=Transformers(32, (16, 32, 64, 128, 256, 512, 1024), (2, 4, 8, 16, 32, 64)),
         ),
     ),
 }
@@ -138,7 +140,7 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
             if name == "dask":
                 from distributed import Client
 
-                client = Client(address) if address else Client(processes=True, threads_per_worker=1)  # type: ignore[no-untyped-call]
+                client = Client(address, timeout=10) if address else Client(processes=True, threads_per_worker=1)  # type: ignore[no-untyped-call]
                 open_until_done.enter_context(client)
             elif name == "ray":
                 import ray

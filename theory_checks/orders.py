@@ -162,7 +162,7 @@ class Orders(Family):
     """the widest network of more than 3 weight matrices"""
     times: tuple[int, ...] = (5, 10, 20, 40)
     """answers, in the sweep over t; the other sweeps end at the last"""
-    regularisations: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    regularisations: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     at_width: int = 256
     """of the sweeps over λ, t and depth"""
     prompts: int = 20

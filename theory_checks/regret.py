@@ -126,6 +126,8 @@ class Regret(Family):
             width=self.width,
             audit=False,
             fit_iterations=15,
+            reward_bound=5.0,
+            ridge=1.0,
         )
 
     def cells(self) -> list[str]:
@@ -148,7 +150,7 @@ class Regret(Family):
 
     def claims(self) -> list[Claim]:
         """Declare sub-linear growth (random as the control) and the optimistic step."""
-        where = f"T = {self.rounds}, 5 arms, fresh prompts, |r| <= 1, ν = 1"
+        where = f"T = {self.rounds}, 5 arms, fresh prompts, |r| <= 5, ridge 1, ν = 1"
         declared = [
             Claim(
                 f"regret/{truth}/{contender}",

@@ -38,7 +38,8 @@ def log_slope(table: pd.DataFrame, x: str, y: str, paired: bool = False, seed: i
     Replicates are drawn anew within every ``x`` where they are independent worlds there; ``paired`` draws whole
     replicates, where one world is followed along ``x``.  Values of 0 are no part of a power law and are refused.
     """
-    groups = [(float(str(place)), np.log(values.to_numpy())) for place, values in table.groupby(x)[y]]
+    with np.errstate(divide="ignore"):
+        groups = [(float(str(place)), np.log(values.to_numpy())) for place, values in table.groupby(x)[y]]
     if len(groups) < 2 or not all(np.isfinite(values).all() for _, values in groups):
         raise ValueError(f"{y} against {x}: a slope needs two places and positive values")
     places = np.log([place for place, _ in groups])

@@ -112,7 +112,7 @@ def fit(
     duels: Duels,
     theta: Tensor,
     regularisation: float,
-    iterations: int = 40,
+    iterations: int = 150,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, float]:
     """Return the minimiser of the theory's loss from ``theta``, by Gauss-Newton in the dual, and its gradient norm.
@@ -217,7 +217,7 @@ class Transformers(Family):
 
     replicates: int = 6
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
-    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
     prompts: int = 8
     answers: int = 16
     regularisation: float = 1.0

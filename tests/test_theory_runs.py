@@ -1,0 +1,189 @@
+"""The theory checks as a user runs them: the command line, equal bytes, a killed run, a cluster, refusals, alarms."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bandits import btl
+from bandits.errors import InputError
+from bandits.results import RunDirectory, config_of
+from theory_checks import __main__ as command
+from theory_checks import experiments, trials
+from theory_checks.exact import Exact
+from theory_checks.experiments import PRESETS, Checks
+from theory_checks.orders import Orders
+from theory_checks.report import judge
+
+FAST = ["--claims", "information", "tightness"]
+COMMAND = [sys.executable, "-m", "theory_checks", "smoke", *FAST]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that holds wall-clock times."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
+            if f.is_file() and f.name != "timing.json"}  # fmt: skip
+
+
+def only(output: Path) -> Path:
+    (folder,) = (output / "theory").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("first")
+    assert command.main(["smoke", *FAST, "--output", str(output), "--jobs", "1"]) == 0
+    return only(output)
+
+
+class TestRun:
+    def test_the_folder_and_the_page(self, finished):
+        names = set(files(finished))
+        assert {
+            "manifest.json",
+            "index.html",
+            "verdicts.csv",
+            "findings.json",
+            "information.csv",
+            "tightness.csv",
+        } <= names
+        page = (finished / "index.html").read_text()
+        assert 'src="data:image/png;base64,' in page
+        assert "http" not in page
+        verdicts = pd.read_csv(finished / "verdicts.csv")
+        assert set(verdicts["verdict"]) <= {"supported", "refuted", "not informative"}
+        assert not verdicts["alarm"].any()
+        assert not [n for n in names if "tmp" in n]
+
+    def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
+        subprocess.run([*COMMAND, "--output", str(tmp_path), "--jobs", "2"], check=True, capture_output=True)
+        assert files(only(tmp_path)) == files(finished)
+
+    def test_a_killed_run_goes_on_to_the_same_bytes(self, finished, tmp_path):
+        run = subprocess.Popen([*COMMAND, "--output", str(tmp_path), "--jobs", "1"], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        deadline = time.monotonic() + 240
+        while len(list(tmp_path.rglob("table.csv"))) < 2 and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        assert not (only(tmp_path) / "index.html").exists()
+        assert command.main(["smoke", *FAST, "--output", str(tmp_path), "--jobs", "1"]) == 0
+        assert files(only(tmp_path)) == files(finished)
+
+    def test_a_complete_run_is_judged_again_not_run_again(self, finished, capsys):
+        before = {f: f.stat().st_mtime_ns for f in finished.rglob("*.csv")}
+        assert command.main(["smoke", *FAST, "--output", str(finished.parent.parent)]) == 0
+        assert {f: f.stat().st_mtime_ns for f in finished.rglob("*.csv")} == before
+        assert "complete" in capsys.readouterr().out
+
+    def test_a_cluster_loses_a_worker_and_nothing_else(self, finished, tmp_path):
+        """Two Dask workers, one killed with SIGKILL after the first cell; the same bytes as one process gave."""
+        distributed = pytest.importorskip("distributed")
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+        with cluster, distributed.Client(cluster) as client:
+            victim = next(iter(client.run(os.getpid).values()))
+            killed = threading.Event()
+
+            def kill() -> None:
+                while not list(tmp_path.rglob("table.csv")):
+                    time.sleep(0.02)
+                os.kill(victim, signal.SIGKILL)
+                killed.set()
+
+            killer = threading.Thread(target=kill, daemon=True)
+            killer.start()
+            where = ["--backend", "dask", "--address", cluster.scheduler_address, "--jobs", "2"]
+            assert command.main(["smoke", *FAST, "--output", str(tmp_path), *where]) == 0
+            assert killed.is_set()
+        assert files(only(tmp_path)) == files(finished)
+
+
+class TestAlarms:
+    def test_a_control_that_is_not_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(trials.ORACLES, "flipped", btl.BTL())
+        names = ["--claims", "controls/flipped labels"]
+        assert command.main(["smoke", *names, "--output", str(tmp_path), "--jobs", "1"]) == 1
+        assert "alarm: controls/flipped labels is supported" in capsys.readouterr().err
+
+    def test_a_claim_that_should_hold_and_is_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
+        real = trials.linearised
+        monkeypatch.setattr(trials, "linearised", lambda i, b, *rest: real(0 * i, 0 * b, *rest[:-1], 0.999))
+        small = ["--claims", "exact/default/random/straightened", "--exact.rounds", "6"]
+        assert command.main(["smoke", *small, "--output", str(tmp_path), "--jobs", "1"]) == 1
+        assert "exact/default/random/straightened is refuted" in capsys.readouterr().err
+
+    def test_declared_and_measured_claims_are_the_same(self, finished):
+        checks = PRESETS["smoke"][1]
+        for family in checks.families:
+            if family.name == "tightness":
+                judged = judge(family, pd.read_csv(finished / "tightness.csv"), checks)
+                assert [v.claim for v in judged] == family.claims()
+
+    def test_names_of_claims_and_cells_are_unique(self):
+        for _, checks in PRESETS.values():
+            claims = [c.name for family in checks.families for c in family.claims()]
+            assert len(claims) == len(set(claims))
+            assert len(checks.cells) == len(set(checks.cells))
+            assert all(c.family == family.name for family in checks.families for c in family.claims())
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["quik"], "did you mean 'quick'"),
+            (["smoke", "--claims", "contrls"], "the nearest is 'controls'"),
+            (
+                ["smoke", "--claims", "exact/default/random/strait"],
+                "the nearest is 'exact/default/random/straightened'",
+            ),
+            (["smoke", "--claims", "exact", "--backend", "dask", "--address", "tcp://127.0.0.1:9"], "cannot reach"),
+        ],
+    )
+    def test_one_line_and_status_2(self, arguments, said, tmp_path, capsys):
+        extra = ["--output", str(tmp_path)] if len(arguments) > 1 else []
+        try:
+            status = command.main([*arguments, *extra])
+        except SystemExit as error:
+            status = error.code
+        assert status == 2
+        assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+    def test_too_few_replicates_says_how_many(self):
+        with pytest.raises(InputError, match=r"exact: 71 replicates cannot support .* at least 72 are needed"):
+            Exact(replicates=71)
+        with pytest.raises(InputError, match="at least 368 are needed"):
+            Exact(replicates=100, delta=0.01)
+
+    def test_sweeps_that_have_no_slope_are_refused(self):
+        for wrong in ({"widths": (64,)}, {"times": (10,)}, {"times": (10, 99)}, {"replicates": 1}):
+            with pytest.raises(InputError):
+                Orders(**wrong)
+
+    def test_a_seed_must_not_be_negative(self):
+        with pytest.raises(InputError, match="seed"):
+            Checks(seed=-1)
+
+    def test_another_runs_folder_is_refused(self, finished):
+        manifest = finished / "manifest.json"
+        before = manifest.read_text()
+        page = finished / "index.html"
+        kept = page.read_bytes()
+        try:
+            page.unlink()
+            manifest.write_text(before.replace('"seed": 0', '"seed": 5'))
+            checks = experiments.PRESETS["smoke"][1]
+            config = config_of(Checks(**{**checks.__dict__, "claims": tuple(FAST[1:])}))
+            with pytest.raises(InputError, match="another config"):
+                RunDirectory(finished.parent.parent, "theory", "smoke", config)
+        finally:
+            manifest.write_text(before)
+            page.write_bytes(kept)
