@@ -336,6 +336,7 @@ class Cell:
         while (path := self._record(len(self.records))).exists():
             self.records.append(read_json(path))
         self.initial_probe = self.last_probe = torch.empty(0)
+        self._since = time.perf_counter()
 
     def _record(self, number: int) -> Path:
         return self.folder / "records" / f"round-{number:02d}.json"
@@ -380,9 +381,11 @@ class Cell:
             write_text(self._record(number), text + "\n")
             path = self.folder / "timing.json"
             spent = read_json(path) if path.exists() else {}
-            total = {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in self.policy.meter.seconds.items()}
-            write_json(path, spent | total)
+            seconds = dict(self.policy.meter.seconds)
+            seconds["other"] = time.perf_counter() - self._since - sum(seconds.values())
+            write_json(path, spent | {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in seconds.items()})
         self.policy.meter.seconds.clear()
+        self._since = time.perf_counter()
 
     def _theta(self, number: int) -> dict[str, Tensor]:
         """Read θ after a round from its PEFT folder."""
