@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from bandits.errors import InputError
+from bandits.command import guard, parse
 from bandits.results import RunDirectory, config_of, read_json
 from theory_checks.experiments import PRESETS, Backend, Checks, run
 from theory_checks.report import finish, judge, terminal
+
+STATUS = (
+    "\n\nexit status: 0 all came out as the theory says; 1 a claim that should hold is refuted, or a control is not; "
+    "2 bad input."
+)
 
 
 @dataclass(frozen=True)
@@ -34,30 +38,10 @@ class Options:
     """start over, deleting what this run's folder holds"""
 
 
-def usage() -> str:
-    """Return the presets, a line each."""
-    lines = [f"  {name:<10}{text}" for name, (text, _) in PRESETS.items()]
-    return (
-        "usage: python -m theory_checks PRESET [--option value ...]\n\npresets:\n" + "\n".join(lines)
-        + "\n\npython -m theory_checks PRESET --help lists the options. Exit status: 0 as the theory says, 1 a claim that "
-        "should hold\nis refuted or a control is not, 2 bad input."
-    )  # fmt: skip
-
-
-def check(arguments: Sequence[str]) -> bool:
-    """Run a preset with overrides; print the table; return whether all came out as the theory says."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        raise SystemExit(0)
-    preset = arguments[0]
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown preset {preset!r}; {hint}choose from {', '.join(PRESETS)}")
-    text, checks = PRESETS[preset]
-    options = tyro.cli(Options, args=list(arguments[1:]), default=Options(checks), prog=f"python -m theory_checks {preset}",
-                       description=text, config=(tyro.conf.FlagConversionOff,))  # fmt: skip
-    checks = replace(options.checks)
+def check(arguments: Sequence[str]) -> int:
+    """Run a preset with overrides; print the table of claims; return the exit status."""
+    preset, options = parse("theory_checks", arguments, PRESETS, Options, STATUS)
+    checks = options.checks
     directory = RunDirectory(options.output, "theory", preset, config_of(checks), options.force)
     tables = run(checks, directory, options.jobs, options.backend, options.address)
     if directory.complete:
@@ -72,19 +56,12 @@ def check(arguments: Sequence[str]) -> bool:
     for v in alarms:
         print(f"alarm: {v.claim.name} is {v.word}: {v.reason}", file=sys.stderr)
     print(f"{len(verdicts)} claims, {len(alarms)} alarms; page: {directory.path / 'index.html'}")
-    return not alarms
+    return 1 if alarms else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; bad input is one line on standard error and exit status 2."""
-    try:
-        return 0 if check(sys.argv[1:] if arguments is None else arguments) else 1
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return guard(check, arguments)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ GRID = tuple(4.0**power for power in range(-6, 4))
 
 
 def secant(margin: Float[Tensor, ...], link: Straightened) -> Float[Tensor, ...]:
-    """Return the least ``w`` with ``b(Δ) - b(m) - b'(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``, ``b = ∫link``.
+    """Least ``w`` with ``b(Δ) - b(m) - b'(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``; ``b = ∫link``.
 
     The ratio is a weighted mean of the link's slope over the segment from ``m`` to Δ; since the slope has one peak, at
     0, the ratio is least at an end of the interval or next to ``m``.  Between ``κ = σ'(limit)`` and ``1/4``.
@@ -60,7 +60,7 @@ class Centre:
     theta: Float[Tensor, "r p"]
     margins: Float[Tensor, "r n"]
     precision: float
-    loss: Float[Tensor, "r"]
+    loss: Float[Tensor, r]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Certificate:
     features: Float[Tensor, "r n p"]
     centres: tuple[Centre, ...]
     ellipsoids: tuple[DenseDesign, ...]
-    radii: tuple[Float[Tensor, "r"], ...]
+    radii: tuple[Float[Tensor, r], ...]
 
     def width(self, features: Float[Tensor, "r k p"], theta: Float[Tensor, "r p"]) -> Float[Tensor, "r k"]:
         """Return the bound on ``|φᵀ(θ* - θ)|`` of any estimate: ``min_ν |φᵀ(θ_ν - θ)| + √(2R_ν) ‖φ‖_{W_ν⁻¹}``."""
@@ -81,7 +81,7 @@ class Certificate:
         return torch.stack(sides).amin(0)
 
 
-def evidence(features: Float[Tensor, "r n p"], tally: Tally, centres: tuple[Centre, ...]) -> Float[Tensor, "r"]:
+def evidence(features: Float[Tensor, "r n p"], tally: Tally, centres: tuple[Centre, ...]) -> Float[Tensor, r]:
     """Return a lower bound on ``log E_Q exp ℓ``, ``Q`` the even mixture of ``N(0, I/ν)`` over the centres' ``ν``.
 
     Per component the variational bound ``E_q ℓ - KL(q ‖ N(0, I/ν))`` with ``q = N(θ_ν, H_ν⁻¹)``, ``H_ν`` the Fisher
@@ -121,7 +121,7 @@ def certify(
     features: Float[Tensor, "r n p"],
     tally: Tally,
     centres: tuple[Centre, ...],
-    norm: Float[Tensor, "r"],
+    norm: Float[Tensor, r],
     limit: float,
     delta: float,
 ) -> Certificate:
@@ -135,6 +135,7 @@ def certify(
         (2 * (known + centre.precision * norm.square() / 2 - centre.loss)).clamp(min=0).sqrt() for centre in centres
     )
     ellipsoids = tuple(
-        DenseDesign.of(features, tally.asked * secant(centre.margins, Straightened(limit)), centre.precision) for centre in centres
+        DenseDesign.of(features, tally.asked * secant(centre.margins, Straightened(limit)), centre.precision)
+        for centre in centres
     )
     return Certificate(features, centres, ellipsoids, radii)

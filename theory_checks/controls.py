@@ -21,9 +21,11 @@ from theory_checks.trials import Trial, play
 
 OFTEN = "one duel (|Δ| = 2) asked 3000 times, λ = 1"
 WHICH = {
-    "straightened": "exact bound, straightened fit", "plain": "exact bound, θ_t", "noise": "self-normalised step",
+    "straightened": "exact bound, straightened fit",
+    "plain": "exact bound, θ_t",
+    "noise": "self-normalised step",
     "certificate": "the tighter certificate",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Control:
 
 def _all(delta: float) -> dict[str, Control]:
     duel = Setting(prompts=1, responses=3, largest=2.0)
-    often = Trial(duel, "repeated", rounds=60, batch=50, certificates=8, delta=delta)
-    firm = Trial(Setting(truth="aligned", largest=2.0, width=256), rounds=20, regularisation=30.0, certificates=0,
-                 delta=delta)  # fmt: skip
+    often = Trial(duel, "repeated", rounds=60, batch=50, certificates=0, delta=delta)
+    firm = Trial(
+        Setting(truth="aligned", largest=2.0, width=256), rounds=20, regularisation=30.0, certificates=0, delta=delta
+    )
     oracles = {
         "flipped labels": ("flipped", "every answer turned round"),
         "20 % of labels flipped": ("flipped-20%", "every fifth answer turned round"),
@@ -59,7 +62,9 @@ def _all(delta: float) -> dict[str, Control]:
         for name, (oracle, says) in oracles.items()
     }
     controls |= {
-        f"{name}, certificate": replace(controls[name], bound="certificate")
+        f"{name}, certificate": Control(
+            controls[name].says, replace(controls[name].trial, certificates=8), "certificate", OFTEN
+        )
         for name in ("flipped labels", "probit link")
     }
     controls["mean loss"] = Control(
@@ -68,25 +73,34 @@ def _all(delta: float) -> dict[str, Control]:
     controls["decay to 0"] = Control(
         "(λ/2)‖θ‖² in place of (λ/2)‖θ - θ0‖²",
         replace(firm, setting=Setting(truth="aligned", largest=0.2), regularisation=100.0, twist="decay-to-zero"),
-        "straightened", "a weak truth along one feature (|Δ| <= 0.2), λ = 100, 20 answers: the prior term is the bound",
-    )  # fmt: skip
+        "straightened",
+        "a weak truth along one feature (|Δ| <= 0.2), λ = 100, 20 answers: the prior term is the bound",
+    )
     controls["NDB features under NTK weights"] = Control(
-        "φ/√m in V, θ not rescaled", replace(firm, twist="ndb-features"), "straightened",
+        "φ/√m in V, θ not rescaled",
+        replace(firm, twist="ndb-features"),
+        "straightened",
         "a truth along one feature (|Δ| <= 2), m = 256, λ = 30, 20 answers: the bound is nearly attained",
-    )  # fmt: skip
+    )
     controls["forgetful fit"] = Control(
-        "θ_t fits the newest batch alone while V counts every answer", replace(often, twist="forgetful"),
-        "straightened", OFTEN,
-    )  # fmt: skip
+        "θ_t fits the newest batch alone while V counts every answer",
+        replace(often, twist="forgetful"),
+        "straightened",
+        OFTEN,
+    )
     controls["V misses answers"] = Control(
-        "V counts each asked duel once", replace(often, twist="unrecorded"), "noise",
+        "V counts each asked duel once",
+        replace(often, twist="unrecorded"),
+        "noise",
         OFTEN + "; the whole bound would only get looser, so its self-normalised step is judged",
-    )  # fmt: skip
+    )
     extreme = Setting(prompts=1, responses=2, largest=8.0)
     controls["κ at too small a Δmax"] = Control(
-        "κ = σ'(2) where |Δ| = 8", replace(often, setting=extreme, twist="small-kappa", certificates=0), "plain",
+        "κ = σ'(2) where |Δ| = 8",
+        replace(often, setting=extreme, twist="small-kappa", certificates=0),
+        "plain",
         "one duel (|Δ| = 8) asked 3000 times, λ = 1; the audit of κ is switched off",
-    )  # fmt: skip
+    )
     return controls
 
 
@@ -138,12 +152,36 @@ class Controls(Family):
         declared = []
         for name, control in _all(self.delta).items():
             which = WHICH[control.bound]
-            declared.append(Claim(f"controls/{name}", f"{which} with {control.says}", "at least", 1 - self.delta,
-                                  "fails", control.setting))  # fmt: skip
-            declared.append(Claim(f"controls/{name}/honest twin", f"{which}, the same setting done right", "at least",
-                                  1 - self.delta, "holds", control.setting))  # fmt: skip
-        declared.append(Claim(f"controls/{HALF}", "width times half of the multiplier that covered half of the replicates",
-                              "at least", 1 - self.delta, "fails", OFTEN))  # fmt: skip
+            declared.append(
+                Claim(
+                    f"controls/{name}",
+                    f"{which} with {control.says}",
+                    "at least",
+                    1 - self.delta,
+                    "fails",
+                    control.setting,
+                )
+            )
+            declared.append(
+                Claim(
+                    f"controls/{name}/honest twin",
+                    f"{which}, the same setting done right",
+                    "at least",
+                    1 - self.delta,
+                    "holds",
+                    control.setting,
+                )
+            )
+        declared.append(
+            Claim(
+                f"controls/{HALF}",
+                "width times half of the multiplier that covered half of the replicates",
+                "at least",
+                1 - self.delta,
+                "fails",
+                OFTEN,
+            )
+        )
         return declared
 
     def _part(self, table: pd.DataFrame, trial: Trial) -> pd.DataFrame:
@@ -187,8 +225,9 @@ class Controls(Family):
                 rows.append(pd.DataFrame({"control": name, "kind": kind, "worst": worst.clip(lower=1e-3)}))
         return [
             picture(
-                "controls", "Largest left side over right side of every control and its honest twin (box: quartiles, "
+                "controls",
+                "Largest left side over right side of every control and its honest twin (box: quartiles, "
                 "whiskers: 95 % of replicates). Controls must lie beyond the line, twins before it.",
                 plots.controls(pd.concat(rows)),
             )
-        ]  # fmt: skip
+        ]

@@ -18,8 +18,17 @@ from tqdm import tqdm
 from bandits.errors import InputError
 from bandits.results import RunDirectory, write_frame
 from theory_checks.controls import Controls
+from theory_checks.devices import Devices
 from theory_checks.exact import Exact
 from theory_checks.family import Family, Run
+from theory_checks.information import Information
+from theory_checks.network import Network
+from theory_checks.orders import Orders
+from theory_checks.policy import Policy
+from theory_checks.regret import Regret
+from theory_checks.sharper import Sharper
+from theory_checks.tightness import Tightness
+from theory_checks.transformers import Transformers
 
 Backend = Literal["loky", "dask", "ray"]
 
@@ -33,6 +42,15 @@ class Checks:
     """families, or names of claims, to check (default: all)"""
     exact: Exact = field(default_factory=Exact)
     controls: Controls = field(default_factory=Controls)
+    network: Network = field(default_factory=Network)
+    orders: Orders = field(default_factory=Orders)
+    information: Information = field(default_factory=Information)
+    tightness: Tightness = field(default_factory=Tightness)
+    sharper: Sharper = field(default_factory=Sharper)
+    policy: Policy = field(default_factory=Policy)
+    devices: Devices = field(default_factory=Devices)
+    regret: Regret = field(default_factory=Regret)
+    transformers: Transformers = field(default_factory=Transformers)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -68,12 +86,46 @@ class Checks:
 PRESETS: dict[str, tuple[str, Checks]] = {
     "smoke": (
         "every family at its smallest, for tests (under a minute)",
-        Checks(exact=Exact(replicates=80, block=40, rounds=40), controls=Controls(replicates=80)),
+        Checks(
+            exact=Exact(replicates=80, block=80, rounds=10, prompts=2),
+            controls=Controls(replicates=80),
+            network=Network(rounds=12, width=16),
+            orders=Orders(
+                3,
+                2,
+                widths=(16, 32, 64),
+                deepest_width=64,
+                depths=(2, 3),
+                times=(5, 10),
+                at_width=32,
+                regularisations=(0.3, 1.0, 3.0),
+                prompts=6,
+            ),
+            information=Information(3, ("mlp",), prompts=5, width=16, pools=50, answers=40),
+            tightness=Tightness(6, 10, 16, 15, (15, 30), (2.0,), (1.0,), ("mlp",)),
+            sharper=Sharper(80, 80, 4, 16, 3, 3),
+            policy=Policy(80, (1.0, 0.5), 10, 16),
+            devices=Devices(2, 8, 30, (32, 128), runs=2),
+            regret=Regret(2, 48, 8, exact_replicates=80, exact_rounds=40),
+            transformers=Transformers(2, (8, 16), (1, 2), 4, 6, at_width=8),
+        ),
     ),
     "quick": ("every claim, small (under 10 minutes on 2 cores)", Checks()),
     "full": (
         "every claim with many replicates and the largest networks (hours)",
-        Checks(exact=Exact(replicates=4000, rounds=2000), controls=Controls(replicates=1000)),
+        Checks(
+            exact=Exact(replicates=4000, rounds=2000),
+            controls=Controls(replicates=1000),
+            network=Network(400, 200, 512),
+            orders=Orders(40, 16, deepest_width=4096, times=(5, 10, 20, 40, 60)),
+            information=Information(64, prompts=200),
+            tightness=Tightness(400, 100, 128, 200),
+            sharper=Sharper(400, 40, 200, 64, 20, 10),
+            policy=Policy(400, (1.0, 0.1, 0.2, 0.5, 2.0, 5.0), 200, 128),
+            devices=Devices(64, 128, 200, (32, 128, 512, 2048, 8192), 128),
+            regret=Regret(40, 2000, 50, 1000, 2000),
+            transformers=Transformers(32, (16, 32, 64, 128, 256, 512, 1024), (1, 2, 4, 8, 16, 32, 64)),
+        ),
     ),
 }
 
@@ -81,30 +133,27 @@ PRESETS: dict[str, tuple[str, Checks]] = {
 @contextlib.contextmanager
 def backend_of(name: Backend, address: str | None) -> Iterator[None]:
     """Send joblib's work to local processes, or to a Dask or Ray cluster (at ``address``, else a local one)."""
-    if name == "loky":
-        with joblib.parallel_config(backend="loky"):
-            yield
-        return
-    try:
-        if name == "dask":
-            from distributed import Client
+    with contextlib.ExitStack() as open_until_done:
+        try:
+            if name == "dask":
+                from distributed import Client
 
-            client = Client(address) if address else Client(processes=True, threads_per_worker=1)
-            with client, joblib.parallel_config(backend="dask"):
-                yield
-        else:
-            import ray
-            from ray.util.joblib import register_ray
+                client = Client(address) if address else Client(processes=True, threads_per_worker=1)  # type: ignore[no-untyped-call]
+                open_until_done.enter_context(client)
+            elif name == "ray":
+                import ray
+                from ray.util.joblib import register_ray
 
-            ray.init(address=address, log_to_driver=False)
-            register_ray()
-            with joblib.parallel_config(backend="ray"):
-                yield
-    except ImportError:
-        package = {"dask": "distributed", "ray": "ray"}[name]
-        raise InputError(f"backend {name!r} needs the package {package!r}: pip install {package}") from None
-    except (OSError, ConnectionError) as error:
-        raise InputError(f"backend {name!r}: cannot reach {address or 'a local cluster'} ({error})") from None
+                ray.init(address=address, log_to_driver=False)
+                open_until_done.callback(ray.shutdown)
+                register_ray()
+        except ImportError:
+            package = {"dask": "distributed", "ray": "ray"}[name]
+            raise InputError(f"backend {name!r} needs the package {package!r}: pip install {package}") from None
+        except (OSError, ConnectionError) as error:
+            raise InputError(f"backend {name!r}: cannot reach {address or 'a local cluster'} ({error})") from None
+        open_until_done.enter_context(joblib.parallel_config(backend=name))
+        yield
 
 
 def run_cell(checks: Checks, family: str, cell: str, folder: Path) -> float:

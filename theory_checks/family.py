@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bandits.luck import Luck
 from bandits.plots import png
-from bandits.report import Picture
+from bandits.page import Picture
 from theory_checks.claims import Claim, Measurement, Verdict
 
 __all__ = ["Family", "Picture", "Run", "Verdict", "blocks", "picture"]

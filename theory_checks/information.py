@@ -1,4 +1,4 @@
-"""The information of the answers: realised log det against d̃, its growth, the chain rule, the potential, greedy choice."""
+"""The information of the answers: log det against d̃, its growth, the chain rule, the potential, greedy choice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLINGS: tuple[Sampling, ...] = ("random", "active", "adversary")
 
 
 def greedy_ratio(luck: Luck, pool: int = 10, picks: int = 3, dim: int = 4) -> dict[str, np.ndarray]:
-    """Return ``log det`` of greedy picks, and of the narrowest duels, over the best of all ``C(pool, picks)`` choices."""
+    """Return ``log det`` of greedy picks, and of the narrowest duels, over that of the best choice of all."""
     rows = luck.child("rows").normal(pool, dim) * (1 + 3 * luck.child("scale").uniform(pool, 1))
     ties = luck.child("ties").uniform(pool)
     conditioned = GramDesign(1.0).condition(Dense(rows))
@@ -74,9 +74,16 @@ class Information(Family):
 
     def _simulation(self, seed: int) -> Simulation:
         return Simulation(
-            contenders=CONTENDERS, truths=self.truths, replicates=self.replicates, seed=seed, prompts=self.prompts,
-            heldout=2, rounds=10, batch=max(1, self.prompts // 5), width=self.width,
-        )  # fmt: skip
+            contenders=CONTENDERS,
+            truths=self.truths,
+            replicates=self.replicates,
+            seed=seed,
+            prompts=self.prompts,
+            heldout=2,
+            rounds=10,
+            batch=max(1, self.prompts // 5),
+            width=self.width,
+        )
 
     def _trial(self, sampling: Sampling) -> Trial:
         return Trial(Setting(3, 3), sampling, rounds=self.answers, certificates=0)
@@ -94,7 +101,7 @@ class Information(Family):
             return pd.DataFrame({"kind": kind, "replicate": np.arange(self.pools)} | greedy_ratio(luck))
         if kind == "trial":
             unrecorded = what[0] == "unrecorded"
-            sampling = next((s for s in SAMPLINGS if s == what[0]), "random")
+            sampling = next((s for s in SAMPLINGS if s == what[0]), SAMPLINGS[0])
             trial = replace(self._trial(sampling), twist="unrecorded" if unrecorded else "none")
             columns = play(trial, run.luck("information", "trial", replicates=range(self.replicates)))
             kept = {name: columns[name] for name in ("information", "potential", "chain")}
@@ -123,26 +130,70 @@ class Information(Family):
         """Declare identities, inequalities and growth."""
         loop = f"{self.prompts} prompts x 3, {10 * max(1, self.prompts // 5)} labels, m = {self.width}"
         declared = [
-            Claim("information/realised within d̃", "log det(V/ρ) over d̃, every round, truth and strategy", "at most", 1.0,
-                  setting=loop),
-            Claim("information/chain rule", "|Σ log(1 + ‖φ_s‖²) - log det(V/ρ)|, ‖·‖ in V of the answers before", "at most",
-                  1e-8, setting=f"9 duels, {self.answers} answers"),
-            Claim("information/chain rule, V misses answers", "the same with V that counts each duel once", "at most", 1e-8,
-                  "fails", f"9 duels, {self.answers} answers"),
-            Claim("information/elliptical potential", "Σ min(1, ‖φ_s‖²) over 2 log det(V/ρ)", "at most", 1.0,
-                  setting=f"9 duels, {self.answers} answers"),
-            Claim("information/greedy", "log det of greedy picks over the best of all choices, worst pool: 1 - 1/e",
-                  "at least", 1 - 1 / math.e, setting=f"{self.pools} pools of 10 duels, 3 picks"),
-            Claim("information/greedy, narrowest first", "the same for the narrowest duels", "at least", 1 - 1 / math.e,
-                  "fails", f"{self.pools} pools of 10 duels, 3 picks"),
-            Claim("information/active gains more than random", "log det after all labels, activedpo over random, paired, "
-                  "worst truth", "at least", 1.0, "open", loop),
-        ]  # fmt: skip
+            Claim(
+                "information/realised within d̃",
+                "log det(V/ρ) over d̃, every round, truth and strategy",
+                "at most",
+                1.0,
+                setting=loop,
+            ),
+            Claim(
+                "information/chain rule",
+                "|Σ log(1 + ‖φ_s‖²) - log det(V/ρ)|, ‖·‖ in V of the answers before",
+                "at most",
+                1e-8,
+                setting=f"9 duels, {self.answers} answers",
+            ),
+            Claim(
+                "information/chain rule, V misses answers",
+                "the same with V that counts each duel once",
+                "at most",
+                1e-8,
+                "fails",
+                f"9 duels, {self.answers} answers",
+            ),
+            Claim(
+                "information/elliptical potential",
+                "Σ min(1, ‖φ_s‖²) over 2 log det(V/ρ)",
+                "at most",
+                1.0,
+                setting=f"9 duels, {self.answers} answers",
+            ),
+            Claim(
+                "information/greedy",
+                "log det of greedy picks over the best of all choices, worst pool: 1 - 1/e",
+                "at least",
+                1 - 1 / math.e,
+                setting=f"{self.pools} pools of 10 duels, 3 picks",
+            ),
+            Claim(
+                "information/greedy, narrowest first",
+                "the same for the narrowest duels",
+                "at least",
+                1 - 1 / math.e,
+                "fails",
+                f"{self.pools} pools of 10 duels, 3 picks",
+            ),
+            Claim(
+                "information/active gains more than random",
+                "log det after all labels, activedpo over random, paired, worst truth",
+                "at least",
+                1.0,
+                "open",
+                loop,
+            ),
+        ]
         declared += [
-            Claim(f"information/growth/{truth}/{contender}", "log-log slope of log det(V/ρ) in labels: sub-linear", "at most",
-                  1.0, setting=loop)
-            for truth in self.truths for contender in CONTENDERS
-        ]  # fmt: skip
+            Claim(
+                f"information/growth/{truth}/{contender}",
+                "log-log slope of log det(V/ρ) in labels: sub-linear",
+                "at most",
+                1.0,
+                setting=loop,
+            )
+            for truth in self.truths
+            for contender in CONTENDERS
+        ]
         return declared
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
@@ -166,8 +217,10 @@ class Information(Family):
             wide = last.pivot(index="replicate", columns="contender", values="information")
             gains.append(mean((wide["activedpo"] / wide["random"]).to_numpy()))
         found["information/active gains more than random"] = min(gains, key=lambda m: m.estimate)
-        for (truth, contender), part in loop.groupby(["truth", "contender"], sort=False):
-            found[f"information/growth/{truth}/{contender}"] = log_slope(part, "labels", "information").measurement()
+        for (name, contender), part in loop.groupby(["truth", "contender"], sort=False):
+            found[f"information/growth/{name}/{contender}"] = log_slope(
+                part, "labels", "information", paired=True
+            ).measurement()
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -183,8 +236,11 @@ class Information(Family):
             f"Realised log det as a share of d̃ after {int(last['labels'].iloc[0])} labels: "
             + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
             + f"; gradients at θ_t instead of θ0 change it by {drift - 1:+.1%}.",
-            f"It grows as labels^{min(slopes):.2f} to labels^{max(slopes):.2f} over truths and strategies." if slopes else "",
-            f"Greedy picks reach at least {small['greedy'].min():.3f} of the best choice's log det over {len(small)} small pools "
+            f"It grows as labels^{min(slopes):.2f} to labels^{max(slopes):.2f} over truths and strategies."
+            if slopes
+            else "",
+            f"Greedy picks reach at least {small['greedy'].min():.3f} of the best choice's log det over "
+            f"{len(small)} small pools "
             f"(mean {small['greedy'].mean():.4f}); the guarantee is {1 - 1 / math.e:.3f}.",
         ]
 
@@ -192,9 +248,12 @@ class Information(Family):
         """Draw the growth."""
         loop = table[table["kind"] == "loop"]
         return [
-            picture("information", "Realised log det(V/ρ) against labels, per truth (means with 95 % intervals).",
-                    plots.lines(loop, "labels", "information", "contender", "truth", ("labels", "log det (nats)"), "xy")),
-        ]  # fmt: skip
+            picture(
+                "information",
+                "Realised log det(V/ρ) against labels, per truth (means with 95 % intervals).",
+                plots.lines(loop, "labels", "information", "contender", "truth", ("labels", "log det (nats)"), "xy"),
+            ),
+        ]
 
 
 def _worst(values: np.ndarray) -> Measurement:

@@ -1,4 +1,4 @@
-"""Propositions 1 and 2 on the network itself, with the constants of Neural Dueling Bandits, through the simulator's loop."""
+"""Propositions 1 and 2 on the network, with the constants of Neural Dueling Bandits, in the simulator's loop."""
 
 from __future__ import annotations
 
@@ -44,13 +44,28 @@ class Network(Family):
 
     def _simulation(self, setting: str, seed: int) -> Simulation:
         common = Simulation(
-            contenders=("random", "activedpo"), truths=("mlp",), replicates=self.replicates, seed=seed, width=self.width,
-            delta=self.delta, reward_bound=0.5,
-        )  # fmt: skip
+            contenders=("random", "activedpo"),
+            truths=("mlp",),
+            replicates=self.replicates,
+            seed=seed,
+            width=self.width,
+            delta=self.delta,
+            reward_bound=0.5,
+        )
         if setting == "pool":
             return replace(common, prompts=20, heldout=5, rounds=3, batch=10)
-        return replace(common, prompts=2, responses=2, heldout=1, rounds=self.rounds, batch=2, repeats=True, regularisation=10.0,
-                       evaluations=8, refit=0.3)  # fmt: skip
+        return replace(
+            common,
+            prompts=2,
+            responses=2,
+            heldout=1,
+            rounds=self.rounds,
+            batch=2,
+            repeats=True,
+            regularisation=10.0,
+            evaluations=8,
+            refit=0.3,
+        )
 
     def cells(self) -> list[str]:
         """One per setting and strategy."""
@@ -69,14 +84,24 @@ class Network(Family):
         for setting, words in SETTINGS.items():
             for sampling in ("random", "activedpo"):
                 for kind, says in (("θ0", "Proposition 1"), ("θt", "Proposition 2 (V and φ at θ_t)")):
-                    declared.append(Claim(
-                        f"network/{setting}/{sampling}/{kind}", f"{says} without its 2ε, which can only help", "at least",
-                        level, setting=f"{words}, m = {self.width}, depth 3",
-                    ))  # fmt: skip
-                declared.append(Claim(
-                    f"network/{setting}/{sampling}/split", "rms error <= statistical part + linearisation part", "at most",
-                    1.0, setting=words,
-                ))  # fmt: skip
+                    declared.append(
+                        Claim(
+                            f"network/{setting}/{sampling}/{kind}",
+                            f"{says} without its 2ε, which can only help",
+                            "at least",
+                            level,
+                            setting=f"{words}, m = {self.width}, depth 3",
+                        )
+                    )
+                declared.append(
+                    Claim(
+                        f"network/{setting}/{sampling}/split",
+                        "rms error <= statistical part + linearisation part",
+                        "at most",
+                        1.0,
+                        setting=words,
+                    )
+                )
         return declared
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
@@ -96,37 +121,63 @@ class Network(Family):
         for setting, part in table.groupby("setting", sort=False):
             last = part[part["round"] == part["round"].max()]
             lines.append(
-                f"{SETTINGS[str(setting)]}: γ_T = {last['gamma'].median():.0f} where {needed(part, 'needed_network', self.delta):.2f} "
-                f"would have sufficed; right over left side {last['tightness'].median():.0f} in the median; linearisation "
+                f"{SETTINGS[str(setting)]}: γ_T = {last['gamma'].median():.0f} where "
+                f"{needed(part, 'needed_network', self.delta):.2f} "
+                f"would have sufficed; right over left side {last['tightness'].median():.0f} in the median; "
+                "linearisation "
                 f"{last['linearisation'].median() / last['error'].median():.0%} of the error."
-            )  # fmt: skip
+            )
         return lines
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw the multiplier beside the one needed, and the parts of the error."""
-        terms = {"gamma": "γ of the papers", "gamma_noise": "its noise term", "gamma_prior": "its prior term",
-                 "needed_network": "needed by the network", "needed_tangent": "needed, linearised"}  # fmt: skip
-        long = table.melt(["setting", "labels", "replicate"], list(terms), "term", "multiplier").replace({"term": terms})
+        terms = {
+            "gamma": "γ of the papers",
+            "gamma_noise": "its noise term",
+            "gamma_prior": "its prior term",
+            "needed_network": "needed by the network",
+            "needed_tangent": "needed, linearised",
+        }
+        long = table.melt(["setting", "labels", "replicate"], list(terms), "term", "multiplier").replace(
+            {"term": terms}
+        )
         parts = {"error": "network's error", "statistical": "statistical part", "linearisation": "linearisation part"}
         split = table.melt(["setting", "labels", "replicate"], list(parts), "part", "rms").replace({"part": parts})
         return [
-            picture("network-terms", "Proposition 1's multiplier and its terms beside what would have sufficed (means with "
-                    "95 % intervals over replicates).",
-                    plots.lines(long, "labels", "multiplier", "term", "setting", ("labels", "multiplier of the width"), "xy")),
-            picture("network-split", "The network's error and its two parts.",
-                    plots.lines(split, "labels", "rms", "part", "setting", ("labels", "rms error (log-odds)"), "xy")),
-        ]  # fmt: skip
+            picture(
+                "network-terms",
+                "Proposition 1's multiplier and its terms beside what would have sufficed "
+                "(means with "
+                "95 % intervals over replicates).",
+                plots.lines(
+                    long, "labels", "multiplier", "term", "setting", ("labels", "multiplier of the width"), "xy"
+                ),
+            ),
+            picture(
+                "network-split",
+                "The network's error and its two parts.",
+                plots.lines(split, "labels", "rms", "part", "setting", ("labels", "rms error (log-odds)"), "xy"),
+            ),
+        ]
 
     def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
         """Tabulate the last round."""
         rows = []
         for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
             last = part[part["round"] == part["round"].max()]
-            rows.append({
-                "setting": setting, "sampling": sampling, "labels": int(last["labels"].iloc[0]),
-                "γ": last["gamma"].median(), "noise term": last["gamma_noise"].median(),
-                "prior term": last["gamma_prior"].median(), "needed γ̂": needed(part, "needed_network", self.delta),
-                "rhs/lhs": last["tightness"].median(), "width-error corr.": float(np.nanmean(last["rank_correlation"])),
-                "ε": last["epsilon"].median(), "error": last["error"].median(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "setting": setting,
+                    "sampling": sampling,
+                    "labels": int(last["labels"].iloc[0]),
+                    "γ": last["gamma"].median(),
+                    "noise term": last["gamma_noise"].median(),
+                    "prior term": last["gamma_prior"].median(),
+                    "needed γ̂": needed(part, "needed_network", self.delta),
+                    "rhs/lhs": last["tightness"].median(),
+                    "width-error corr.": float(np.nanmean(last["rank_correlation"])),
+                    "ε": last["epsilon"].median(),
+                    "error": last["error"].median(),
+                }
+            )
         return pd.DataFrame(rows)

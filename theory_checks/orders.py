@@ -107,7 +107,7 @@ def measure(place: Place, times: tuple[int, ...], prompts: int, luck: Luck) -> I
         designs = {}
         for at in ("initial", "current"):
             designs[at] = GramDesign(ridge)
-            designs[at].append(learner.features(past.items, at, "all").differences(past.duels))  # type: ignore[arg-type]
+            designs[at].append(learner.features(past.items, at, "all").differences(past.duels))
         widths = {
             "initial": designs["initial"].widths(first.differences(compared)),
             "current": designs["current"].widths(now.differences(compared)),
@@ -153,8 +153,8 @@ def _relative(a: Tensor, b: Tensor) -> Tensor:
 class Orders(Family):
     """Sweeps over width (per depth), number of answers, regularisation and depth."""
 
-    replicates: int = 12
-    few: int = 4
+    replicates: int = 10
+    few: int = 3
     """replicates of networks wider than 1024"""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
     depths: tuple[int, ...] = (2, 3, 4)
@@ -190,8 +190,10 @@ class Orders(Family):
     def _places(self) -> list[Place]:
         places = [
             Place("width", depth, width, 1.0)
-            for depth in self.depths for width in self.widths if depth <= 3 or width <= self.deepest_width
-        ]  # fmt: skip
+            for depth in self.depths
+            for width in self.widths
+            if depth <= 3 or width <= self.deepest_width
+        ]
         places += [Place("time", depth, self.at_width, 1.0) for depth in self.depths]
         places += [Place("lambda", 3, self.at_width, lam) for lam in self.regularisations]
         places += [Place("relu", 2, width, 1.0, "relu") for width in self.widths if width <= self.deepest_width]
@@ -217,10 +219,19 @@ class Orders(Family):
             luck = run.luck("orders", place.cell, replicates=members)
             times = self._times(place)
             for time, columns in zip(times, measure(place, times, self.prompts, luck), strict=True):
-                parts.append(pd.DataFrame({
-                    "sweep": place.sweep, "depth": place.depth, "width_m": place.width, "lambda": place.regularisation,
-                    "t": time, "replicate": list(members), **columns,
-                }))  # fmt: skip
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "sweep": place.sweep,
+                            "depth": place.depth,
+                            "width_m": place.width,
+                            "lambda": place.regularisation,
+                            "t": time,
+                            "replicate": list(members),
+                            **columns,
+                        }
+                    )
+                )
         return pd.concat(parts, ignore_index=True)
 
     def _slopes(self, table: pd.DataFrame) -> dict[str, tuple[Slope, float, str]]:
@@ -235,12 +246,18 @@ class Orders(Family):
                 found[f"orders/{measure_name} in m, depth {depth}"] = (slope, order, _fits(part))
         relu = table[(table["sweep"] == "relu") & (table["t"] == last)]
         found["orders/epsilon in m, ReLU, depth 2"] = (
-            log_slope(relu, "width_m", "epsilon"), declared(sorted(relu["width_m"].unique())), _fits(relu),
-        )  # fmt: skip
+            log_slope(relu, "width_m", "epsilon"),
+            declared(sorted(relu["width_m"].unique())),
+            _fits(relu),
+        )
         at = table[table["sweep"] == "time"]
         for depth in self.depths:
             part = at[at["depth"] == depth]
-            found[f"orders/epsilon in t, depth {depth}"] = (log_slope(part, "t", "epsilon"), 4 / 3, _fits(part))
+            found[f"orders/epsilon in t, depth {depth}"] = (
+                log_slope(part, "t", "epsilon", paired=True),
+                4 / 3,
+                _fits(part),
+            )
         found["orders/epsilon in depth"] = (log_slope(at[at["t"] == last], "depth", "epsilon"), 3.0, _fits(at))
         lam = table[(table["sweep"] == "lambda") & (table["t"] == last)]
         lam = lam.assign(inverse=1 / lam["lambda"])
@@ -257,29 +274,69 @@ class Orders(Family):
         for depth in self.depths:
             widths = list(self.widths) if depth <= 3 else deep
             for name, words in MEASURES.items():
-                declared_claims.append(Claim(
-                    f"orders/{name} in m, depth {depth}", f"log-log slope of {words}: order m^(-1/6) √log m",
-                    "at most", declared(widths), "open" if "stale" in name else "holds",
-                    f"{where}, m = {min(widths)} … {max(widths)}",
-                ))  # fmt: skip
-        declared_claims.append(Claim(
-            "orders/epsilon in m, ReLU, depth 2", "log-log slope of ε with the theorem's own activation", "at most",
-            declared(relu), "holds", f"ReLU, m = {min(relu)} … {max(relu)}",
-        ))  # fmt: skip
-        for depth in self.depths:
-            declared_claims.append(Claim(f"orders/epsilon in t, depth {depth}", "log-log slope of ε in t: order t^(4/3)",
-                                         "at most", 4 / 3, setting=f"m = {self.at_width}"))  # fmt: skip
+                declared_claims.append(
+                    Claim(
+                        f"orders/{name} in m, depth {depth}",
+                        f"log-log slope of {words}: order m^(-1/6) √log m",
+                        "at most",
+                        declared(widths),
+                        "open" if "stale" in name else "holds",
+                        f"{where}, m = {min(widths)} … {max(widths)}",
+                    )
+                )
+        declared_claims.append(
+            Claim(
+                "orders/epsilon in m, ReLU, depth 2",
+                "log-log slope of ε with the theorem's own activation",
+                "at most",
+                declared(relu),
+                "holds",
+                f"ReLU, m = {min(relu)} … {max(relu)}",
+            )
+        )
         declared_claims += [
-            Claim("orders/epsilon in depth", "log-log slope of ε in L: order L³", "at most", 3.0,
-                  setting=f"m = {self.at_width}, L = {min(self.depths)} … {max(self.depths)}"),
-            Claim("orders/epsilon in 1∕λ, weak λ", "log-log slope of ε in 1/λ: order (1/λ)^(4/3)", "at most", 4 / 3,
-                  setting=f"m = {self.at_width}, depth 3, λ = {min(self.regularisations):g} … 1"),
-            Claim("orders/epsilon in 1∕λ, strong λ", "the same where the fit shrinks as 1/λ and ε, of second order, as "
-                  "1/λ²: an upper bound in t/λ is about large t/λ and does not forbid it", "at most", 4 / 3, "open",
-                  setting=f"m = {self.at_width}, depth 3, λ = 1 … {max(self.regularisations):g}"),
-            Claim("orders/distance", "‖θ_t - θ0‖ <= √(2 t log 2 / λ), since L_t(θ_t) <= L_t(θ0) = t log 2", "at most", 1.0,
-                  setting="all of the above"),
-        ]  # fmt: skip
+            Claim(
+                f"orders/epsilon in t, depth {depth}",
+                "log-log slope of ε in t: order t^(4/3)",
+                "at most",
+                4 / 3,
+                setting=f"m = {self.at_width}",
+            )
+            for depth in self.depths
+        ]
+        declared_claims += [
+            Claim(
+                "orders/epsilon in depth",
+                "log-log slope of ε in L: order L³",
+                "at most",
+                3.0,
+                setting=f"m = {self.at_width}, L = {min(self.depths)} … {max(self.depths)}",
+            ),
+            Claim(
+                "orders/epsilon in 1∕λ, weak λ",
+                "log-log slope of ε in 1/λ: order (1/λ)^(4/3); a bound with an unknown C binds only as t/λ grows",
+                "at most",
+                4 / 3,
+                "open",
+                setting=f"m = {self.at_width}, depth 3, λ = {min(self.regularisations):g} … 1",
+            ),
+            Claim(
+                "orders/epsilon in 1∕λ, strong λ",
+                "the same where the fit shrinks as 1/λ and ε, of second order, as "
+                "1/λ²: an upper bound in t/λ is about large t/λ and does not forbid it",
+                "at most",
+                4 / 3,
+                "open",
+                setting=f"m = {self.at_width}, depth 3, λ = 1 … {max(self.regularisations):g}",
+            ),
+            Claim(
+                "orders/distance",
+                "‖θ_t - θ0‖ <= √(2 t log 2 / λ), since L_t(θ_t) <= L_t(θ0) = t log 2",
+                "at most",
+                1.0,
+                setting="all of the above",
+            ),
+        ]
         return declared_claims
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
@@ -297,9 +354,11 @@ class Orders(Family):
         ends = [float(at[at["width_m"] == m]["epsilon"].median()) for m in (min(self.widths), max(self.widths))]
         return [
             f"ε falls much faster with the width than declared: slopes {', '.join(s.said for s in widths)} at depth "
-            f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {ends[0]:.3f} at m = {min(self.widths)} to "
+            f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {ends[0]:.3f} at m = "
+            f"{min(self.widths)} to "
             f"{ends[1]:.4f} log-odds at m = {max(self.widths)} (depth 3).",
-            f"In t its slope is {t.said} (declared 4/3), in 1/λ {lam.said} for λ <= 1 (declared 4/3), in depth {depth.said} (declared "
+            f"In t its slope is {t.said} (declared 4/3), in 1/λ {lam.said} for λ <= 1 (declared 4/3), in depth "
+            f"{depth.said} (declared "
             f"3); the kernel's relative change falls as m^{kernel.said}.",
         ]
 
@@ -316,21 +375,34 @@ class Orders(Family):
         lam = table[(table["sweep"] == "lambda") & (table["t"] == last)]
         lam = lam.assign(inverse=1 / lam["lambda"])
         return [
-            picture("orders-m", "Linearisation error, relative change of gradients and of the duels' kernel against the "
-                    "width m. Medians with 95 % intervals; dashed: the declared order, anchored at the narrowest network.",
-                    plots.orders(widths, "width_m", {k: (v, order) for k, v in three.items()}, "depth", "width m")),
-            picture("orders-design", "What the lemmas are about: widths and log det under gradients at θ_t, and under rows "
-                    "that were never recomputed (stale), against θ0.",
-                    plots.orders(widths, "width_m", {k: (v, order) for k, v in rest.items()}, "depth", "width m")),
-            picture("orders-t", f"ε against the number of answers at m = {self.at_width}.",
-                    plots.orders(at, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t")),
-            picture("orders-lambda", f"ε against 1/λ at m = {self.at_width}, depth 3.",
-                    plots.orders(lam, "inverse", {"epsilon": ("ε", 4 / 3)}, None, "1/λ")),
-        ]  # fmt: skip
+            picture(
+                "orders-m",
+                "Linearisation error, relative change of gradients and of the duels' kernel "
+                "against the "
+                "width m. Medians with 95 % intervals; dashed: the declared order, anchored at the narrowest "
+                "network.",
+                plots.orders(widths, "width_m", {k: (v, order) for k, v in three.items()}, "depth", "width m"),
+            ),
+            picture(
+                "orders-design",
+                "What the lemmas are about: widths and log det under gradients at θ_t, and "
+                "under rows "
+                "that were never recomputed (stale), against θ0.",
+                plots.orders(widths, "width_m", {k: (v, order) for k, v in rest.items()}, "depth", "width m"),
+            ),
+            picture(
+                "orders-t",
+                f"ε against the number of answers at m = {self.at_width}.",
+                plots.orders(at, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t"),
+            ),
+            picture(
+                "orders-lambda",
+                f"ε against 1/λ at m = {self.at_width}, depth 3.",
+                plots.orders(lam, "inverse", {"epsilon": ("ε", 4 / 3)}, None, "1/λ"),
+            ),
+        ]
 
 
 def _fits(part: pd.DataFrame) -> str:
     share = float((part["gradient_norm"] > CONVERGED).mean())
     return f"{share:.0%} of the fits did not converge" if share > 0 else ""
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -35,9 +35,17 @@ def ratios(table: pd.DataFrame, panel: str, group: str) -> Figure:
         figure, axes = _panels(len(panels), share=True)
         for axis, name in zip(axes, panels, strict=True):
             sns.boxplot(
-                table[table[panel] == name], x=group, y="worst", hue="bound", palette="colorblind", whis=(2.5, 97.5),
-                showfliers=False, linewidth=0.8, ax=axis, legend=name == panels[-1],
-            )  # fmt: skip
+                table[table[panel] == name],
+                x=group,
+                y="worst",
+                hue="bound",
+                palette="colorblind",
+                whis=(2.5, 97.5),
+                showfliers=False,
+                linewidth=0.8,
+                ax=axis,
+                legend=name == panels[-1],
+            )
             axis.axhline(1, color="black", lw=0.9, ls="--")
             axis.set(title=f"{panel}: {name}", xlabel="", ylabel="largest left / right side", yscale="log")
             axis.tick_params(axis="x", rotation=20)
@@ -50,9 +58,16 @@ def controls(table: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         figure, (axis,) = _panels(1, 7.5, 0.9 + 0.34 * table["control"].nunique())
         sns.boxplot(
-            table, y="control", x="worst", hue="kind", palette={"control": BAD, "honest twin": GOOD},
-            whis=(2.5, 97.5), showfliers=False, linewidth=0.8, ax=axis,
-        )  # fmt: skip
+            table,
+            y="control",
+            x="worst",
+            hue="kind",
+            palette={"control": BAD, "honest twin": GOOD},
+            whis=(2.5, 97.5),
+            showfliers=False,
+            linewidth=0.8,
+            ax=axis,
+        )
         axis.axvline(1, color="black", lw=0.9, ls="--")
         axis.set(xscale="log", xlabel="largest left / right side", ylabel="")
         _legend(axis)
@@ -60,7 +75,11 @@ def controls(table: pd.DataFrame) -> Figure:
 
 
 def orders(
-    table: pd.DataFrame, x: str, measures: dict[str, tuple[str, float | None]], hue: str | None = None, label: str = ""
+    table: pd.DataFrame,
+    x: str,
+    measures: Mapping[str, tuple[str, float | None]],
+    hue: str | None = None,
+    label: str = "",
 ) -> Figure:
     """Draw measures against ``x`` on log-log axes with the declared order as a dashed line and the fitted slopes.
 
@@ -104,9 +123,16 @@ def _declared(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float
 
 
 def lines(
-    table: pd.DataFrame, x: str, y: str, hue: str, panel: str | None = None, labels: tuple[str, str] = ("", ""),
-    log: str = "", style: str | None = None, shared: bool = False,
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    panel: str | None = None,
+    labels: tuple[str, str] = ("", ""),
+    log: str = "",
+    style: str | None = None,
+    shared: bool = False,
+) -> Figure:
     """Draw means over replicates with 95 % intervals; ``log`` names the axes that are logarithmic."""
     panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
     with mpl.rc_context(STYLE):
@@ -114,9 +140,21 @@ def lines(
         for axis, name in zip(axes, panels, strict=True):
             part = table if panel is None else table[table[panel] == name]
             sns.lineplot(
-                part, x=x, y=y, hue=hue, style=style, palette="colorblind", errorbar=("ci", 95), seed=0, n_boot=300,
-                marker="o", markersize=4, lw=1.2, ax=axis, legend=name == panels[-1],
-            )  # fmt: skip
+                part,
+                x=x,
+                y=y,
+                hue=hue,
+                style=style,
+                palette="colorblind",
+                errorbar=("ci", 95),
+                seed=0,
+                n_boot=300,
+                marker="o",
+                markersize=4,
+                lw=1.2,
+                ax=axis,
+                legend=name == panels[-1],
+            )
             axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
             if "x" in log:
                 axis.set_xscale("log")
@@ -127,9 +165,15 @@ def lines(
 
 
 def bars(
-    table: pd.DataFrame, x: str, y: str, hue: str | None, panel: str | None = None, label: str = "",
-    line: float | None = None, log: bool = False,
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None,
+    panel: str | None = None,
+    label: str = "",
+    line: float | None = None,
+    log: bool = False,
+) -> Figure:
     """Draw means per category as points with 95 % intervals, one panel per setting."""
     panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
     with mpl.rc_context(STYLE):
@@ -137,10 +181,22 @@ def bars(
         for axis, name in zip(axes, panels, strict=True):
             part = table if panel is None else table[table[panel] == name]
             sns.pointplot(
-                part, x=x, y=y, hue=hue, palette="colorblind" if hue else None, errorbar=("ci", 95), seed=0, n_boot=300,
-                ls="none", dodge=0.4 if hue else False, ms=4, capsize=0.15, err_kws={"linewidth": 1.1}, ax=axis,
+                part,
+                x=x,
+                y=y,
+                hue=hue,
+                palette="colorblind" if hue else None,
+                errorbar=("ci", 95),
+                seed=0,
+                n_boot=300,
+                ls="none",
+                dodge=0.4 if hue else False,
+                ms=4,
+                capsize=0.15,
+                err_kws={"linewidth": 1.1},
+                ax=axis,
                 legend="auto" if hue and name == panels[-1] else False,
-            )  # fmt: skip
+            )
             if line is not None:
                 axis.axvline(line, color="black", lw=0.8, ls="--")
             axis.set(xlabel=label or x, ylabel="", title="" if name is None else f"{panel}: {name}")

@@ -108,10 +108,24 @@ class Policy(Family):
     def _simulation(self, beta: float, seed: int) -> Simulation:
         """Return two duels asked again and again; the weaker β, the weaker λ, so that the ridge of βφ stays."""
         return Simulation(
-            contenders=("random", "policy:random", "policy:activedpo"), truths=("mlp",), replicates=self.replicates, seed=seed,
-            width=self.width, delta=self.delta, reward_bound=0.5, prompts=2, responses=2, heldout=1, rounds=self.rounds,
-            batch=2, repeats=True, regularisation=10.0 * beta**2, beta=beta, evaluations=6, refit=0.3,
-        )  # fmt: skip
+            contenders=("random", "policy:random", "policy:activedpo"),
+            truths=("mlp",),
+            replicates=self.replicates,
+            seed=seed,
+            width=self.width,
+            delta=self.delta,
+            reward_bound=0.5,
+            prompts=2,
+            responses=2,
+            heldout=1,
+            rounds=self.rounds,
+            batch=2,
+            repeats=True,
+            regularisation=10.0 * beta**2,
+            beta=beta,
+            evaluations=6,
+            refit=0.3,
+        )
 
     def cells(self) -> list[str]:
         """One per β and strategy, and the identities per β."""
@@ -135,23 +149,35 @@ class Policy(Family):
         """Declare coverage and identities per β."""
         declared = []
         for beta in self.betas:
-            setting = f"β = {beta:g}, λ = {10 * beta**2:g}, Δmax = 1, 2 duels, {2 * self.rounds} answers, m = {self.width}"
+            setting = (
+                f"β = {beta:g}, λ = {10 * beta**2:g}, Δmax = 1, 2 duels, {2 * self.rounds} answers, m = {self.width}"
+            )
             for kind in ("random", "activedpo") if beta == self.betas[0] else ("random",):
                 for at, words in (("θ0", "gradients at θ0"), ("θt", "gradients at θ_t")):
-                    declared.append(Claim(
-                        f"policy/β={beta:g}/{kind}/{at}", f"Proposition 1 for r_θ = β log π_θ/π_ref, {words}", "at least",
-                        1 - self.delta, setting=setting,
-                    ))  # fmt: skip
+                    declared.append(
+                        Claim(
+                            f"policy/β={beta:g}/{kind}/{at}",
+                            f"Proposition 1 for r_θ = β log π_θ/π_ref, {words}",
+                            "at least",
+                            1 - self.delta,
+                            setting=setting,
+                        )
+                    )
             declared += [
-                Claim(f"policy/β={beta:g}/{name}", words, "at most", 1e-6 if "fit" in name or "ridge" in name else 1e-9,
-                      setting=f"β = {beta:g}, 8 prompts x 4 responses")
+                Claim(
+                    f"policy/β={beta:g}/{name}",
+                    words,
+                    "at most",
+                    1e-6 if "fit" in name or "ridge" in name else 1e-9,
+                    setting=f"β = {beta:g}, 8 prompts x 4 responses",
+                )
                 for name, words in IDENTITIES.items()
-            ]  # fmt: skip
+            ]
         return declared
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
         """Count covered replicates; take the worst deviation."""
-        found = {}
+        found: dict[str, Measurement] = {}
         for (kind, beta), part in table.groupby(["kind", "beta"], sort=False):
             name = f"policy/β={beta:g}"
             if kind == "identities":
@@ -165,21 +191,29 @@ class Policy(Family):
         """Say how the bound depends on β."""
         loop = table[table["kind"] == "random"]
         parts = [
-            f"β = {beta:g}: γ {part['gamma'].max():.0f}, needed {needed(part, 'needed_network', self.delta):.1f}, error "
+            f"β = {beta:g}: γ {part['gamma'].max():.0f}, needed "
+            f"{needed(part, 'needed_network', self.delta):.1f}, error "
             f"{part[part['round'] == part['round'].max()]['error'].median():.2f}"
             for beta, part in loop.groupby("beta", sort=False)
-        ]  # fmt: skip
+        ]
         covered = [v for v in verdicts if v.claim.side == "at least"]
         held = [v for v in verdicts if v.claim.name.rpartition("/")[2] in IDENTITIES]
         return [
-            f"The bound is supported for a DPO-trained policy in {sum(v.word == 'supported' for v in covered)} of {len(covered)} "
+            f"The bound is supported for a DPO-trained policy in {sum(v.word == 'supported' for v in covered)} "
+            f"of {len(covered)} "
             f"settings (λ = 10β² keeps the ridge of βφ), else not informative: {'; '.join(parts)}.",
-            f"{sum(v.word == 'supported' for v in held)} of {len(held)} invariances hold to rounding: log Z and any c(x) cancel in "
+            f"{sum(v.word == 'supported' for v in held)} of {len(held)} invariances hold to rounding: log Z and "
+            "any c(x) cancel in "
             "margins, features, losses and fits, and β acts as a ridge λ/β².",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw right over left side against labels per β."""
         loop = table[table["kind"] == "random"].assign(beta=lambda t: "β = " + t["beta"].astype(str))
-        return [picture("policy", "Right over left side (median duel) for policies of several β, against labels.",
-                        plots.lines(loop, "labels", "tightness", "beta", None, ("labels", "right side / error"), "xy"))]  # fmt: skip
+        return [
+            picture(
+                "policy",
+                "Right over left side (median duel) for policies of several β, against labels.",
+                plots.lines(loop, "labels", "tightness", "beta", None, ("labels", "right side / error"), "xy"),
+            )
+        ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-import jinja2
 import pandas as pd
 
+from bandits.page import render
 from bandits.results import RunDirectory, write_bytes, write_frame, write_json, write_text
 from theory_checks.claims import CONFIDENCE, Verdict
 from theory_checks.experiments import Checks
@@ -26,15 +26,26 @@ def judge(family: Family, table: pd.DataFrame, checks: Checks) -> list[Verdict]:
 
 def frame(verdicts: list[Verdict]) -> pd.DataFrame:
     """Return verdicts as a table, one row per claim."""
-    return pd.DataFrame([
-        {
-            "claim": v.claim.name, "statement": v.claim.statement, "expected": EXPECTED[v.claim.expect],
-            "verdict": v.word, "estimate": v.measurement.estimate, "low": v.measurement.low,
-            "high": v.measurement.high, "side": v.claim.side, "threshold": v.claim.threshold,
-            "replicates": v.measurement.replicates, "alarm": v.alarm, "setting": v.claim.setting, "reason": v.reason,
-        }
-        for v in verdicts
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "claim": v.claim.name,
+                "statement": v.claim.statement,
+                "expected": EXPECTED[v.claim.expect],
+                "verdict": v.word,
+                "estimate": v.measurement.estimate,
+                "low": v.measurement.low,
+                "high": v.measurement.high,
+                "side": v.claim.side,
+                "threshold": v.claim.threshold,
+                "replicates": v.measurement.replicates,
+                "alarm": v.alarm,
+                "setting": v.claim.setting,
+                "reason": v.reason,
+            }
+            for v in verdicts
+        ]
+    )
 
 
 def terminal(verdicts: list[Verdict]) -> str:
@@ -70,23 +81,27 @@ def finish(checks: Checks, directory: RunDirectory, tables: dict[str, pd.DataFra
     everything = frame(every)
     write_frame(directory.path / "verdicts.csv", everything)
     write_json(directory.path / "findings.json", said)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("theory_checks", "."), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
-        manifest=directory.manifest, checks=checks, sections=sections, summary=summary(everything),
-        alarms=everything[everything["alarm"]].to_dict("records"), confidence=CONFIDENCE,
-    )  # fmt: skip
+    page = render(
+        "theory_checks",
+        "theory.html.j2",
+        manifest=directory.manifest,
+        checks=checks,
+        sections=sections,
+        summary=summary(everything),
+        alarms=everything[everything["alarm"]].to_dict("records"),
+        confidence=CONFIDENCE,
+    )
     write_text(directory.path / "index.html", page)
     return every
 
 
 def summary(table: pd.DataFrame) -> list[dict[str, object]]:
     """Count verdicts per kind of claim."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for expected, part in table.groupby("expected", sort=False):
         counts = part["verdict"].value_counts()
         rows.append(
-            {"kind": expected, "claims": len(part)}
+            {"kind": str(expected), "claims": len(part)}
             | {w: int(counts.get(w, 0)) for w in ("supported", "refuted", "not informative")}
         )
     return rows

@@ -1,4 +1,4 @@
-"""The tighter certificate: covered where the papers' bound is, how much tighter, and whether its width selects better."""
+"""The tighter certificate: is it covered where the papers' bound is, how much tighter, does it select better?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ STRETCH = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def _truth(name: str) -> str:
-    return {"default": "truth mlp", "smooth": "truth ntk", "often": "truth mlp, 9 duels, 400 answers"}[name.partition("-")[0]]
+    return {"default": "truth mlp", "smooth": "truth ntk", "often": "truth mlp, 9 duels, 400 answers"}[
+        name.partition("-")[0]
+    ]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Sharper(Family):
     """Coverage, tightness and selection by the certificate."""
 
     replicates: int = 80
-    block: int = 40
+    block: int = 80
     prompts: int = 40
     width: int = 64
     rounds: int = 8
@@ -49,7 +51,11 @@ class Sharper(Family):
         return "A tighter certificate: evidence and Fisher-weighted widths"
 
     def _names(self) -> list[str]:
-        return [f"default-{s}" for s in SELECTIONS] + ["smooth-random", "smooth-active"] + [f"often-{largest:g}" for largest in STRETCH]
+        return (
+            [f"default-{s}" for s in SELECTIONS]
+            + ["smooth-random", "smooth-active"]
+            + [f"often-{largest:g}" for largest in STRETCH]
+        )
 
     def _trial(self, name: str) -> Trial:
         kind, _, what = name.partition("-")
@@ -58,7 +64,7 @@ class Sharper(Family):
             world = Setting(self.prompts, 3, width=self.width, largest=2.0, truth="mlp" if kind == "default" else "ntk")
             return Trial(world, sampling, rounds=self.rounds, batch=self.batch, delta=self.delta, certificates=6)
         world = Setting(3, 3, width=32, largest=float(what))
-        return Trial(world, "random", rounds=80, batch=5, delta=self.delta, certificates=10)
+        return Trial(world, "random", rounds=80, batch=5, delta=self.delta, certificates=6)
 
     def cells(self) -> list[str]:
         """One per trial and block of replicates."""
@@ -75,34 +81,84 @@ class Sharper(Family):
         """Declare coverage everywhere, the gain, and the comparison of selections."""
         default = f"{self.prompts} prompts x 3, {self.rounds * self.batch} labels, Δmax = 2, λ = 1, m = {self.width}"
         declared = [
-            Claim(f"sharper/coverage/{name}", "the certificate holds at all its moments and duels", "at least",
-                  1 - self.delta, setting=default if "default" in name else f"9 duels, 400 answers, Δmax = {name[6:]}")
+            Claim(
+                f"sharper/coverage/{name}",
+                "the certificate holds at all its moments and duels",
+                "at least",
+                1 - self.delta,
+                setting=default if "default" in name else f"9 duels, 400 answers, Δmax = {name[6:]}",
+            )
             for name in self._names()
-        ]  # fmt: skip
-        for name, expect in (("default-random", "open"), ("default-active", "open"), ("smooth-random", "open"),
-                             ("smooth-active", "open"), ("often-8", "holds")):  # fmt: skip
-            declared.append(Claim(
-                f"sharper/gain/{name}", "median over duels of Proposition 1's right side over the certificate's (target: 5)",
-                "at least", 5.0, "holds" if expect == "holds" else "open", default.replace("λ = 1", f"λ = 1, {_truth(name)}"),
-            ))  # fmt: skip
+        ]
+        for name, expect in (
+            ("default-random", "open"),
+            ("default-active", "open"),
+            ("smooth-random", "open"),
+            ("smooth-active", "open"),
+            ("often-8", "holds"),
+        ):
+            declared.append(
+                Claim(
+                    f"sharper/gain/{name}",
+                    "median over duels of Proposition 1's right side over the certificate's (target: 5)",
+                    "at least",
+                    5.0,
+                    "holds" if expect == "holds" else "open",
+                    default.replace("λ = 1", f"λ = 1, {_truth(name)}"),
+                )
+            )
         declared += [
-            Claim(f"sharper/why not five times/{name}", "median over duels of Proposition 1's right side over a half-width below "
-                  "which no certificate can go under ‖θ* - θ0‖ <= B alone", "at most", 5.0, "open", default)
+            Claim(
+                f"sharper/why not five times/{name}",
+                "median over duels of Proposition 1's right side over a "
+                "half-width below "
+                "which no certificate can go under ‖θ* - θ0‖ <= B alone",
+                "at most",
+                5.0,
+                "open",
+                default,
+            )
             for name in ("default-random", "default-active")
-        ]  # fmt: skip
-        declared.append(Claim(
-            "sharper/gain with the range", "the gain if |Δ| <= Δmax, which κ presumes, is used for every duel", "at least",
-            5.0, "holds", default,
-        ))  # fmt: skip
-        declared.append(Claim("sharper/gain over the exact bound", "the same against the exact bound", "at least", 1.0,
-                              setting=default))  # fmt: skip
-        declared.append(Claim("sharper/gain grows with Δmax", "gain at Δmax = 8 over gain at Δmax = 1, paired", "at least",
-                              1.0, setting="9 duels, 400 answers"))  # fmt: skip
+        ]
+        declared.append(
+            Claim(
+                "sharper/gain with the range",
+                "the gain if |Δ| <= Δmax, which κ presumes, is used for every duel",
+                "at least",
+                5.0,
+                "open",
+                default,
+            )
+        )
+        declared.append(
+            Claim(
+                "sharper/gain over the exact bound",
+                "the same against the exact bound",
+                "at least",
+                1.0,
+                setting=default,
+            )
+        )
+        declared.append(
+            Claim(
+                "sharper/gain grows with Δmax",
+                "gain at Δmax = 8 over gain at Δmax = 1, paired",
+                "at least",
+                1.0,
+                setting="9 duels, 400 answers",
+            )
+        )
         declared += [
-            Claim(f"sharper/selection/{name}", f"final error of {name} selection over random's, paired", "at most", 1.0,
-                  "open", default)
+            Claim(
+                f"sharper/selection/{name}",
+                f"final error of {name} selection over random's, paired",
+                "at most",
+                1.0,
+                "open",
+                default,
+            )
             for name in SELECTIONS[1:]
-        ]  # fmt: skip
+        ]
         return declared
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
@@ -110,8 +166,11 @@ class Sharper(Family):
         parts = {str(name): part.set_index("replicate") for name, part in table.groupby("trial", sort=False)}
         found = {}
         for name, part in parts.items():
-            measured = coverage((part["worst_certificate"] <= 1).to_numpy(), fits(part),
-                                f"largest left/right {part['worst_certificate'].max():.2f}")  # fmt: skip
+            measured = coverage(
+                (part["worst_certificate"] <= 1).to_numpy(),
+                fits(part),
+                f"largest left/right {part['worst_certificate'].max():.2f}",
+            )
             found[f"sharper/coverage/{name}"] = measured.but(vacuous(part, "certificate"))
         for name in ("default-random", "default-active", "smooth-random", "smooth-active", "often-8"):
             found[f"sharper/gain/{name}"] = median(parts[name]["gain_proposition"].to_numpy())
@@ -134,46 +193,72 @@ class Sharper(Family):
         picks = {n: parts[f"default-{n}"]["error"].mean() / default["error"].mean() - 1 for n in SELECTIONS[1:]}
         active = parts["default-active"]
         return [
-            f"The certificate is {default['gain_proposition'].median():.1f} times tighter than Proposition 1 under random and "
-            f"{active['gain_proposition'].median():.1f} times under active sampling in the simulator's default setting, and "
-            f"{parts['smooth-random']['gain_proposition'].median():.1f} times for a smooth truth (ntk); nine duels asked 400 "
+            f"The certificate is {default['gain_proposition'].median():.1f} times tighter than Proposition 1 "
+            "under random and "
+            f"{active['gain_proposition'].median():.1f} times under active sampling in the simulator's default "
+            "setting, and "
+            f"{parts['smooth-random']['gain_proposition'].median():.1f} times for a smooth truth (ntk); nine "
+            "duels asked 400 "
             f"times: {', '.join(gains)}.",
-            f"Why not five times in the default: the truth has B = {default['norm'].median():.0f}, so the prior term is "
-            f"{active['gamma_prior'].median() / active['gamma'].median():.0%} of γ_T; under active sampling no certificate that "
-            f"only knows B can gain more than {active['gain_possible'].median():.1f} times (two-point bound), and ours is "
-            f"within {active['above_floor'].median():.2f} times of that floor. With the range |Δ| <= Δmax, which κ presumes "
+            f"Why not five times in the default: the truth has B = {default['norm'].median():.0f}, so the prior "
+            "term is "
+            f"{active['gamma_prior'].median() / active['gamma'].median():.0%} of γ_T; under active sampling no "
+            "certificate that "
+            f"only knows B can gain more than {active['gain_possible'].median():.1f} times (two-point bound), "
+            "and ours is "
+            f"within {active['above_floor'].median():.2f} times of that floor. With the range |Δ| <= Δmax, which "
+            "κ presumes "
             f"anyway, it is {default['gain_range'].median():.0f} times tighter.",
             "Final error against random selection in this setting: "
-            + ", ".join(f"{name} {100 * value:+.1f} %" for name, value in picks.items()) + ".",
-        ]  # fmt: skip
+            + ", ".join(f"{name} {100 * value:+.1f} %" for name, value in picks.items())
+            + ".",
+        ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw right over left sides against Δmax, and errors by selection."""
         often = table[table["trial"].str.startswith("often")]
         often = often.assign(largest=often["trial"].str.partition("-")[2].astype(float))
-        names = {"tightness_proposition": "Proposition 1", "tightness_straightened": "exact bound",
-                 "tightness_certificate": "certificate"}  # fmt: skip
+        names = {
+            "tightness_proposition": "Proposition 1",
+            "tightness_straightened": "exact bound",
+            "tightness_certificate": "certificate",
+        }
         long = often.melt(["largest", "replicate"], list(names), "bound", "ratio").replace({"bound": names})
         default = table[table["trial"].str.startswith("default")]
         default = default.assign(selection=default["trial"].str.partition("-")[2])
         return [
-            picture("sharper", "Right over left side (median over duels, mean over replicates) after 400 answers to nine duels, "
-                    "against the largest true difference. The papers' bounds pay 1/κ, the certificate does not.",
-                    plots.lines(long, "largest", "ratio", "bound", None, ("Δmax (log-odds)", "right side / error"), "xy")),
-            picture("sharper-selection", "Final error by selection rule (mean with 95 % interval).",
-                    plots.bars(default, "error", "selection", None, label="rms error over all duels (log-odds)")),
-        ]  # fmt: skip
+            picture(
+                "sharper",
+                "Right over left side (median over duels, mean over replicates) after 400 answers "
+                "to nine duels, "
+                "against the largest true difference. The papers' bounds pay 1/κ, the certificate does not.",
+                plots.lines(long, "largest", "ratio", "bound", None, ("Δmax (log-odds)", "right side / error"), "xy"),
+            ),
+            picture(
+                "sharper-selection",
+                "Final error by selection rule (mean with 95 % interval).",
+                plots.bars(default, "error", "selection", None, label="rms error over all duels (log-odds)"),
+            ),
+        ]
 
     def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
         """Tabulate tightness per trial."""
         rows = []
         for name, part in table.groupby("trial", sort=False):
-            rows.append({
-                "trial": name, "rhs/lhs, papers": part["tightness_proposition"].median(),
-                "rhs/lhs, exact": part["tightness_straightened"].median(),
-                "rhs/lhs, certificate": part["tightness_certificate"].median(),
-                "certificate over floor": part["above_floor"].median(), "gain possible": part["gain_possible"].median(), "B": part["norm"].median(), "γ": part["gamma"].median(),
-                "γ prior term": part["gamma_prior"].median(), "gain over papers": part["gain_proposition"].median(), "gain over exact": part["gain_exact"].median(),
-                "error": part["error"].mean(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "trial": name,
+                    "rhs/lhs, papers": part["tightness_proposition"].median(),
+                    "rhs/lhs, exact": part["tightness_straightened"].median(),
+                    "rhs/lhs, certificate": part["tightness_certificate"].median(),
+                    "certificate over floor": part["above_floor"].median(),
+                    "gain possible": part["gain_possible"].median(),
+                    "B": part["norm"].median(),
+                    "γ": part["gamma"].median(),
+                    "γ prior term": part["gamma_prior"].median(),
+                    "gain over papers": part["gain_proposition"].median(),
+                    "gain over exact": part["gain_exact"].median(),
+                    "error": part["error"].mean(),
+                }
+            )
         return pd.DataFrame(rows)

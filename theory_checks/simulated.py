@@ -18,11 +18,16 @@ CONVERGED = 1e-3
 def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -> dict[str, pd.DataFrame]:
     """Play one contender on one truth (resumed if it was cut off); return its tables by name."""
     run_cell(simulation, truth, contender, folder)
-    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))
-            if path.stem in ("rounds", "bounds", "calibration")}  # fmt: skip
+    return {
+        path.stem: pd.read_csv(path)
+        for path in sorted(folder.glob("*.csv"))
+        if path.stem in ("rounds", "bounds", "calibration")
+    }
 
 
-def network_coverage(bounds: pd.DataFrame, violations: str, largest: float, slopes: str = "kappa_network") -> Measurement:
+def network_coverage(
+    bounds: pd.DataFrame, violations: str, largest: float, slopes: str = "kappa_network"
+) -> Measurement:
     """Measure simultaneous coverage of Proposition 1 from an audit's table, with what forbids judging it.
 
     Vacuous: in half of the replicates the right side never fell below ``2Δmax``.

@@ -1,4 +1,4 @@
-"""Owns intervals over replicates: log-log slopes, means and medians, by the bootstrap.  Knows nothing of claims' subjects."""
+"""Owns intervals over replicates: log-log slopes, means and medians, mostly by the bootstrap."""
 
 from __future__ import annotations
 
@@ -32,19 +32,23 @@ class Slope:
         return Measurement(self.value, self.low, self.high, self.replicates, unmet, note)
 
 
-def log_slope(table: pd.DataFrame, x: str, y: str, seed: int = 0) -> Slope:
+def log_slope(table: pd.DataFrame, x: str, y: str, paired: bool = False, seed: int = 0) -> Slope:
     """Return the least-squares slope of mean ``log y`` against ``log x`` with a percentile bootstrap interval.
 
-    Replicates are drawn anew within every ``x`` (they are independent worlds there).  Values of 0 are no part of a
-    power law and are refused.
+    Replicates are drawn anew within every ``x`` where they are independent worlds there; ``paired`` draws whole
+    replicates, where one world is followed along ``x``.  Values of 0 are no part of a power law and are refused.
     """
-    groups = [(float(place), np.log(values.to_numpy())) for place, values in table.groupby(x)[y]]
+    groups = [(float(str(place)), np.log(values.to_numpy())) for place, values in table.groupby(x)[y]]
     if len(groups) < 2 or not all(np.isfinite(values).all() for _, values in groups):
         raise ValueError(f"{y} against {x}: a slope needs two places and positive values")
     places = np.log([place for place, _ in groups])
     centred = (places - places.mean()) / np.square(places - places.mean()).sum()
     generator = np.random.default_rng(seed)
-    means = np.stack([generator.choice(v, (DRAWS, len(v))).mean(-1) for _, v in groups], -1)
+    if paired:
+        curves = np.stack([values for _, values in groups], -1)
+        means = curves[generator.integers(len(curves), size=(DRAWS, len(curves)))].mean(-2)
+    else:
+        means = np.stack([generator.choice(v, (DRAWS, len(v))).mean(-1) for _, v in groups], -1)
     low, high = np.quantile(means @ centred, (0.025, 0.975))
     value = float(np.dot([v.mean() for _, v in groups], centred))
     return Slope(value, float(low), float(high), min(len(v) for _, v in groups))

@@ -79,7 +79,7 @@ class TangentWorld:
         return times(self.features, self.theta)
 
     @property
-    def norm(self) -> Float[Tensor, "r"]:
+    def norm(self) -> Float[Tensor, r]:
         """``B = ‖θ* - θ0‖``."""
         return torch.linalg.vector_norm(self.theta, dim=-1)
 
@@ -98,9 +98,13 @@ class TangentWorld:
         initial = network.initial(luck.child("network"))
         name = "linear" if setting.truth == "aligned" else setting.truth
         world = World(
-            ground_truth(name, network, initial), luck.child("world", name), setting.prompts, setting.responses,
-            setting.dim, bound=setting.largest / 2,
-        )  # fmt: skip
+            ground_truth(name, network, initial),
+            luck.child("world", name),
+            setting.prompts,
+            setting.responses,
+            setting.dim,
+            bound=setting.largest / 2,
+        )
         points, rewards = world.everything()
         rows = network.value_and_gradient(initial, points.x)[1]
         items = coordinates(rows, setting.responses)
@@ -150,7 +154,7 @@ def _bases(rows: Rows, responses: int) -> tuple[Tensor, Tensor]:
 
 def _coinciding(rows: Rows, responses: int) -> str:
     """Name the two items whose gradients are nearest, if they are equal up to rounding."""
-    gram = rows.inner(rows)  # type: ignore[arg-type]
+    gram = rows.inner(rows)
     squares = gram.diagonal(dim1=-2, dim2=-1)
     distance = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram
     distance = distance / squares.amax(-1)[..., None, None].clamp(min=1e-300)
@@ -158,8 +162,10 @@ def _coinciding(rows: Rows, responses: int) -> str:
     distance = distance + torch.eye(rows.count, dtype=distance.dtype) * 1e9
     i, j = divmod(int(distance.argmin()), rows.count)
     if float(distance.min()) > 1e-10:
-        return (f"no two items coincide, so the network has too few parameters for {rows.count} items; "
-                "widen it or show fewer items")  # fmt: skip
+        return (
+            f"no two items coincide, so the network has too few parameters for {rows.count} items; "
+            "widen it or show fewer items"
+        )
     where = " and ".join(f"{k} (prompt {k // responses}, response {k % responses})" for k in (i, j))
     return f"items {where} coincide; drop one of them"
 

@@ -57,9 +57,12 @@ class Tightness(Family):
 
     def _trials(self) -> dict[str, Trial]:
         base = Trial(
-            Setting(self.prompts, 3, width=self.width, largest=2.0), rounds=max(1, self.labels // 5), batch=5,
-            certificates=0, predictors=True,
-        )  # fmt: skip
+            Setting(self.prompts, 3, width=self.width, largest=2.0),
+            rounds=max(1, self.labels // 5),
+            batch=5,
+            certificates=0,
+            predictors=True,
+        )
         world, found = base.setting, {}
         for sampling in SAMPLINGS:
             one = replace(base, sampling=sampling)
@@ -81,9 +84,9 @@ class Tightness(Family):
         """Play a trial."""
         sweep, value, sampling = cell.split("=")
         columns = play(self._trials()[cell], run.luck("tightness", replicates=range(self.replicates)))
-        return pd.DataFrame({
-            "sweep": sweep, "value": value, "sampling": sampling, "replicate": np.arange(self.replicates), **columns
-        })  # fmt: skip
+        return pd.DataFrame(
+            {"sweep": sweep, "value": value, "sampling": sampling, "replicate": np.arange(self.replicates), **columns}
+        )
 
     def claims(self) -> list[Claim]:
         """Declare what a useful width would do; nothing of it is proved, so all is open."""
@@ -91,20 +94,52 @@ class Tightness(Family):
         declared = []
         for sampling in SAMPLINGS:
             declared += [
-                Claim(f"tightness/width predicts error/{sampling}", "rank correlation of width and error over duels",
-                      "at least", 0.3, "open", where),
-                Claim(f"tightness/calibration/{sampling}", "error in the widest tenth over error in the narrowest tenth",
-                      "at least", 1.0, "open", where),
-                Claim(f"tightness/within tenfold/{sampling}", "right over left side (median duel), constants of the papers",
-                      "at most", 10.0, "open", where),
-            ]  # fmt: skip
+                Claim(
+                    f"tightness/width predicts error/{sampling}",
+                    "rank correlation of width and error over duels",
+                    "at least",
+                    0.3,
+                    "open",
+                    where,
+                ),
+                Claim(
+                    f"tightness/calibration/{sampling}",
+                    "error in the widest tenth over error in the narrowest tenth",
+                    "at least",
+                    1.0,
+                    "open",
+                    where,
+                ),
+                Claim(
+                    f"tightness/within tenfold/{sampling}",
+                    "right over left side (median duel), constants of the papers",
+                    "at most",
+                    10.0,
+                    "open",
+                    where,
+                ),
+            ]
             declared += [
-                Claim(f"tightness/{name} beats width/{sampling}", f"rank correlation with error: {NAMES[name]} less width, paired",
-                      "at least", 0.0, "open", where)
+                Claim(
+                    f"tightness/{name} beats width/{sampling}",
+                    f"rank correlation with error: {NAMES[name]} less width, paired",
+                    "at least",
+                    0.0,
+                    "open",
+                    where,
+                )
                 for name in ("norm", "fisher", "noise", "bias", "both", "margin", "oracle")
-            ]  # fmt: skip
-        declared.append(Claim("tightness/attainable", "the ceiling: correlation of |N(0, s²)| with s for the s that knows noise "
-                              "and bias", "at least", 0.3, "open", where))  # fmt: skip
+            ]
+        declared.append(
+            Claim(
+                "tightness/attainable",
+                "the ceiling: correlation of |N(0, s²)| with s for the s that knows noise and bias",
+                "at least",
+                0.3,
+                "open",
+                where,
+            )
+        )
         return declared
 
     def _default(self, table: pd.DataFrame, sampling: str) -> pd.DataFrame:
@@ -134,7 +169,8 @@ class Tightness(Family):
             lines.append(
                 f"{sampling.capitalize()} sampling, default setting: γ_T = {part['gamma'].median():.0f} = noise "
                 f"{part['gamma_noise'].median():.0f} + prior {part['gamma_prior'].median():.0f} + 1, where "
-                f"{np.quantile(part['needed_plain'], 0.95, method='higher'):.1f} would have sufficed. Rank correlation with the "
+                f"{np.quantile(part['needed_plain'], 0.95, method='higher'):.1f} would have sufficed. Rank "
+                "correlation with the "
                 f"error: {ranked}."
             )
         random = table[table["sampling"] == "random"]
@@ -144,13 +180,14 @@ class Tightness(Family):
             return ", ".join(f"{p['corr_width'].mean():.2f} at {v}" for v, p in part.groupby("value", sort=False))
 
         lines.append(
-            f"Width's correlation with the error under random sampling, by λ: {along('λ')}; by Δmax: {along('Δmax')}; by labels: "
+            f"Width's correlation with the error under random sampling, by λ: {along('λ')}; by Δmax: "
+            f"{along('Δmax')}; by labels: "
             f"{along('labels')}; by truth: {along('truth')}."
         )
         part = self._default(table, "random")
         lines.append(
-            f"What is missing is the bias, not a better variance: the true bias of shrinking alone correlates "
-            f"{part['corr_oracle-bias'].mean():.2f} with the error, the noise's deviation {part['corr_noise'].mean():.2f}, and "
+            f"What is missing? Rank correlations with the error, default setting: the true bias of shrinking alone "
+            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and "
             f"the bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
             f"{(part['corr_fisher'] - part['corr_width']).mean():+.3f}."
         )
@@ -161,39 +198,62 @@ class Tightness(Family):
         terms = {"gamma_noise": "noise term", "gamma_prior": "prior term", "needed_plain": "needed"}
         sweeps = table[table["sweep"] != "truth"]
         sweeps = sweeps.assign(value=sweeps["value"].astype(float))
-        long = sweeps[sweeps["sampling"] == "random"].melt(
-            ["sweep", "value", "replicate"], list(terms), "term", "multiplier"
-        ).replace({"term": terms})  # fmt: skip
+        long = (
+            sweeps[sweeps["sampling"] == "random"]
+            .melt(["sweep", "value", "replicate"], list(terms), "term", "multiplier")
+            .replace({"term": terms})
+        )
         names = [f"corr_{name}" for name in NAMES]
         default = pd.concat([self._default(table, sampling) for sampling in SAMPLINGS])
         ranked = default.melt(["sampling", "replicate"], names, "predictor", "correlation")
         ranked["predictor"] = ranked["predictor"].str.removeprefix("corr_").map(NAMES)
         deciles = table[table["sampling"] == "random"].melt(
             ["sweep", "value", "replicate"], [f"decile_{k}" for k in range(1, 11)], "decile", "relative"
-        )  # fmt: skip
+        )
         deciles["decile"] = deciles["decile"].str.removeprefix("decile_").astype(int)
         return [
-            picture("tightness-terms", "The terms of γ_T beside the multiplier that would have sufficed (random sampling).",
-                    plots.lines(long, "value", "multiplier", "term", "sweep", ("value", "multiplier of the width"), "xy")),
-            picture("tightness-rank", "Rank correlation over duels between the error and what might predict it, in the "
-                    "simulator's default setting.",
-                    plots.bars(ranked, "correlation", "predictor", "sampling", label="Spearman's correlation", line=0.0)),
-            picture("tightness-calibration", "Error by decile of width over the error of all duels (random sampling). Flat: "
-                    "width does not predict error.",
-                    plots.lines(deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error"))),
-        ]  # fmt: skip
+            picture(
+                "tightness-terms",
+                "The terms of γ_T beside the multiplier that would have sufficed (random sampling).",
+                plots.lines(long, "value", "multiplier", "term", "sweep", ("value", "multiplier of the width"), "xy"),
+            ),
+            picture(
+                "tightness-rank",
+                "Rank correlation over duels between the error and what might predict it, in the "
+                "simulator's default setting.",
+                plots.bars(ranked, "correlation", "predictor", "sampling", label="Spearman's correlation", line=0.0),
+            ),
+            picture(
+                "tightness-calibration",
+                "Error by decile of width over the error of all duels (random "
+                "sampling). Flat: "
+                "width does not predict error.",
+                plots.lines(deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error")),
+            ),
+        ]
 
     def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
         """Tabulate every point of the sweeps."""
         rows = []
         for (sweep, value, sampling), part in table.groupby(["sweep", "value", "sampling"], sort=False):
-            largest = float(value) if sweep == "Δmax" else 2.0
-            rows.append({
-                "sweep": sweep, "value": str(value), "sampling": sampling, "κ": kappa(largest), "B": part["norm"].median(),
-                "γ": part["gamma"].median(), "noise term": part["gamma_noise"].median(),
-                "prior term": part["gamma_prior"].median(), "needed γ̂": np.quantile(part["needed_plain"], 0.95, method="higher"),
-                "rhs/lhs": part["tightness_proposition"].median(), "corr. width": part["corr_width"].mean(),
-                "corr. Fisher": part["corr_fisher"].mean(), "corr. ceiling": part["corr_ceiling"].mean(),
-                "decile 10 : 1": (part["decile_10"] / part["decile_1"]).median(), "error": part["error"].mean(),
-            })  # fmt: skip
+            largest = float(str(value)) if sweep == "Δmax" else 2.0
+            rows.append(
+                {
+                    "sweep": sweep,
+                    "value": str(value),
+                    "sampling": sampling,
+                    "κ": kappa(largest),
+                    "B": part["norm"].median(),
+                    "γ": part["gamma"].median(),
+                    "noise term": part["gamma_noise"].median(),
+                    "prior term": part["gamma_prior"].median(),
+                    "needed γ̂": np.quantile(part["needed_plain"], 0.95, method="higher"),
+                    "rhs/lhs": part["tightness_proposition"].median(),
+                    "corr. width": part["corr_width"].mean(),
+                    "corr. Fisher": part["corr_fisher"].mean(),
+                    "corr. ceiling": part["corr_ceiling"].mean(),
+                    "decile 10 : 1": (part["decile_10"] / part["decile_1"]).median(),
+                    "error": part["error"].mean(),
+                }
+            )
         return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ The same code runs honest trials and the negative controls, which differ by one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,9 +24,7 @@ from theory_checks.tangent import DenseDesign, Logistic, Setting, Straightened, 
 
 Columns = dict[str, np.ndarray]
 Sampling = Literal["random", "active", "adversary", "repeated", "fisher", "certificate"]
-Twist = Literal[
-    "none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"
-]  # fmt: skip
+Twist = Literal["none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"]
 BOUNDS = ("plain", "audited", "straightened", "noise", "proposition", "certificate")
 
 
@@ -40,12 +38,12 @@ class Trial:
     Fisher matrix; ``certificate``: the largest certified error.
 
     ``twist``: ``mean-loss`` divides the loss's sum by the number of answers; ``decay-to-zero`` pulls θ to 0 instead
-    of θ0; ``forgetful`` fits the newest round's answers alone while V counts all; ``unrecorded``: V counts every duel once;
-    ``ndb-features`` divides features by ``√m`` (the NDB convention) under NTK weights; ``small-kappa`` takes κ
-    at Δmax/4.
+    of θ0; ``forgetful`` fits the newest round's answers alone while V counts all; ``unrecorded``: V counts every
+    duel once; ``ndb-features`` divides features by ``√m`` (the NDB convention) under NTK weights; ``small-kappa`` takes
+    κ at Δmax/4.
     """
 
-    setting: Setting = Setting()
+    setting: Setting = field(default_factory=Setting)
     sampling: Sampling = "random"
     oracle: str = "btl"
     regularisation: float = 1.0
@@ -101,12 +99,13 @@ def play(trial: Trial, luck: Luck) -> Columns:
     """Run a trial; return one number per replicate and column.
 
     ``worst_b``: the largest left side over right side of bound ``b`` over all moments and duels (covered: at most 1);
-    ``sharpest_b``: the least right side, over Δmax (a bound above 2 says nothing that ``|Δ| <= Δmax`` does not);
+    ``sharpest_b``: the least right side, over Δmax (above 2 it says nothing that ``|Δ| <= Δmax`` does not);
     ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over left side at
-    the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the papers' over the
-    certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no certificate can go); ``potential``: ``Σ min(1, w²)`` over
-    ``2 log det``; ``chain``: ``|Σ log(1 + w²) - log det|`` (both for one answer a round); ``kappa``: the least slope on the segments between true and plainly fitted differences of asked duels;
-    ``gradient``: the largest relative gradient norm of any fit.
+    the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the papers' over
+    the certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no certificate can go;
+    ``above_floor``: the certificate's over that floor); ``potential``: ``Σ min(1, w²)`` over ``2 log det``; ``chain``:
+    ``|Σ log(1 + w²) - log det|`` (both for one answer a round); ``kappa``: the least slope on the segments between
+    true and plainly fitted differences of asked duels; ``gradient``: the largest relative gradient norm of any fit.
     """
     world = TangentWorld.of(trial.setting, luck.child("world"))
     lead, n = world.features.shape[0], world.features.shape[-2]
@@ -180,10 +179,16 @@ def play(trial: Trial, luck: Luck) -> Columns:
             track.last("gain_possible", side / lowest)
             track.last("above_floor", certified / lowest)
     ended = {
-        "norm": norm, "information": information, "answers": tally.total, "error": error.square().mean(-1).sqrt(),
-        "gamma": paper.total, "gamma_noise": paper.noise, "gamma_prior": paper.prior,
-        "potential": potential / (2 * information), "chain": (chain - information).abs(),
-    }  # fmt: skip
+        "norm": norm,
+        "information": information,
+        "answers": tally.total,
+        "error": error.square().mean(-1).sqrt(),
+        "gamma": paper.total,
+        "gamma_noise": paper.noise,
+        "gamma_prior": paper.prior,
+        "potential": potential / (2 * information),
+        "chain": (chain - information).abs(),
+    }
     columns = track.columns() | {name: value.numpy() for name, value in ended.items()}
     if trial.predictors:
         columns |= correlations(world, tally, plain, trial.regularisation, trial.ridge, luck.child("ceiling"))
