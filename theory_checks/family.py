@@ -11,8 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits.luck import Luck
-from bandits.plots import png
 from bandits.page import Picture
+from bandits.plots import png
 from theory_checks.claims import Claim, Measurement, Verdict
 
 __all__ = ["Family", "Picture", "Run", "Verdict", "blocks", "picture"]
