@@ -66,15 +66,14 @@ def generation(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> None:
 
 def features(policy: Policy, rows: Sequence[Row]) -> None:
     """Race one plain forward and backward pass of a batch against per-response gradients of it."""
-    ids, inside = policy.padded(rows)
     ways = {kind: Gradients(policy, 0.1, kind, 8192, Luck(1), 10**6) for kind in KINDS if kind != "rademacher"}
 
     def plain() -> None:
-        torch.autograd.grad(policy.token_log_probs(ids, inside).sum(), list(policy.parameters.values()))
+        torch.autograd.grad(policy.token_log_probs(rows).sum(), list(policy.parameters.values()))
 
     def singly() -> None:
         for row in rows:
-            torch.autograd.grad(policy.token_log_probs(*policy.padded([row])).sum(), list(policy.parameters.values()))
+            torch.autograd.grad(policy.token_log_probs([row]).sum(), list(policy.parameters.values()))
 
     passes: dict[str, Callable[[], object]] = {"one forward + backward of the batch": plain}
     passes |= {f"per-response, sketch {kind}": lambda kind=kind: ways[kind](rows) for kind in ways}  # type: ignore[misc]
@@ -82,7 +81,7 @@ def features(policy: Policy, rows: Sequence[Row]) -> None:
 
 
 def training(policy: Policy, rows: Sequence[Row]) -> None:
-    """Race a bare DPO loop against TRL's trainer on the same preferences."""
+    """Race a bare DPO loop against TRL's trainer with our loss, and with its own."""
     half = len(rows) // 2
     with policy.reference():
         known = policy.log_probs(rows, "benchmark").tolist()
@@ -95,7 +94,7 @@ def training(policy: Policy, rows: Sequence[Row]) -> None:
         optimiser = torch.optim.AdamW(policy.parameters.values(), settings.rate, weight_decay=0.0)
         for start in range(0, half, settings.batch):
             part = pairs[start : start + settings.batch]
-            logs = policy.token_log_probs(*policy.padded([p.chosen for p in part] + [p.rejected for p in part])).sum(-1)
+            logs = policy.token_log_probs([p.chosen for p in part] + [p.rejected for p in part]).sum(-1)
             base = torch.tensor([p.chosen_reference for p in part] + [p.rejected_reference for p in part])
             chosen, rejected = (logs - base).chunk(2)
             (-logsigmoid(settings.beta * (chosen - rejected)).mean()).backward()
@@ -103,11 +102,18 @@ def training(policy: Policy, rows: Sequence[Row]) -> None:
             optimiser.step()
             optimiser.zero_grad()
 
-    def trl() -> None:
+    def ours() -> None:
         policy.restore(policy.initial)
         fit_dpo(policy, pairs, settings, Luck(1))
 
-    race(f"DPO, one epoch of {half} pairs in batches of {settings.batch}", {"a bare loop": bare, "TRL's trainer": trl})
+    def trl() -> None:
+        policy.restore(policy.initial)
+        fit_dpo(policy, pairs, settings, Luck(1), own_loss=False)
+
+    race(
+        f"DPO, one epoch of {half} pairs in batches of {settings.batch}",
+        {"a bare loop": bare, "our trainer": ours, "TRL's own loss": trl},
+    )
     policy.restore(policy.initial)
 
 

@@ -125,6 +125,7 @@ class Cell:
         shared, luck = Luck(alignment.seed), Luck(alignment.seed).child("seed", seed)
         texts = prompt_sets.load(alignment.prompts, shared)
         self.policy = load_policy(alignment.model, alignment.adapter, luck, alignment.device, alignment.dtype)
+        self.policy.batch_tokens = alignment.score_tokens
         scorer = load_scorer(alignment.reward, alignment.device, alignment.dtype)
         judge = load_scorer(alignment.judge, alignment.device, alignment.dtype)
         self.arena = TextArena(

@@ -60,10 +60,10 @@ class Alignment:
     """paired runs of every strategy"""
     seed: int = 0
     """of the first run's luck"""
-    rounds: int = 4
-    batch: int = 12
+    rounds: int = 3
+    batch: int = 16
     """duels labelled per round"""
-    prompts_per_round: int = 32
+    prompts_per_round: int = 20
     responses: int = 3
     """per prompt"""
     model: str = "smollm2-135m"
@@ -92,10 +92,10 @@ class Alignment:
     """probability that an answer is turned round (labels flip)"""
     beta: float = 0.1
     """of DPO and of the implicit reward"""
-    rate: float = 5e-4
+    rate: float = 1e-3
     """learning rate of AdamW"""
-    epochs: int = 4
-    dpo_batch: int = 8
+    epochs: int = 2
+    dpo_batch: int = 4
     """duels per step"""
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     """of the learning rate"""
@@ -108,14 +108,18 @@ class Alignment:
     sketch: Kind = "count"
     """of gradients: none (exact), count, sjlt, rademacher, factored"""
     sketch_size: int = 8192
-    heldout: int = 64
+    heldout: int = 48
     """held-out prompts"""
-    heldout_duels: int = 32
+    heldout_duels: int = 12
     """of the held-out prompts, how many also give a fixed duel"""
-    probes: int = 8
+    probes: int = 4
     """fixed responses on which the drift of gradients is measured"""
     feature_tokens: int = 512
     """padded tokens in one pass for gradients"""
+    score_tokens: int = 1024
+    """padded tokens in one pass for log-probabilities"""
+    sampling_rows: int = 128
+    """responses drawn side by side"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -126,7 +130,7 @@ class Alignment:
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise InputError("name at least one strategy, and each once")
         for name in ("seeds", "rounds", "batch", "prompts_per_round", "heldout", "heldout_duels", "probes",
-                     "prompt_tokens", "sketch_size", "feature_tokens"):  # fmt: skip
+                     "prompt_tokens", "sketch_size", "feature_tokens", "score_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.responses < 2:
@@ -153,7 +157,7 @@ class Alignment:
     @property
     def decoding(self) -> Decoding:
         """How responses are drawn."""
-        return Decoding(self.tokens, self.sampling_temperature)
+        return Decoding(self.tokens, self.sampling_temperature, self.sampling_rows)
 
     @property
     def training(self) -> Training:
@@ -199,7 +203,8 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             strategies=("activedpo-normalised", "activedpo", "activedpo-normalised-duel", "activedpo-initial",
                         "activedpo-stale", "activedpo-fisher", "activedpo-identity", "activedpo-top-b", "apo", "aplp",
                         "adpo", "adpo+", "label-entropy", "delta-ucb", "drts", "random"),
-            seeds=8, rounds=10, heldout=128, heldout_duels=64, probes=16,
+            seeds=8, rounds=10, prompts_per_round=32, epochs=4, rate=5e-4, dpo_batch=8, heldout=128, heldout_duels=64,
+            probes=16,
         ),
     ),
     "paper": (
@@ -208,8 +213,9 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             strategies=("activedpo-normalised", "apo", "aplp", "random"), seeds=5, rounds=10, batch=50,
             prompts_per_round=1000, model="meta-llama/Llama-2-7b-hf", rank=128, alpha=512.0, prompts="tldr",
             prompt_tokens=1024, tokens=64, reward="OpenAssistant/reward-model-deberta-v3-large-v2",
-            judge="sentiment-valence", label_temperature=1.0, rate=1e-4, heldout=200, heldout_duels=100, probes=16,
-            feature_tokens=8192, dtype="bfloat16", device="cuda",
+            judge="sentiment-valence", label_temperature=1.0, rate=1e-4, epochs=4,
+            dpo_batch=8, heldout=200, heldout_duels=100, probes=16, feature_tokens=8192, score_tokens=32768,
+            sampling_rows=256, dtype="bfloat16", device="cuda",
         ),
     ),
 }  # fmt: skip
