@@ -474,7 +474,7 @@ def run(simulation: Simulation, directory: RunDirectory, jobs: int = 0) -> dict[
     tables: dict[str, pd.DataFrame] = {}
     for table in ("rounds", "bounds", "calibration"):
         paths = [folder / f"{table}.csv" for folder in folders]
-        parts = [pd.read_csv(path, float_precision="round_trip") for path in paths if path.exists()]
+        parts = [pd.read_csv(path) for path in paths if path.exists()]
         tables[table] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return tables
 

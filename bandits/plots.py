@@ -50,7 +50,9 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
     """Draw a measure against labels, one panel per truth; bands are 95 % intervals over replicates."""
     truths, contenders = list(rounds["truth"].unique()), list(rounds["contender"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False, layout="constrained"
+        )
         for axis, truth in zip(axes[0], truths, strict=True):
             sns.lineplot(
                 rounds[rounds["truth"] == truth], x="labels", y=measure, hue="contender", hue_order=contenders,
@@ -72,7 +74,7 @@ def paired_differences(comparison: pd.DataFrame, label: str) -> Figure:
     height = 1.1 + 0.32 * comparison["contender"].nunique()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(truths), figsize=(1.6 + 4.0 * len(truths), height), squeeze=False, sharey=True
+            1, len(truths), figsize=(1.6 + 4.0 * len(truths), height), squeeze=False, sharey=True, layout="constrained"
         )
         for axis, truth in zip(axes[0], truths, strict=True):
             part = comparison[comparison["truth"] == truth].iloc[::-1]
@@ -93,7 +95,9 @@ def bound_terms(bounds: pd.DataFrame) -> Figure:
     }  # fmt: skip
     truths = list(bounds["truth"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False, sharey=True)
+        figure, axes = plt.subplots(
+            1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.8), squeeze=False, sharey=True, layout="constrained"
+        )
         for axis, truth in zip(axes[0], truths, strict=True):
             part = bounds[bounds["truth"] == truth]
             long = part.melt(["labels", "replicate"], list(names), "term", "multiplier").replace({"term": names})
@@ -110,7 +114,9 @@ def calibration(table: pd.DataFrame) -> Figure:
     """Draw root mean square error by decile of width: a rising line means that width predicts error."""
     truths, contenders = list(table["truth"].unique()), list(table["contender"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False, layout="constrained"
+        )
         for axis, truth in zip(axes[0], truths, strict=True):
             sns.lineplot(
                 table[table["truth"] == truth], x="decile", y="error", hue="contender", hue_order=contenders,
@@ -128,7 +134,9 @@ def error_split(bounds: pd.DataFrame) -> Figure:
     names = {"error": "network's error", "statistical": "statistical part", "linearisation": "linearisation part"}
     truths = list(bounds["truth"].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(truths), figsize=(1.2 + 4.6 * len(truths), 3.6), squeeze=False, layout="constrained"
+        )
         for axis, truth in zip(axes[0], truths, strict=True):
             part = bounds[bounds["truth"] == truth]
             long = part.melt(["labels", "replicate"], list(names), "part", "rms").replace({"part": names})

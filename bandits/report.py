@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits import plots
-from bandits.experiments import Simulation
+from bandits.experiments import Simulation, split
 from bandits.page import Picture, render
 from bandits.results import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.selector import APLP, STRATEGIES, ActiveDPO, Geometry, LabelEntropy, Random
 from bandits.summary import Coverage, compare, empirical_multiplier, summarise, verdict
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
@@ -118,6 +122,26 @@ def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Si
     return lines
 
 
+def rules(simulation: Simulation) -> list[dict[str, str]]:
+    """Say of every contender what it asks and in which geometry it measures, in words."""
+    told = []
+    for contender in simulation.contenders:
+        learner, name = split(contender)
+        strategy = STRATEGIES[name]
+        says = inspect.getdoc(type(strategy)) or ""
+        usual = Geometry(gradients="initial")
+        switches = [f"{f.name}: {getattr(strategy.geometry, f.name)}" for f in dataclasses.fields(Geometry)
+                    if getattr(strategy.geometry, f.name) != getattr(usual, f.name)]  # fmt: skip
+        if isinstance(strategy, ActiveDPO) and not strategy.batch_update:
+            switches.append("no update within the batch")
+        if isinstance(strategy, Random | LabelEntropy | APLP):
+            switches = ["no width"]
+        learns = [] if learner == "neural" else [f"learner: {learner}"]
+        measures = "; ".join(learns + (switches or ["gradients at θ0, full V"]))
+        told.append({"contender": contender, "says": says.partition("\n")[0].replace("``", ""), "measures": measures})
+    return told
+
+
 def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd.DataFrame]) -> None:
     """Write tables, figures and, last of all, the page."""
     rounds, bounds, calibration = tables["rounds"], tables["bounds"], tables["calibration"]
@@ -189,6 +213,7 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         "bandits", "report.html.j2",
         s=simulation, manifest=directory.manifest, findings=lines, pictures={p.name: p for p in pictures},
         comparison=comparison, final=final, measures=measures, unit=unit, has_bounds=len(bounds) > 0,
+        rules=rules(simulation),
         gradient=float(np.nanmax(rounds["gradient_norm"])), converged=CONVERGED, **context,
     )  # fmt: skip
     write_text(directory.path / "index.html", page)

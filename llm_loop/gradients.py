@@ -184,8 +184,7 @@ class Gradients:
         done = _Pass(torch.zeros(len(rows), self.map.size, device=policy.device))
         done.zero = torch.zeros(len(rows), dtype=torch.int64, device=policy.device)
         with self._watched(done), torch.enable_grad():
-            ids, inside = policy.padded(rows)
-            total = self.beta * policy.token_log_probs(ids, inside).sum()
+            total = self.beta * policy.token_log_probs(rows).sum()
             # Rows do not interact, so the gradient of the sum holds each row's own.
             torch.autograd.grad(total, self._entry)
         return done
@@ -229,11 +228,11 @@ class Gradients:
 
 
 @torch.no_grad()
-def embeddings(policy: Policy, rows: Sequence[Row], stage: str = "features", batch_tokens: int = 1024) -> Dense:
+def embeddings(policy: Policy, rows: Sequence[Row], stage: str = "features") -> Dense:
     """Return the mean last hidden state over each response's tokens, ``(n, width)``: APO's and ADPO's ``ψ(x, y)``."""
     base = policy.model.get_base_model()
     table = torch.zeros(len(rows), base.config.get_text_config().hidden_size, dtype=torch.float64)
-    for places in batches([row.tokens for row in rows], batch_tokens):
+    for places in batches([row.tokens for row in rows], policy.batch_tokens):
         part = [rows[place] for place in places]
         with policy.meter.stage(stage, sum(row.tokens for row in part)):
             ids, inside = policy.padded(part)

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -25,7 +26,7 @@ from bandits.luck import Luck
 from llm_loop.arena import Texts
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
-from llm_loop.models import Policy, Row, seeded
+from llm_loop.models import Policy, Row, seeded, token_log_probs
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ class _Trainer(DPOTrainer):
 
     Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
     the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
-    wrong ones; tests compare ours with TRL's own).
+    wrong ones; tests compare ours with TRL's own).  The loss is written out here, since on a CPU TRL's fused head makes
+    logits for prompts and padding too, and makes them twice (``llm_loop.benchmark`` has the times).  Tests compare it
+    and its gradients with TRL's, which ``own_loss=False`` uses.
     """
 
-    def __init__(self, *args: Any, pull: float, start: dict[str, Tensor], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, pull: float, start: dict[str, Tensor], own_loss: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True
-        self._pull, self._start = pull, start
+        self._pull, self._start, self._own_loss = pull, start, own_loss
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -91,8 +94,14 @@ class _Trainer(DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._pull == 0 or return_outputs:
+        if self._own_loss:
+            logs = token_log_probs(model, inputs["input_ids"], inputs["completion_mask"].bool()).sum(-1)
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (logs - reference).chunk(2)
+            loss = -logsigmoid(self.beta * (chosen - rejected)).mean()
+        else:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._pull == 0:
             return loss
         named = dict(self.accelerator.unwrap_model(model).named_parameters())
         drift = sum((named[name] - at.to(named[name].device)).square().sum() for name, at in self._start.items())
@@ -115,7 +124,9 @@ def _lent(policy: Policy) -> Iterator[None]:
         policy.model.eval()
 
 
-def fit_dpo(policy: Policy, preferences: Sequence[Preference], training: Training, luck: Luck) -> Fit:
+def fit_dpo(
+    policy: Policy, preferences: Sequence[Preference], training: Training, luck: Luck, own_loss: bool = True
+) -> Fit:
     """Train LoRA's matrices from where they are by DPO on these preferences; return how it went.
 
     The loss is the mean over a batch of ``-log σ(β [log-ratio chosen - log-ratio rejected])``; with λ > 0,
@@ -143,7 +154,7 @@ def fit_dpo(policy: Policy, preferences: Sequence[Preference], training: Trainin
         )  # fmt: skip
         trainer = _Trainer(
             model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
-            pull=training.regularisation / len(preferences), start=policy.initial,
+            pull=training.regularisation / len(preferences), start=policy.initial, own_loss=own_loss,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -191,9 +202,10 @@ class DPOLearner:
 
     def rewards(self, items: Texts) -> Float[Tensor, " n"]:
         """Return ``β log π_θ(y|x)/π_ref(y|x)``, in log-odds; exactly 0 at the start."""
+        if self.at_start:  # what the policy drew with is the reference's
+            self.note(items.rows, reference=items.log_probs)
+            return torch.zeros_like(items.log_probs)
         reference = self.reference(items.rows)
-        if self.at_start:
-            return torch.zeros_like(reference)
         return self.training.beta * (self.current(items.rows) - reference)
 
     def features(self, items: Texts, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Dense:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
@@ -130,6 +130,8 @@ class Policy:
             self.model = get_peft_model(model, config)
         self.model.to(self.device).eval()
         self.meter = Meter()
+        self.batch_tokens = 1024
+        """padded tokens in one pass without gradients"""
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.parameters: dict[str, nn.Parameter] = dict(sorted(named.items()))
         self.initial = self.state()
@@ -216,25 +218,18 @@ class Policy:
             inside[i, len(row.prompt) : row.tokens] = True
         return ids.to(self.device), inside.to(self.device)
 
-    def token_log_probs(self, ids: Tensor, inside: Tensor) -> Float[Tensor, "n t"]:
-        """Return ``log π(y_t | x, y_<t)`` of the responses' tokens in nats, 0 elsewhere; position 0 is left out.
-
-        Rows are padded on the right and attention is causal, so padding changes nothing and needs no mask.
-        """
-        start = int(inside.int().argmax(1).min())  # no logit before the first response is needed
-        keep = torch.arange(start - 1, ids.shape[1] - 1, device=ids.device)
-        logits = self.model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
-        chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
-        return torch.where(inside[:, start:], chosen, 0.0)
+    def token_log_probs(self, rows: Sequence[Row]) -> Float[Tensor, "n t"]:
+        """Return ``log π_θ(y_t | x, y_<t)`` of the rows' response tokens, as ``token_log_probs`` does."""
+        return token_log_probs(self.model, *self.padded(rows))
 
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[Row], stage: str, batch_tokens: int = 1024) -> Float[Tensor, " n"]:
+    def log_probs(self, rows: Sequence[Row], stage: str) -> Float[Tensor, " n"]:
         """Return ``log π(y|x)`` of every row in nats, summed over its tokens, in float64 on the CPU."""
         out = torch.zeros(len(rows), dtype=torch.float64)
-        for places in batches([row.tokens for row in rows], batch_tokens):
+        for places in batches([row.tokens for row in rows], self.batch_tokens):
             part = [rows[place] for place in places]
             with self.meter.stage(stage, sum(row.tokens for row in part)):
-                out[places] = self.token_log_probs(*self.padded(part)).sum(-1).double().cpu()
+                out[places] = self.token_log_probs(part).sum(-1).double().cpu()
         return out
 
     def save(self, folder: Path) -> None:
@@ -245,6 +240,19 @@ class Policy:
         plain["inference_mode"] = True
         write_json(folder / "adapter_config.json", plain)
         write_bytes(folder / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+
+
+def token_log_probs(model: Any, ids: Int64[Tensor, "n t"], inside: Bool[Tensor, "n t"]) -> Float[Tensor, "n s"]:
+    """Return ``log π(y_t | x, y_<t)`` of the responses' tokens (``inside``) in nats, 0 at other places.
+
+    Rows are padded on the right and attention is causal, so padding changes nothing and needs no mask.  Logits are made
+    only from the first response token of the batch on.
+    """
+    start = int(inside.int().argmax(1).min())
+    keep = torch.arange(start - 1, ids.shape[1] - 1, device=ids.device)
+    logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
+    chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return torch.where(inside[:, start:], chosen, 0.0)
 
 
 def _adaptable(module: nn.Module) -> bool:

@@ -53,29 +53,32 @@ def test_the_first_loss_is_log_2(policy):
     assert fit.steps == 1
 
 
-def trainer_of(policy, preferences, folder, pull=0.0):
-    arguments = DPOConfig(output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True,
-                          bf16=False, gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True)  # fmt: skip
+def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
+    arguments = DPOConfig(
+        output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True, bf16=False,
+        gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True,
+    )  # fmt: skip
     data = Dataset.from_list([
         {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
          "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
          "ref_rejected_logps": p.rejected_reference} for p in preferences
     ])  # fmt: skip
-    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer, pull=pull,
-                    start=policy.initial)  # fmt: skip
+    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
+                    pull=pull, start=policy.initial, own_loss=own_loss)  # fmt: skip
 
 
 def by_hand(policy, preferences):
     """``mean -log σ(β [log π(c)/π_ref(c) - log π(r)/π_ref(r)])``, with autograd, one row at a time."""
     total = torch.zeros(())
     for p in preferences:
-        a, b = (policy.token_log_probs(*policy.padded([row])).sum() for row in (p.chosen, p.rejected))
+        a, b = (policy.token_log_probs([row]).sum() for row in (p.chosen, p.rejected))
         total = total - logsigmoid(BETA * ((a - p.chosen_reference) - (b - p.rejected_reference)))
     return total / len(preferences)
 
 
+@pytest.mark.parametrize("own_loss", [True, False])
 @pytest.mark.parametrize("pull", [0.0, 0.7])
-def test_loss_and_gradients_of_the_trainer_are_those_written_out(policy, tmp_path, pull):
+def test_loss_and_gradients_are_those_written_out_and_trls(policy, tmp_path, pull, own_loss):
     preferences = preferences_of(policy)
     generator = torch.Generator().manual_seed(1)
     policy.restore({k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in policy.state().items()})
@@ -84,7 +87,7 @@ def test_loss_and_gradients_of_the_trainer_are_those_written_out(policy, tmp_pat
     want = want + pull / 2 * sum((parameters[n] - v).square().sum() for n, v in policy.initial.items())
     want_gradients = torch.autograd.grad(want, list(parameters.values()))
     with seeded(Luck(0)), _lent(policy):
-        trainer = trainer_of(policy, preferences, tmp_path, pull)
+        trainer = trainer_of(policy, preferences, tmp_path, pull, own_loss)
         inputs = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(policy.model, inputs)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
