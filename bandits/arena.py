@@ -76,11 +76,16 @@ class DuelArena(ABC):
         return torch.ones_like(duels.first, dtype=torch.bool)
 
 
+Inputs = Literal["sphere", "cube", "skewed"]
+
+
 @dataclass(frozen=True)
 class World:
     """The truth of a simulation: every table that will be shown, its rewards, and the oracle's uniform numbers.
 
-    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``fresh`` draws a new pool
+    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``skewed`` items lie on the
+    sphere too, but those of nine in ten shown prompts within about 5 % of a plane, while held-out ones lie anywhere:
+    most of the pool is alike, and choosing has something to gain.  ``fresh`` draws a new pool
     every round, up to ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless
     ``repeats``.  Rewards are shifted and scaled per replicate so that ``|r| <= bound`` is attained on the items
     (``rescale``), or left as they are and checked against the bound.
@@ -95,7 +100,7 @@ class World:
     rounds: int = 1
     fresh: bool = False
     repeats: bool = False
-    inputs: Literal["sphere", "cube"] = "sphere"
+    inputs: Inputs = "sphere"
     bound: float = 1.0
     rescale: bool = True
 
@@ -113,11 +118,15 @@ class World:
             raise InputError(f"arena: the reward bound must be positive and finite, got {self.bound}")
         tables = self.rounds if self.fresh else 1
         rows = (tables * self.prompts + self.heldout) * self.responses
-        x = self.luck.child("inputs").normal(rows, self.dim)
-        if self.inputs == "sphere":
-            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-        else:
+        if self.inputs == "cube":
             x = 2 * self.luck.child("inputs").uniform(rows, self.dim) - 1
+        else:
+            x = self.luck.child("inputs").normal(rows, self.dim)
+            if self.inputs == "skewed":
+                alike = self.luck.child("alike").uniform(tables * self.prompts) < 0.9
+                thin = 1 - 0.95 * alike.to(x.dtype).repeat_interleave(self.responses, -1).unsqueeze(-1)
+                x[..., : tables * self.prompts * self.responses, 2:] *= thin
+            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
         rewards = self.truth(x, self.luck.child("truth"))
         scale = torch.ones_like(rewards[..., :1])
         if self.rescale:

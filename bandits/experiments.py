@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bandits.arena import Points, SyntheticVectorArena, World
+from bandits.arena import Inputs, Points, SyntheticVectorArena, World
 from bandits.audit import Audit, Bounds, Columns
 from bandits.bounds import check_delta
 from bandits.btl import ORACLES, kappa
@@ -28,7 +28,7 @@ from bandits.luck import Luck
 from bandits.networks import MLP, Activation
 from bandits.results import RunDirectory, load_checkpoint, save_checkpoint, write_frame
 from bandits.rewards import TRUTHS, TangentTeacher, ground_truth
-from bandits.selector import STRATEGIES
+from bandits.selector import STRATEGIES, Strategy
 
 LEARNERS = ("neural", "tangent", "linear", "policy")
 CHECKPOINT_SECONDS = 15.0
@@ -58,7 +58,8 @@ class Simulation:
     experiment: Literal["pool", "regret"] = "pool"
     """pool: which duels of a large pool to label; regret: one prompt a round, and the arms asked are what counts"""
     contenders: tuple[str, ...] = ("random", "activedpo", "activedpo-fisher", "apo", "adpo+", "label-entropy", "ucb")
-    truths: tuple[str, ...] = ("mlp", "square")
+    """strategies, each with a learner other than neural before a colon (linear:ucb)"""
+    truths: tuple[str, ...] = ("ntk", "square")
     """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
     replicates: int = 16
     seed: int = 0
@@ -70,7 +71,8 @@ class Simulation:
     heldout: int = 50
     """held-out prompts"""
     dim: int = 5
-    inputs: Literal["sphere", "cube"] = "sphere"
+    inputs: Inputs = "sphere"
+    """skewed: most of the pool is alike, the held-out prompts are not"""
     fresh: bool = False
     """a new pool every round"""
     repeats: bool = False
@@ -180,6 +182,13 @@ class Simulation:
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": ("which duels to label: 7 strategies, 2 truths, 16 replicates (about 2 minutes)", Simulation()),
+    "skewed": (
+        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about 2 minutes)",
+        Simulation(
+            contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
+            truths=("ntk", "mlp"), replicates=32, inputs="skewed", audit=False,
+        ),
+    ),
     "regret": (
         "which arms to duel: neural and linear UCB, TS, CoLSTIM on short horizons (about 1 minute)",
         Simulation(
@@ -307,9 +316,17 @@ def regret(round: Round, rewards: Tensor) -> Columns:
 
 
 def run_cell(
-    simulation: Simulation, truth: str, contender: str, folder: Path, bar: bool = False, block: range | None = None
+    simulation: Simulation,
+    truth: str,
+    contender: str,
+    folder: Path,
+    bar: bool = False,
+    block: range | None = None,
+    strategy: Strategy | None = None,
 ) -> float:
     """Play one contender on one truth in a block of replicates; write its tables; return the seconds spent.
+
+    ``strategy`` is the contender's, for a process in which ``STRATEGIES`` may lack it.
 
     A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
     """
@@ -317,7 +334,7 @@ def run_cell(
     started = time.perf_counter()
     block = block or range(simulation.replicates)
     arena, learner, luck = build(simulation, truth, contender, block)
-    strategy = STRATEGIES[split(contender)[1]]
+    strategy = strategy or STRATEGIES[split(contender)[1]]
     stale = strategy.geometry.gradients == "stale"
     audit = None
     world = arena.world
@@ -439,10 +456,13 @@ def run(simulation: Simulation, directory: RunDirectory, jobs: int = 0) -> dict[
     todo = [number for number, folder in enumerate(folders) if not (folder / "rounds.csv").exists()]
     jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))
 
+    strategies = {contender: STRATEGIES[split(contender)[1]] for contender in simulation.contenders}
+
     def play_block(number: int) -> tuple[str, float]:
         (truth, contender), block = work[number]
         name = str(folders[number].relative_to(directory.cell("")))
-        return name, run_cell(simulation, truth, contender, folders[number], bar=jobs == 1, block=block)
+        seconds = run_cell(simulation, truth, contender, folders[number], jobs == 1, block, strategies[contender])
+        return name, seconds
 
     timing: dict[str, float] = {}
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(

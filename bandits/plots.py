@@ -30,11 +30,23 @@ def png(figure: Figure) -> bytes:
 
 def palette(contenders: list[str]) -> dict[str, object]:
     """Return one colour per contender, black for Random."""
-    colours = sns.color_palette("colorblind", len(contenders))
-    return {name: "black" if name == "random" else colour for name, colour in zip(contenders, colours, strict=True)}
+    others = [name for name in contenders if name != "random"]
+    return {"random": "black"} | dict(zip(others, sns.color_palette("colorblind", len(others)), strict=True))
 
 
-def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = False) -> Figure:
+BAND = {"alpha": 0.13, "linewidth": 0}
+
+
+def against(rounds: pd.DataFrame, baseline: str, measure: str) -> pd.DataFrame:
+    """Return each contender's paired difference from the baseline, replicate by replicate and round by round."""
+    keys = ["truth", "replicate", "labels"]
+    reference = rounds[rounds["contender"] == baseline].set_index(keys)[measure]
+    rivals = rounds[rounds["contender"] != baseline]
+    return rivals.assign(**{measure: rivals[measure].to_numpy() - reference.loc[pd.MultiIndex.from_frame(rivals[keys])]
+                            .to_numpy()})  # fmt: skip
+
+
+def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = False, zero: bool = False) -> Figure:
     """Draw a measure against labels, one panel per truth; bands are 95 % intervals over replicates."""
     truths, contenders = list(rounds["truth"].unique()), list(rounds["contender"].unique())
     with mpl.rc_context(STYLE):
@@ -43,11 +55,13 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
             sns.lineplot(
                 rounds[rounds["truth"] == truth], x="labels", y=measure, hue="contender", hue_order=contenders,
                 palette=palette(contenders), errorbar=("ci", 95), seed=0, n_boot=400, ax=axis,
-                legend=truth == truths[-1],
+                legend=truth == truths[-1], err_kws=BAND,
             )  # fmt: skip
             axis.set(title=f"truth: {truth}", xlabel="labels", ylabel=label)
             if log:
                 axis.set(xscale="log", yscale="log")
+            if zero:
+                axis.axhline(0, color="black", lw=0.8)
         sns.move_legend(axes[0][-1], "center left", bbox_to_anchor=(1.02, 0.5), title=None, frameon=False)
     return figure
 

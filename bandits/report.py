@@ -146,6 +146,11 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
              plots.learning_curves(rounds, "weak", "weak regret per round"))  # fmt: skip
     show("error", "Error of the learner's reward differences on held-out duels; lower is better.",
          plots.learning_curves(rounds, "error", "rms error (log-odds)"))  # fmt: skip
+    if rounds["contender"].nunique() > 1:
+        show("gap", "The same, as paired difference from Random: below zero is better. Pairing removes what the "
+             "replicates share, so these bands are the ones to compare.",
+             plots.learning_curves(plots.against(rounds, "random", "error"), "error", "rms error less Random's",
+                                   zero=True))  # fmt: skip
     show("accuracy", "Share of held-out duels that the learner orders as the truth does.",
          plots.learning_curves(rounds, "accuracy", "ordering accuracy"))  # fmt: skip
     show("value", "True reward of the greedy policy: 0 is a random response, 1 the best of each prompt.",

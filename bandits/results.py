@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,10 @@ class RunDirectory:
         """Whether the run has ended: its page, which is written last, is there."""
         return (self.path / "index.html").exists()
 
-    def note_timing(self, seconds: dict[str, float]) -> None:
-        """Add wall-clock seconds to ``timing.json``, the one file that differs between equal runs."""
+    def note_timing(self, seconds: Mapping[str, Any]) -> None:
+        """Add wall-clock seconds, of cells or their stages, to ``timing.json``: all that differs between equal runs."""
         path = self.path / "timing.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | seconds)
+        write_json(path, (read_json(path) if path.exists() else {}) | dict(seconds))
 
     def cell(self, name: str) -> Path:
         """Return the folder of one cell."""

@@ -22,6 +22,9 @@ Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
 REPETITIVE = 0.5
 """A response fewer of whose word pairs than this are distinct counts as degenerate."""
+TOKENS = ["tokens_generated", "tokens_scored", "tokens_features", "tokens_trained"]
+GRADIENT_FREE = ("random", "label-entropy", "aplp")
+"""Strategies that need no gradient."""
 OUTCOMES = {"final": "after the last round", "area": "mean over all rounds"}
 
 
@@ -157,9 +160,15 @@ def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = 
 
 
 def totals(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Return per strategy and round, as means over seeds: labels, and tokens through the model up to that round."""
+    """Return per strategy and round, as means over seeds: labels, and tokens through the model up to that round.
+
+    ``tokens`` sums what was generated, scored, run through for gradients and trained on.  Strategies that look at no
+    gradient are not charged for those that only diagnostics asked for.
+    """
     table = rounds.sort_values(["strategy", "seed", "round"], kind="stable").copy()
-    table["tokens"] = table["tokens_generated"] + table["tokens_scored"] + table["tokens_trained"]
+    spent = table[TOKENS].fillna(0)
+    spent["tokens_features"] *= ~table["strategy"].isin(GRADIENT_FREE)
+    table["tokens"] = spent.sum(axis=1)
     table["tokens"] = table.groupby(["strategy", "seed"])["tokens"].cumsum()
     return table.groupby(KEYS, sort=False)[["labels", "tokens"]].mean().reset_index()
 
@@ -168,11 +177,11 @@ def selection(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return, per strategy and round, how the picked duels differ from the pool they were picked from.
 
     ``gap``: mean true reward difference, absolute; ``width``; ``agreement``: share of labels that name the response of
-    more reward (below 1 because labels are sampled).  Means over seeds of each seed's mean.
+    more reward (below 1 because labels are sampled).  Means over seeds of each seed's mean.  Duels that were not on
+    offer, since a response repeats another, are no part of the pool.
     """
-    table = candidates.assign(
-        picked=candidates["picked_position"].notna(), gap=(candidates["reward_1"] - candidates["reward_2"]).abs()
-    )
+    table = candidates[candidates["offered"]]
+    table = table.assign(picked=table["picked_position"].notna(), gap=(table["reward_1"] - table["reward_2"]).abs())
     right = (table["label"] > 0.5) == (table["reward_1"] > table["reward_2"])
     table["agreement"] = right.where(table["picked"]).astype(float)
     rows = []

@@ -25,6 +25,11 @@ def _axes(count: int, columns: int, width: float = 3.5, height: float = 2.7) -> 
     return figure, panels[:count]
 
 
+def _line(strategies: list[str], strategy: str) -> str:
+    """Return how to draw a line: Random's dashed, so that one under it shows; dotted where colours recur."""
+    return "o--" if strategy == "random" else "o-" if strategies.index(strategy) < 10 else "s:"
+
+
 def _legend(figure: Figure, axis: Axes) -> None:
     """Put one legend under all panels."""
     handles, names = axis.get_legend_handles_labels()
@@ -32,31 +37,42 @@ def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=columns, frameon=False)
 
 
-def reward_curves(evaluations: pd.DataFrame, curves: pd.DataFrame, totals: pd.DataFrame) -> Figure:
+def reward_curves(
+    evaluations: pd.DataFrame, reward: pd.DataFrame, totals: pd.DataFrame, label: str, single: bool
+) -> Figure:
     """Draw held-out reward against labels and against tokens.
 
-    Thick lines are means over seeds with 95 % bands over prompts, thin lines the single seeds.
+    Thick lines are means over seeds with ``reward``'s bands, thin ones single seeds (if ``single``).  ``label`` says
+    what the reward is.
     """
     strategies = list(totals["strategy"].unique())
     colours = palette(strategies)
     seeds = evaluations.groupby(["strategy", "seed", "round"], sort=False)["reward"].mean().reset_index()
-    reward = curves[curves["measure"] == "reward"]
     with plt.rc_context(STYLE):
         figure, panels = _axes(2, 2, width=4.6, height=3.8)
         many = totals["tokens"].max() >= 2e6
         tokens = f"tokens through the model, {'millions' if many else 'thousands'}"
         sides = (("labels", LABELS, 1.0), ("tokens", tokens, 1e6 if many else 1e3))
-        for axis, (column, label, unit) in zip(panels, sides, strict=True):
+        for axis, (column, price, unit) in zip(panels, sides, strict=True):
             for strategy in strategies:
                 cost = totals[totals["strategy"] == strategy].set_index("round")[column] / unit
                 part = reward[reward["strategy"] == strategy]
                 x = cost.loc[part["round"]].to_numpy()
-                axis.plot(x, part["mean"], color=colours[strategy], lw=2.2, label=strategy, zorder=3)
+                axis.plot(
+                    x,
+                    part["mean"],
+                    _line(strategies, strategy),
+                    color=colours[strategy],
+                    lw=2,
+                    ms=4,
+                    label=strategy,
+                    zorder=3,
+                )
                 axis.fill_between(x, part["low"], part["high"], color=colours[strategy], alpha=0.13, lw=0)
-                for _, line in seeds[seeds["strategy"] == strategy].groupby("seed", sort=False):
+                for _, line in seeds[(seeds["strategy"] == strategy) & single].groupby("seed", sort=False):
                     axis.plot(cost.loc[line["round"]], line["reward"], color=colours[strategy], lw=0.7, alpha=0.55)
-            axis.set(xlabel=label)
-        panels[0].set(ylabel="mean held-out reward\n(sentiment valence, −4 to 4)")
+            axis.set(xlabel=price)
+        panels[0].set(ylabel=f"mean held-out reward\n({label})")
         panels[1].sharey(panels[0])
         figure.tight_layout()
         _legend(figure, panels[0])
@@ -75,7 +91,14 @@ def small_multiples(table: pd.DataFrame, panels: dict[str, str], columns: int = 
         for place, (axis, (measure, title)) in enumerate(zip(axes, panels.items(), strict=True)):
             for strategy in strategies:
                 part = table[(table["strategy"] == strategy) & (table["measure"] == measure)]
-                axis.plot(part["labels"], part["mean"], color=colours[strategy], marker="o", ms=3, label=strategy)
+                axis.plot(
+                    part["labels"],
+                    part["mean"],
+                    _line(strategies, strategy),
+                    color=colours[strategy],
+                    ms=3,
+                    label=strategy,
+                )
                 axis.fill_between(part["labels"], part["low"], part["high"], color=colours[strategy], alpha=0.13, lw=0)
             axis.set_title(title, fontsize=10 if columns < 4 else 9)
             axis.tick_params(labelsize=8)

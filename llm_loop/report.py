@@ -8,14 +8,12 @@ equal runs.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -25,9 +23,11 @@ from bandits.errors import InputError
 from bandits.page import Picture, render
 from bandits.results import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.summary import summarise
+from llm_loop import findings as words
 from llm_loop import plots
 from llm_loop.evaluate import (
     OUTCOMES,
+    REPETITIVE,
     accuracies,
     against,
     check_balanced,
@@ -45,7 +45,7 @@ SHOWN_PICKS = 5
 SHOWN_SAMPLES = 6
 
 HEALTH = {
-    "judge": "judge (−1 to 1)",
+    "judge": "judge, which never labels",
     "win_rate": "win rate against the initial model",
     "log_ratio": "KL from the initial model\n(nats per response)",
     "accuracy": "held-out duels ordered rightly\nby the implicit reward",
@@ -54,47 +54,7 @@ HEALTH = {
 }
 """Panels of the second figure, by measure."""
 
-DIAGNOSTICS = {
-    "zero_A_gradient_share": (
-        "zero A-gradients",
-        "Share of LoRA's A-parameters with a gradient of exactly 0. LoRA starts with B = 0, so in round 1 the model's "
-        "uncertainty is measured through the B-half of its parameters alone; afterwards through both.",
-    ),
-    "zero_margin_share": (
-        "zero margins",
-        "Share of duels that the implicit reward calls a tie. In round 1 policy and reference are one, so all are "
-        "ties, and a rule that ranks by margin has nothing to go by.",
-    ),
-    "duplicates_dropped": (
-        "duplicates dropped",
-        "Responses that repeated another to the same prompt: their duel has a feature of 0 and would waste a label.",
-    ),
-    "selected_excess_length": (
-        "length, selected ÷ pool",
-        "Mean tokens of the responses in selected duels over those of the pool. A token sum has a gradient that grows "
-        "with length, so without normalisation a gradient rule may simply be buying long responses.",
-    ),
-    "gradient_drift": (
-        "gradient drift",
-        "How far gradients at this round's model have moved from those at the initial model, relative to their norm. "
-        "The theory wants it small.",
-    ),
-    "kernel_drift": (
-        "kernel drift",
-        "The same for the Gram matrix of the features, which is all that widths depend on (the measurable side of the "
-        "paper's Remark 1).",
-    ),
-    "width_error_rank_correlation": (
-        "width–error correlation",
-        "Rank correlation, over the pool, of a duel's width with the true error of its reward difference. Selecting by "
-        "width can only help as far as this is above 0.",
-    ),
-    "information": (
-        "information",
-        "log det of V against its ridge, in nats: how much the labelled duels pin down, as the design sees it.",
-    ),
-}
-"""Panels of the third figure: title, and the sentence that says what to make of it."""
+TEXTS = ("prompt", "response_1", "response_2")
 
 
 @dataclass(frozen=True)
@@ -134,9 +94,7 @@ def read(folder: Path) -> Run:
     cells.sort(key=lambda path: (path.name.rpartition("--seed")[0], int(path.name.rpartition("--seed")[2])))
     try:
         tables = {
-            name: pd.concat([pd.read_csv(c / f"{name}.csv", float_precision="round_trip") for c in cells],
-                            ignore_index=True)
-            for name in TABLES
+            name: pd.concat([_table(cell / f"{name}.csv") for cell in cells], ignore_index=True) for name in TABLES
         }  # fmt: skip
         samples: list[dict[str, Any]] = []
         for cell in cells:
@@ -148,6 +106,13 @@ def read(folder: Path) -> Run:
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{folder} holds a damaged table ({error})") from None
     return Run(read_json(folder / "manifest.json"), **tables, samples=pd.DataFrame(samples))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Read a table; a response “NA” stays the text it is, and so does an empty one."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], lineterminator="\n")
+    texts = [name for name in TEXTS if name in table]
+    return table.assign(**{name: table[name].fillna("").astype(str) for name in texts})
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -169,31 +134,25 @@ def measures(run: Run) -> pd.DataFrame:
     return table.merge(totals(run.rounds)[["strategy", "round", "labels"]], on=["strategy", "round"], how="left")
 
 
+def bands(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the measures with ``low`` and ``high`` such that a curve's band is its paired change's interval.
+
+    Where a measure is a change itself (win rate) or has a known start (accuracy), they stay what they are.
+    """
+    start = table["mean"] - table["change"]
+    low, high = start + table["change_low"], start + table["change_high"]
+    return table.assign(low=low.fillna(table["low"]), high=high.fillna(table["high"]))
+
+
 def diagnostics(rounds: pd.DataFrame) -> pd.DataFrame:
     """Return the loop's own diagnostics per strategy and round: the mean over seeds, and their range as low and high.
 
     A diagnostic that no round of any cell has is left out; a round that lacks one (round 0 has no pool) is, too.
     """
     table = rounds.assign(selected_excess_length=rounds["selected_length"] / rounds["pool_length"])
-    long = table.melt(["strategy", "seed", "round", "labels"], list(DIAGNOSTICS), "measure", "value").dropna()
+    long = table.melt(["strategy", "seed", "round", "labels"], list(words.DIAGNOSTICS), "measure", "value").dropna()
     grouped = long.groupby(["strategy", "round", "labels", "measure"], sort=False)["value"]
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
-
-
-def told(loop: pd.DataFrame, strategies: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return each diagnostic's title, what to make of it, and its first and last values per strategy in words."""
-    found = []
-    for name, (title, text) in DIAGNOSTICS.items():
-        said = []
-        for strategy in strategies:
-            part = loop[(loop["measure"] == name) & (loop["strategy"] == strategy)].sort_values("round")
-            ends = part.iloc[[0, -1]] if len(part) > 1 else part
-            values = [f"{row['mean']:.3g} in round {row['round']}" for row in ends.to_dict("records")]
-            if values:
-                said.append(f"{strategy}: {', '.join(values)}")
-        if said:
-            found.append((title, text, "; ".join(said)))
-    return found
 
 
 def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -202,12 +161,14 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     wins = win_rates(run.evaluations)
     rows = []
     for strategy in run.strategies:
-        last = table[(table["strategy"] == strategy) & (table["round"] == run.last)].set_index("measure")
+        own = table[table["strategy"] == strategy]
+        first, last = (own[own["round"] == number].set_index("measure") for number in (0, run.last))
         over = seeds[(seeds["strategy"] == strategy) & (seeds["round"] == run.last)].set_index("measure")
         start = run.evaluations[(run.evaluations["strategy"] == strategy) & (run.evaluations["round"] == 0)]
         won = wins[(wins["strategy"] == strategy) & (wins["round"] == run.last)]
         rows.append({
             "strategy": strategy,
+            "first": first.to_dict("index"),
             "last": last.to_dict("index"),
             "seeds": over.to_dict("index"),
             "wins": won.to_dict("records")[0],
@@ -217,87 +178,26 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def moved(low: float, high: float) -> str:
-    """Say which way a change went, if its interval says so."""
-    return "rose" if low > 0 else "fell" if high < 0 else "did not change beyond its interval"
-
-
-def span(low: float, high: float, digits: int = 2, sign: bool = True) -> str:
-    """Return an interval in brackets; in words where one unit gives none."""
-    if math.isnan(low) or math.isnan(high):
-        return "no interval from one value"
-    form = f"{'+' if sign else ''}.{digits}f"
-    return f"[{low:{form}}, {high:{form}}]"
-
-
-def findings(run: Run, rows: Sequence[dict[str, Any]], comparison: pd.DataFrame) -> list[str]:
-    """Say in sentences what the run found, whichever way it went."""
-    lines = []
-    labels = int(run.rounds["labels"].max())
-    for row in rows:
-        reward, judge, name = row["last"]["reward"], row["last"]["judge"], row["strategy"]
-        over = row["seeds"]["reward"]
-        lines.append(
-            f"{name}: mean held-out reward {moved(reward['change_low'], reward['change_high'])}, from "
-            f"{row['start']['reward']:.2f} to {reward['mean']:.2f} after {labels} labels: {reward['change']:+.2f} "
-            f"{span(reward['change_low'], reward['change_high'])} over {reward['units']:.0f} held-out prompts (these "
-            f"very runs), {span(over['change_low'], over['change_high'])} over {len(run.seeds)} seeds (other runs like "
-            "them)."
-        )
-        ours, theirs = (row["last"][k]["change"] / row["spread"][k] for k in ("reward", "judge"))
-        lines.append(
-            f"{name}: the judge, which never labels, {moved(judge['change_low'], judge['change_high'])}: "
-            f"{judge['change']:+.2f} {span(judge['change_low'], judge['change_high'])}. In units of the spread among "
-            f"the initial model's responses that is {theirs:+.2f}, against {ours:+.2f} for the reward that labelled."
-        )
-    for judged in comparison.to_dict("records"):
-        name, where = judged["strategy"], OUTCOMES[judged["outcome"]]
-        low, high = judged["low"], judged["high"]
-        said = f"{judged['difference']:+.2f} {span(low, high)}, {judged['seeds']} paired seeds"
-        if judged["verdict"] == "no gain":
-            line = f"{name} against {BASELINE}, {where}: no gain was seen ({said})."
-            if not math.isnan(low):
-                line += f" With these seeds only a difference of more than {(high - low) / 2:.2f} would have shown."
-        else:
-            line = f"{name} did {judged['verdict']} than {BASELINE}, {where}: {said}."
-        lines.append(line)
-    if comparison.empty:
-        lines.append(f"No comparison of strategies: it takes {BASELINE} and one other at least.")
-    return lines
-
-
-def hacking(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Name the signs that a strategy's policy games the reward rather than earns it; empty if there are none."""
-    lines = []
-    for row in rows:
-        last, name = row["last"], row["strategy"]
-        if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
-            lines.append(f"{name}: the reward rose, the judge did not follow.")
-        if last["degenerate"]["change_low"] > 0:
-            lines.append(
-                f"{name}: empty or repetitive responses became more frequent ({last['degenerate']['mean']:.0%} by the "
-                "end)."
-            )
-        if last["distinct_2"]["change_high"] < -0.05:
-            lines.append(
-                f"{name}: responses repeat themselves more ({last['distinct_2']['change']:+.2f} distinct pairs)."
-            )
-        if abs(last["tokens"]["change"]) > 0.25 * row["start"]["tokens"]:
-            lines.append(f"{name}: responses changed in length by {last['tokens']['change']:+.1f} tokens.")
-    return lines
-
-
 def why(run: Run) -> dict[str, Any]:
     """Return one round's first picks with what spoke for each: the first strategy and seed, the last round."""
     strategy, seed = run.strategies[0], run.seeds[0]
     pool = run.candidates[(run.candidates["strategy"] == strategy) & (run.candidates["seed"] == seed)]
-    pool = pool[pool["round"] == pool["round"].max()].copy()
+    pool = pool[(pool["round"] == run.last) & pool["offered"]].copy()
     pool["rank"] = pool["width"].rank(ascending=False, method="min")
-    picks = pool.dropna(subset=["picked_position"]).sort_values("picked_position", kind="stable").head(SHOWN_PICKS)
-    return {
-        "strategy": strategy, "seed": seed, "round": int(pool["round"].max()), "pool": len(pool),
-        "picked": int(pool["picked_position"].notna().sum()), "picks": picks.to_dict("records"),
-    }  # fmt: skip
+    picks = pool.dropna(subset=["picked_position"]).sort_values("picked_position", kind="stable")
+    places = dict(zip(picks["candidate"], picks["picked_position"], strict=True))
+    shown = picks.head(SHOWN_PICKS).to_dict("records")
+    for pick in shown:
+        alone = pick["nearest_picked_duel"] == pick["candidate"]
+        pick["nearest"] = None if alone else int(places[pick["nearest_picked_duel"]]) + 1
+    return {"strategy": strategy, "seed": seed, "pool": len(pool), "picked": len(picks), "picks": shown}
+
+
+def seconds(timing: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Return wall-clock seconds by strategy and stage, means over seeds, with their sum."""
+    table = pd.DataFrame(timing).T
+    table = table.groupby(table.index.str.rpartition("--seed").get_level_values(0), sort=False).mean()
+    return table.assign(total=table.sum(axis=1))
 
 
 def samples(run: Run) -> list[dict[str, Any]]:
@@ -327,18 +227,22 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
         drawn.append(Picture(name, caption, core_plots.png(figure)))
         plt.close(figure)
 
+    paired = bands(table)
+    thin = " Thin: the single seeds; where they cross, the strategies do not differ reliably."
     show("reward", "Mean reward of responses to held-out prompts, by labels bought (left) and by tokens generated, "
-         "scored and trained on (right). Thick: mean over seeds, with a 95 % band over prompts. Thin: the single "
-         "seeds; where they cross, the strategies do not differ reliably.",
-         plots.reward_curves(run.evaluations, table[table["measure"] == "reward"], totals(run.rounds)))  # fmt: skip
+         "scored, run through for gradients and trained on (right). Thick: mean over seeds; its band is the 95 % "
+         "interval, over prompts, of the change from the initial model." +
+         (thin if len(run.strategies) <= words.FEW else ""),
+         plots.reward_curves(run.evaluations, paired[paired["measure"] == "reward"], totals(run.rounds),
+                             str(run.manifest["config"]["reward"]), len(run.strategies) <= words.FEW))  # fmt: skip
     if len(comparison):
         show("paired", f"Difference from {BASELINE} on the same luck: a ring per seed, the mean (diamond) with its "
              "95 % interval, joint over all rows; an arrow where the interval goes on.",
              plots.seed_differences(run.evaluations, comparison, BASELINE, OUTCOMES))  # fmt: skip
-    show("health", "What else changed on held-out prompts; bands are 95 % over prompts. A reward that rises while the "
-         "judge does not, or with the KL or the repetition running away, is a reward being gamed.",
-         plots.small_multiples(table, HEALTH))  # fmt: skip
-    titles = {name: title for name, (title, _) in DIAGNOSTICS.items() if name in set(loop["measure"])}
+    show("health", "What else changed on held-out prompts. Bands are 95 % over prompts: of the change from the initial "
+         "model, for win rate and duels of the share itself. A reward that rises while the judge does not, or while "
+         "KL or repetition run away, is a reward being gamed.", plots.small_multiples(paired, HEALTH))  # fmt: skip
+    titles = {name: title for name, (title, _) in words.DIAGNOSTICS.items() if name in set(loop["measure"])}
     if titles:
         show("diagnostics", "The loop's own diagnostics, round by round: means over seeds, bands from the least seed "
              "to the greatest.", plots.small_multiples(loop, titles, columns=4))  # fmt: skip
@@ -350,24 +254,29 @@ def write(folder: Path) -> Path:
     run = read(folder)
     check_balanced(run.evaluations)
     table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
-    rows, chosen = summary(run, table), selection(run.candidates)
-    said, drawn = findings(run, rows, comparison), pictures(run, table, loop, comparison)
+    rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
+    drawn = pictures(run, table, loop, comparison)
+    labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
+    headline = words.headline(rows, comparison, BASELINE)
+    said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
     for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
         write_frame(folder / f"{name}.csv", frame)
     for picture in drawn:
         write_bytes(folder / "figures" / f"{picture.name}.png", picture.content)
-    write_json(folder / "findings.json", said)
+    write_json(folder / "findings.json", [headline, *said])
     if (folder / "timing.json").exists():
-        timing = read_json(folder / "timing.json")
-        write_text(folder / "timing.html", render("llm_loop", "timing.html.j2", timing=timing, manifest=run.manifest))
-    spent = totals(run.rounds)
+        spent_seconds = seconds(read_json(folder / "timing.json"))
+        page = render("llm_loop", "timing.html.j2", seconds=spent_seconds, manifest=run.manifest)
+        write_text(folder / "timing.html", page)
     page = render(
-        "llm_loop", "report.html.j2", manifest=run.manifest, config=run.manifest["config"], run=run, findings=said,
-        hacking=hacking(rows), rows=rows, comparison=comparison, outcomes=OUTCOMES, baseline=BASELINE, span=span,
+        "llm_loop", "report.html.j2", manifest=run.manifest, config=config, run=run, headline=headline, findings=said,
+        gaming=words.gaming(rows), rows=rows, comparison=comparison, outcomes=OUTCOMES, baseline=BASELINE,
+        does={name: words.STRATEGIES[name] for name in run.strategies},
+        means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
         pictures={picture.name: picture for picture in drawn}, selection=chosen[chosen["round"] == run.last],
-        diagnostics=told(loop, run.strategies),
-        why=why(run), samples=samples(run), tokens=spent[spent["round"] == run.last].set_index("strategy")["tokens"],
-        prompts=run.evaluations["prompt_index"].nunique(), labels=int(run.rounds["labels"].max()), isnan=np.isnan,
+        diagnostics=words.told(loop, run.strategies), why=why(run), samples=samples(run), labels=labels,
+        tokens=spent[spent["round"] == run.last].set_index("strategy")["tokens"], repetitive=REPETITIVE,
+        prompts=run.evaluations["prompt_index"].nunique(), number=words.number, span=words.span,
     )  # fmt: skip
     write_text(folder / "index.html", page)
     return folder / "index.html"

@@ -241,7 +241,7 @@ def ship(name: str, work: Path, result: dict[str, Any]) -> None:
 def figure_rows(results: Sequence[dict[str, Any]]) -> list[str]:
     """Return one table row per held-out figure: the shipped seed's, and the range over all seeds."""
     rows = []
-    for key in results[0]["heldout"]:
+    for key in sorted(results[0]["heldout"]):
         values = [result["heldout"][key] for result in results]
         digits = 0 if key == "texts" else 3
         low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bandits.errors import InputError
+from bandits.selector import APLP, STRATEGIES, LabelEntropy, Random
 from llm_loop.evaluate import (
+    GRADIENT_FREE,
+    TOKENS,
     accuracies,
     against,
     check_balanced,
@@ -207,20 +210,27 @@ def test_degenerate_is_empty_or_repetitive() -> None:
 
 def test_totals_add_tokens_up_within_a_seed() -> None:
     rounds = pd.DataFrame(
-        [("s", k, r, 4 * r, 10, 5, k) for r in (2, 0, 1) for k in range(2)],
-        columns=["strategy", "seed", "round", "labels", "tokens_generated", "tokens_scored", "tokens_trained"],
+        [("s", k, r, 4 * r, 10, 5, 2 if r else math.nan, k) for r in (2, 0, 1) for k in range(2)],
+        columns=["strategy", "seed", "round", "labels", *TOKENS],
     )
     found = totals(rounds).sort_values("round")
-    assert found["tokens"].tolist() == [15.5, 31.0, 46.5]
+    assert found["tokens"].tolist() == [15.5, 33.0, 50.5]
     assert found["labels"].tolist() == [0, 4, 8]
+    free = totals(rounds.assign(strategy="random")).sort_values("round")
+    assert free["tokens"].tolist() == [15.5, 31.0, 46.5]
+
+
+def test_strategies_without_gradients_are_named_rightly() -> None:
+    free = {name for name, s in STRATEGIES.items() if isinstance(s, Random | LabelEntropy | APLP)}
+    assert set(GRADIENT_FREE) == free
 
 
 def test_selection_compares_picked_duels_with_their_pool() -> None:
     candidates = pd.DataFrame({
-        "strategy": "s", "seed": [0, 0, 0, 1, 1, 1], "round": 1, "reward_1": [1.0, 0, 0, 2, 0, 0],
-        "reward_2": [0.0, 2, 0, 0, 0, 1], "width": [3.0, 2, 1, 6, 5, 4],
-        "picked_position": [0, 1, np.nan, 0, np.nan, np.nan],
-        "label": [1.0, 1, np.nan, 1, np.nan, np.nan],
+        "strategy": "s", "seed": [0, 0, 0, 1, 1, 1, 1], "round": 1, "reward_1": [1.0, 0, 0, 2, 0, 0, 9],
+        "reward_2": [0.0, 2, 0, 0, 0, 1, 9], "width": [3.0, 2, 1, 6, 5, 4, 0], "offered": [True] * 6 + [False],
+        "picked_position": [0, 1, np.nan, 0, np.nan, np.nan, np.nan],
+        "label": [1.0, 1, np.nan, 1, np.nan, np.nan, np.nan],
     })  # fmt: skip
     row = selection(candidates).iloc[0]
     assert (row["pool"], row["picked"]) == (3, 1.5)

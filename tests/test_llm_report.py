@@ -3,29 +3,51 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bandits.errors import InputError
-from bandits.results import write_frame, write_json, write_text
-from llm_loop import report
+from bandits import selector
+from bandits.results import config_of, write_frame, write_json, write_text
+from llm_loop import findings, report
 from llm_loop.evaluate import distinct
+from llm_loop.experiments import Alignment
 
 PROMPTS, ROUNDS, BATCH = 24, 4, 6
-WORDS = "the old garden was quiet and a small bird sang of rain joy bread night hope stone river light".split()
+WORDS = [
+    "the",
+    "old",
+    "garden",
+    "was",
+    "quiet",
+    "and",
+    "a",
+    "small",
+    "bird",
+    "sang",
+    "of",
+    "rain",
+    "joy",
+    "bread",
+    "night",
+]
 
 
 def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows: bool = True) -> Path:
     """Write a run whose strategies gain ``gain`` reward per round; prompts, seeds and rounds add noise of their own."""
     write_json(folder / "manifest.json", {
         "experiment": "llm", "preset": "made-up", "commit": "0123456789abcdef",
-        "config": {"model": "none", "strategies": list(gain), "rounds": ROUNDS, "beta": 0.1},
+        "config": config_of(Alignment(strategies=tuple(gain), seeds=seeds, rounds=ROUNDS, batch=BATCH,
+                                      prompts_per_round=10, heldout=PROMPTS, heldout_duels=PROMPTS)),
         "versions": {"python": "3.11", "torch": "2.13.0"},
     })  # fmt: skip
-    write_json(folder / "timing.json", {"random--seed0": {"generation": 12.5, "dpo": 30.25}, "total": 42.75})
+    write_json(
+        folder / "timing.json",
+        {f"{s}--seed{k}": {"generate": 12.5, "train": 30.25} for s in gain for k in range(seeds)},
+    )
     for (strategy, slope), seed in itertools.product(gain.items(), range(seeds)):
         generator = np.random.default_rng(seed)
         base = generator.normal(0.3, 0.8, PROMPTS)
@@ -49,8 +71,10 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                     duels.append({"strategy": strategy, "seed": seed, "round": r, "prompt_index": p,
                                   "margin": r * (0.5 * true + 0.5 * luck.normal()), "true_margin": true})  # fmt: skip
             rounds.append({
-                "strategy": strategy, "seed": seed, "round": r, "labels": BATCH * r, "tokens_generated": 4000 if r else 0,
+                "strategy": strategy, "seed": seed, "round": r, "labels": BATCH * r,
+                "tokens_generated": 4000 if r else 0,
                 "tokens_scored": 6000 if r else 0, "tokens_trained": 5000 * r,
+                "tokens_features": (9000 if r else 0) * (strategy != "random"),
                 "zero_A_gradient_share": (1.0 if r == 1 else 0.0) if r else np.nan,
                 "zero_margin_share": (1.0 if r == 1 else 0.0) if r else np.nan,
                 "duplicates_dropped": float(luck.integers(0, 3)) if r else np.nan,
@@ -66,14 +90,17 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
             order = (np.argsort(-widths) if strategy != "random" else luck.permutation(30))[:BATCH]
             for c in range(30):
                 place = order.tolist().index(c) if c in order else None
+                other = order[0] if c != order[0] else order[1]
                 reward_1, reward_2 = luck.normal(size=2)
+                text_1, text_2 = (" ".join(luck.choice(WORDS, 12)) for _ in range(2))
                 candidates.append({
-                    "strategy": strategy, "seed": seed, "round": r, "prompt_index": c // 3, "prompt": f"Train {c // 3}",
-                    "response_1": " ".join(luck.choice(WORDS, 12)), "response_2": " ".join(luck.choice(WORDS, 12)),
+                    "strategy": strategy, "seed": seed, "round": r, "candidate": c, "prompt_index": c // 3,
+                    "prompt": f"Train {c // 3}", "offered": True,
+                    "response_1": {0: "NA", 1: ""}.get(c, text_1), "response_2": text_2,
                     "reward_1": reward_1, "reward_2": reward_2, "margin": 0.1 * luck.normal() * (r > 1),
                     "width": widths[c], "picked_position": place,
-                    "log_det_gain": None if place is None else float(np.log1p(widths[c] ** 2)),
-                    "nearest_picked_duel": None if not place else float(order[0]),
+                    "log_det_gain": float(np.log1p(widths[c] ** 2)),
+                    "nearest_picked_duel": other, "nearest_cosine": 0.25,
                     "label": None if place is None else float(luck.random() < 1 / (1 + np.exp(reward_2 - reward_1))),
                 })  # fmt: skip
         for name, rows in (("rounds", rounds), ("evaluations", evaluations), ("duels", duels),
@@ -81,3 +108,208 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
             write_frame(cell / f"{name}.csv", pd.DataFrame(rows))
         write_text(cell / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = made_up(tmp_path_factory.mktemp("run"), {"random": 0.15, "activedpo-normalised": 0.17})
+    report.write(folder)
+    return folder
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_file_that_loads_nothing(run: Path) -> None:
+    page = page_of(run)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") or source == "timing.html" for source in sources)
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    assert page.count("data:image/png") == len(list((run / "figures").glob("*.png"))) == 4
+    assert page.rstrip().endswith("</html>")
+
+
+def test_the_page_escapes_what_models_and_data_say(run: Path) -> None:
+    page = page_of(run)
+    assert "Prompt &lt;0&gt; &amp; so on" in page
+    assert "Prompt <0>" not in page
+
+
+def test_the_page_says_what_was_measured(run: Path) -> None:
+    """The main numbers of the page, computed here again from the cells' files, the slow way."""
+    page, cells = page_of(run), run / "cells"
+    means = {}
+    for strategy, r in itertools.product(("random", "activedpo-normalised"), (0, ROUNDS)):
+        values = []
+        for seed in range(3):
+            frame = pd.read_csv(cells / f"{strategy}--seed{seed}" / "evaluations.csv")
+            values.append(float(frame[frame["round"] == r]["reward"].mean()))
+        means[strategy, r] = values
+    for strategy in ("random", "activedpo-normalised"):
+        start, end = np.mean(means[strategy, 0]), np.mean(means[strategy, ROUNDS])
+        assert (
+            f"{strategy}: held-out reward rose, from {start:.2f} to {end:.2f} after 24 labels: +{end - start:.2f} ["
+            in page
+        )
+    differences = np.subtract(means["activedpo-normalised", ROUNDS], means["random", ROUNDS])
+    said = f"{np.mean(differences):+.3f}".replace("-", "−")
+    assert f'<td class="n">{said}</td>' in page
+    assert "gave no gain over random that these runs could show" in page
+    assert "sentiment valence" in page
+    assert "it can be gamed" in page
+
+
+def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None:
+    for slope, word in ((0.6, "better"), (0.0, "worse")):
+        folder = made_up(tmp_path / word, {"random": 0.3, "activedpo": slope}, seeds=6)
+        report.write(folder)
+        said = json.loads((folder / "findings.json").read_text())
+        assert f"activedpo did {word} than random." in said[0]
+        verdicts = pd.read_csv(folder / "comparison.csv")["verdict"]
+        assert set(verdicts) <= {word, "no gain"}
+        assert word in set(verdicts)
+
+
+def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False)
+    for cell in (folder / "cells").iterdir():
+        frame = pd.read_csv(cell / "evaluations.csv")
+        late = frame["round"] == ROUNDS
+        frame.loc[late, "distinct_2"] = 0.3
+        frame.loc[late, "tokens"] = 20
+        write_frame(cell / "evaluations.csv", frame)
+        lines = [json.loads(line) for line in (cell / "samples.jsonl").read_text().splitlines()]
+        alike = [line | ({"response": "great great great"} if line["round"] == ROUNDS else {}) for line in lines]
+        write_text(cell / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in alike))
+    report.write(folder)
+    page = page_of(folder)
+    assert "Signs of gaming in this run" in page
+    for sign in ("the judge did not follow", "empty or repetitive, 100%", "repeat themselves more", "grew alike",
+                 "changed in length by +8.0 tokens"):  # fmt: skip
+        assert sign in page
+    assert "it takes random and one other" in page
+
+
+def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"random": 0.15, "activedpo": 0.6}, seeds=1)
+    report.write(folder)
+    said = json.loads((folder / "findings.json").read_text())
+    assert any("That is no evidence either way" in line for line in said)
+    assert "did better" not in said[0]
+    assert "none from one seed" in page_of(folder)
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page_of(folder)).lower()
+
+
+def test_writing_again_gives_the_same_bytes_and_time_touches_one_page(run: Path, tmp_path: Path) -> None:
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "index.html").unlink()
+    write_json(copy / "timing.json", {cell.name: {"generate": 1.0} for cell in (copy / "cells").iterdir()})
+    assert report.main([str(copy)]) == 0
+    for name, content in before.items():
+        if not name.name.startswith("timing"):
+            assert (copy / name).read_bytes() == content, name
+    assert (copy / "timing.html").read_bytes() != before[Path("timing.html")]
+
+
+def test_seconds_are_means_over_seeds() -> None:
+    found = report.seconds(
+        {"a--seed0": {"x": 1.0, "y": 2.0}, "a--seed1": {"x": 3.0, "y": 4.0}, "b--seed0": {"x": 5.0, "y": 6.0}}
+    )
+    assert found.loc["a"].tolist() == [2.0, 3.0, 5.0]
+    assert found.loc["b", "total"] == 11.0
+
+
+def test_picks_name_their_nearest_pick_by_its_place(run: Path) -> None:
+    why = report.why(report.read(run))
+    assert why["strategy"] == "activedpo-normalised"
+    assert (why["pool"], why["picked"]) == (30, BATCH)
+    assert [pick["nearest"] for pick in why["picks"]] == [2, 1, 1, 1, 1]
+    assert [pick["rank"] for pick in why["picks"]] == [1, 2, 3, 4, 5]
+
+
+def test_samples_are_the_first_prompts_before_and_after(run: Path) -> None:
+    read = report.read(run)
+    shown = report.samples(read)
+    assert [sample["prompt"] for sample in shown] == [f"Prompt <{p}> & so on" for p in range(report.SHOWN_SAMPLES)]
+    for p, sample in enumerate(shown):
+        who = [said["who"] for said in sample["responses"]]
+        assert who == ["initial model", "activedpo-normalised", "random"]
+        frame = pd.read_csv(run / "cells" / "random--seed0" / "evaluations.csv")
+        expected = frame[(frame["round"] == ROUNDS) & (frame["prompt_index"] == p)]["reward"].iloc[0]
+        assert sample["responses"][2]["reward"] == pytest.approx(expected)
+
+
+def test_a_response_that_reads_like_a_missing_value_stays_a_text(run: Path) -> None:
+    texts = report.read(run).candidates["response_1"]
+    assert (texts == "NA").any()
+    assert (texts == "").any()
+    assert all(isinstance(text, str) for text in texts)
+
+
+def test_bands_are_the_paired_change_s(run: Path) -> None:
+    table = report.measures(report.read(run))
+    found = report.bands(table).set_index(["strategy", "round", "measure"]).sort_index()
+    start = found.loc[("random", 0, "reward")]
+    last = found.loc[("random", ROUNDS, "reward")]
+    assert start["low"] == start["high"] == pytest.approx(start["mean"])
+    assert last["low"] == pytest.approx(start["mean"] + last["change_low"])
+    plain = table.set_index(["strategy", "round", "measure"]).sort_index()
+    for measure in ("win_rate", "accuracy"):
+        for side in ("low", "high"):
+            assert found.loc[("random", ROUNDS, measure), side] == plain.loc[("random", ROUNDS, measure), side]
+
+
+def test_damaged_and_unfinished_runs_are_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str) -> Path:
+        return shutil.copytree(run, tmp_path / name)
+
+    empty, lost, cut, fewer = tmp_path / "empty", broken("lost"), broken("cut"), broken("fewer")
+    empty.mkdir()
+    (lost / "cells" / "random--seed1" / "duels.csv").unlink()
+    file = cut / "cells" / "random--seed1" / "samples.jsonl"
+    file.write_text(file.read_text()[:-9])
+    shutil.rmtree(fewer / "cells" / "random--seed1")
+    for folder, message in ((empty, "no finished cell"), (lost, "is the run complete?"), (cut, "damaged table"),
+                            (fewer, "is the run complete?")):  # fmt: skip
+        assert report.main([str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+
+
+def test_many_strategies_are_told_together(tmp_path: Path) -> None:
+    slopes = {"random": 0.3, "activedpo": 0.6, "apo": 0.3, "aplp": 0.0, "ucb": 0.3}
+    folder = made_up(tmp_path, slopes, seeds=6)
+    report.write(folder)
+    said = json.loads((folder / "findings.json").read_text())
+    assert said[0].endswith(
+        "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others showed no gain."
+    )
+    assert "between" in said[1]
+    assert [line.partition(":")[0] for line in said[2:5]] == [
+        "After the last round, better than random",
+        "After the last round, worse than random",
+        "After the last round, no gain over random that these seeds could show",
+    ]
+    assert "activedpo (" in said[2]
+    assert "aplp (" in said[3]
+
+
+def test_every_strategy_of_the_selector_has_its_sentence() -> None:
+    assert set(findings.STRATEGIES) == set(selector.STRATEGIES)
+
+
+def test_numbers_have_true_minus_signs_and_no_minus_zero() -> None:
+    assert findings.number(-0.001) == "+0.00"
+    assert findings.number(-1.5, 1) == "−1.5"
+    assert findings.number(1.5, 1, sign=False) == "1.5"
+    assert findings.span(-1, 2, 0) == "[−1, +2]"
+    assert findings.span(float("nan"), 2) == "–"
+    assert findings.named(["a", "b", "c"]) == "a, b and c"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from bandits import __main__ as command
 from bandits import experiments
@@ -234,3 +235,24 @@ def test_the_package_needs_no_checkout(finished, tmp_path):
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.split() == [str(tmp_path / "bandits" / "results.py"), "unknown"]
+
+
+def test_a_strategy_of_ones_own_runs_in_other_processes(tmp_path):
+    """The README's example, as a script, with workers that have never heard of the strategy."""
+    script = Path(__file__).parent.parent / "examples" / "own_strategy.py"
+    small = ["--rounds", "2", "--batch", "2", "--prompts", "5", "--heldout", "3", "--width", "8", "--replicates", "2"]
+    run = [sys.executable, str(script), *small, "--truths", "ntk", "--output", str(tmp_path), "--jobs", "2"]
+    shown = subprocess.run(run, check=True, capture_output=True, text=True, cwd=script.parent.parent).stdout
+    assert "wide-and-unsure" in shown
+    rounds = pd.read_csv(next(tmp_path.rglob("quick-*/rounds.csv")))
+    assert set(rounds["contender"]) == {"random", "activedpo", "wide-and-unsure"}
+
+
+def test_a_skewed_pool_is_skewed_and_its_held_out_prompts_are_not():
+    simulation = Simulation(inputs="skewed", truths=("ntk",), replicates=2)
+    arena, _, _ = experiments.build(simulation, "ntk", "random")
+    shown, heldout = arena.world.table(0)[0].x, arena.world.heldout_table()[0].x
+    assert torch.allclose(shown.norm(dim=-1), torch.tensor(5.0).double().sqrt())
+    off_plane = shown[..., 2:].norm(dim=-1).unflatten(-1, (-1, 3)).amax(-1) / 5**0.5
+    assert 0.05 < float((off_plane > 0.5).double().mean()) < 0.2
+    assert float((heldout[..., 2:].norm(dim=-1) / 5**0.5 > 0.5).double().mean()) > 0.8

@@ -19,29 +19,25 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bandits.btl import slope
-from theory_checks.tangent import DenseDesign, Logistic, Tally, fit, log_likelihood, times
+from theory_checks.tangent import DenseDesign, Straightened, Tally, fit, log_likelihood, times
 
-GRID = (1.0, 4.0, 16.0, 64.0, 256.0)
+GRID = tuple(4.0**power for power in range(-6, 4))
 """prior precisions of the mixture, and precisions of the centres, in units of λ"""
 
 
-def secant(margin: Float[Tensor, ...], limit: float) -> Float[Tensor, ...]:
-    """Return the least ``w`` with ``b(Δ) - b(m) - σ(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``.
+def secant(margin: Float[Tensor, ...], link: Straightened) -> Float[Tensor, ...]:
+    """Return the least ``w`` with ``b(Δ) - b(m) - b'(m)(Δ - m) >= w (Δ - m)²/2`` for all ``|Δ| <= limit``, ``b = ∫link``.
 
-    ``b = ∫σ``.  The ratio is a weighted mean of ``σ'`` over the segment from ``m`` to Δ; since ``σ'`` has one peak, the
-    ratio is least at ``Δ = m`` or at an end of the interval.  Between ``σ'(|m| + limit)`` and ``1/4``.
+    The ratio is a weighted mean of the link's slope over the segment from ``m`` to Δ; since the slope has one peak, at
+    0, the ratio is least at an end of the interval or next to ``m``.  Between ``κ = σ'(limit)`` and ``1/4``.
     """
-    weights = [slope(margin)]
-    for end in (-limit, limit):
+    weights = [link.slope(margin)]
+    for end in (-link.limit, link.limit):
         step = end - margin
-        bregman = _softplus_gap(margin, step)
+        gap = link.primitive(margin + step) - link.primitive(margin) - link.value(margin) * step
         near = step.abs() < 1e-4  # the limit of the ratio, where its quotient would cancel
-        weights.append(torch.where(near, slope(margin), 2 * bregman / step.square().clamp(min=1e-8)))
+        weights.append(torch.where(near, link.slope(margin), 2 * gap / step.square().clamp(min=1e-8)))
     return torch.stack(weights).amin(0)
-
-
-def _softplus_gap(margin: Tensor, step: Tensor) -> Tensor:
-    return softplus(margin + step) - softplus(margin) - torch.sigmoid(margin) * step
 
 
 def expected_softplus(mean: Float[Tensor, ...], variance: Float[Tensor, ...], nodes: int = 24) -> Float[Tensor, ...]:
@@ -56,7 +52,10 @@ def expected_softplus(mean: Float[Tensor, ...], variance: Float[Tensor, ...], no
 
 @dataclass(frozen=True)
 class Centre:
-    """A penalised fit with precision ``ν``: its θ, margins, and loss ``F_ν = -ℓ + (ν/2)‖θ‖²`` there."""
+    """A penalised fit with precision ``ν``: its θ, margins, and loss ``F_ν = -ℓ̃ + (ν/2)‖θ‖²`` there.
+
+    ``ℓ̃`` has the straightened link; it equals the log-likelihood at the truth, whose differences are within the limit.
+    """
 
     theta: Float[Tensor, "r p"]
     margins: Float[Tensor, "r n"]
@@ -102,17 +101,18 @@ def evidence(features: Float[Tensor, "r n p"], tally: Tally, centres: tuple[Cent
 
 
 def fit_centres(
-    features: Float[Tensor, "r n p"], tally: Tally, regularisation: float, warm: tuple[Centre, ...] = ()
+    features: Float[Tensor, "r n p"], tally: Tally, regularisation: float, limit: float, warm: tuple[Centre, ...] = ()
 ) -> tuple[Centre, ...]:
-    """Fit the centres ``θ_ν``, from those of an earlier moment where given."""
+    """Fit the centres ``θ_ν`` with the link straightened at ``limit``, from those of an earlier moment where given."""
+    link = Straightened(limit)
     lead = features.shape[0]
     centres = []
     for place, factor in enumerate(GRID):
         nu = factor * regularisation
         start = warm[place].theta if warm else features.new_zeros((lead, features.shape[-1]))
-        theta, _ = fit(features, tally, features.new_full((lead,), nu), Logistic(), start)
+        theta, _ = fit(features, tally, features.new_full((lead,), nu), link, start)
         margins = times(features, theta)
-        loss = nu / 2 * theta.square().sum(-1) - log_likelihood(margins, tally, Logistic())
+        loss = nu / 2 * theta.square().sum(-1) - log_likelihood(margins, tally, link)
         centres.append(Centre(theta, margins, nu, loss))
     return tuple(centres)
 
@@ -135,6 +135,6 @@ def certify(
         (2 * (known + centre.precision * norm.square() / 2 - centre.loss)).clamp(min=0).sqrt() for centre in centres
     )
     ellipsoids = tuple(
-        DenseDesign.of(features, tally.asked * secant(centre.margins, limit), centre.precision) for centre in centres
+        DenseDesign.of(features, tally.asked * secant(centre.margins, Straightened(limit)), centre.precision) for centre in centres
     )
     return Certificate(features, centres, ellipsoids, radii)

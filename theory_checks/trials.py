@@ -19,10 +19,11 @@ from bandits.btl import ORACLES, kappa, slope
 from bandits.errors import InputError
 from bandits.luck import Luck
 from theory_checks.certificate import Centre, certify, fit_centres
+from theory_checks.predictors import correlations
 from theory_checks.tangent import DenseDesign, Logistic, Setting, Straightened, Tally, TangentWorld, fit, times
 
 Columns = dict[str, np.ndarray]
-Sampling = Literal["random", "active", "adversary", "repeated"]
+Sampling = Literal["random", "active", "adversary", "repeated", "fisher", "certificate"]
 Twist = Literal[
     "none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"
 ]  # fmt: skip
@@ -35,7 +36,8 @@ class Trial:
 
     ``sampling``: ``random`` with repetition; ``active``: the widest duel, ties at random; ``adversary``: knows the
     truth and all answers, and asks the duel that the fit is most wrong about for its width, so that bad luck is kept;
-    ``repeated``: the duel of largest true difference, always.
+    ``repeated``: the duel of largest true difference, always; ``fisher``: the largest ``√σ'(m) ‖φ‖_{H⁻¹}``, ``H`` the
+    Fisher matrix; ``certificate``: the largest certified error.
 
     ``twist``: ``mean-loss`` divides the loss's sum by the number of answers; ``decay-to-zero`` pulls θ to 0 instead
     of θ0; ``forgetful`` fits the newest round's answers alone while V counts all; ``unrecorded``: V counts every duel once;
@@ -53,6 +55,8 @@ class Trial:
     twist: Twist = "none"
     certificates: int = 12
     """moments, evenly spaced in log t, at which the tighter certificate is computed too"""
+    predictors: bool = False
+    """also rank duels by what might predict their error, at the end"""
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
@@ -81,18 +85,10 @@ def _answers(world: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], luc
     return luck.uniform(picks.shape[-1]) < chance
 
 
-def _picks(trial: Trial, widths: Tensor, ratio: Tensor, truth: Tensor, luck: Luck) -> Int64[Tensor, "r b"]:
+def _picks(trial: Trial, scores: dict[str, Tensor], luck: Luck) -> Int64[Tensor, "r b"]:
     """Choose a round's duels from what is known before it."""
-    ties = luck.uniform(trial.batch, widths.shape[-1])
-    match trial.sampling:
-        case "random":
-            score = torch.zeros_like(widths)
-        case "active":
-            score = widths
-        case "adversary":
-            score = ratio
-        case "repeated":
-            score = truth.abs()
+    score = scores[trial.sampling]
+    ties = luck.uniform(trial.batch, score.shape[-1])
     top = score.unsqueeze(-2) >= score.amax(-1)[..., None, None] * (1 - 1e-9)
     return torch.where(top, ties, -1.0).argmax(-1)
 
@@ -107,7 +103,9 @@ def play(trial: Trial, luck: Luck) -> Columns:
     ``worst_b``: the largest left side over right side of bound ``b`` over all moments and duels (covered: at most 1);
     ``sharpest_b``: the least right side, over Δmax (a bound above 2 says nothing that ``|Δ| <= Δmax`` does not);
     ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over left side at
-    the end; ``kappa``: the least slope on the segments between true and plainly fitted differences of asked duels;
+    the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the papers' over the
+    certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no certificate can go); ``potential``: ``Σ min(1, w²)`` over
+    ``2 log det``; ``chain``: ``|Σ log(1 + w²) - log det|`` (both for one answer a round); ``kappa``: the least slope on the segments between true and plainly fitted differences of asked duels;
     ``gradient``: the largest relative gradient norm of any fit.
     """
     world = TangentWorld.of(trial.setting, luck.child("world"))
@@ -121,14 +119,18 @@ def play(trial: Trial, luck: Luck) -> Columns:
     plain = straight = torch.zeros_like(world.theta)
     centres: tuple[Centre, ...] = ()
     widths = DenseDesign.of(rows, zero, trial.ridge).widths(rows)
-    ratio = zero + 1
+    scores = dict.fromkeys(("random", "adversary"), zero) | {"repeated": truth.abs(), "active": widths}
+    scores |= dict.fromkeys(("fisher", "certificate"), torch.linalg.vector_norm(world.features, dim=-1))
+    information = potential = chain = zero.sum(-1)
     track = _Track(lead, limit)
     moments = set(np.geomspace(1, trial.rounds, trial.certificates).round().astype(int))
     for step in range(1, trial.rounds + 1):
         child = luck.child("round", step)
-        picks = _picks(trial, widths, ratio, truth, child.child("ties"))
+        picks = _picks(trial, scores, child.child("ties"))
         won = _answers(world, trial, picks, child.child("labels"))
         tally = tally.add(picks, won)
+        squares = widths.gather(-1, picks[..., :1]).squeeze(-1).square()
+        potential, chain = potential + squares.clamp(max=1), chain + squares.log1p()
         surprise = won.to(noise.dtype) - torch.sigmoid(truth.gather(-1, picks))
         noise = noise + times(world.features.mT, torch.zeros_like(zero).scatter_add(-1, picks, surprise))
         seen = tally
@@ -153,23 +155,62 @@ def play(trial: Trial, luck: Luck) -> Columns:
             information, norm, least.clamp(max=trial.kappa), trial.ridge, trial.regularisation, trial.delta
         )
         paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
-        ratio = _ratio(error, widths)
+        scores |= {"active": widths, "adversary": _ratio(error, widths)}
         track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths)
         track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths)
         track.note("straightened", straight_error, exact.total.unsqueeze(-1) * widths, widths)
         track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths)
         track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
         track.assume(least, torch.maximum(first, second))
-        if step in moments:
-            centres = fit_centres(world.features, tally, trial.regularisation, centres)
+        if trial.sampling == "fisher":
+            roots = slope(fitted).sqrt()
+            fisher = DenseDesign.of(world.features, seen.asked * slope(fitted), trial.regularisation)
+            scores["fisher"] = roots * fisher.widths(world.features)
+        if step in moments or trial.sampling == "certificate":
+            centres = fit_centres(world.features, tally, trial.regularisation, limit, centres)
             certificate = certify(world.features, tally, centres, norm, limit, trial.delta)
-            track.note("certificate", error, certificate.width(world.features, plain), widths)
-    return track.columns() | {
-        "norm": norm.numpy(),
-        "information": information.numpy(),
-        "gamma": paper.total.numpy(),
-        "answers": tally.total.numpy(),
-    }
+            certified = certificate.width(world.features, plain)
+            scores["certificate"] = certified
+            track.note("certificate", error, certified, widths)
+            track.last("gain_proposition", paper.total.unsqueeze(-1) * widths / certified)
+            track.last("gain_exact", exact.total.unsqueeze(-1) * widths / certified)
+            track.last("gain_range", paper.total.unsqueeze(-1) * widths / certified.minimum(limit + fitted.abs()))
+            side = paper.total.unsqueeze(-1) * widths
+            lowest = floor(world, tally)
+            track.last("gain_possible", side / lowest)
+            track.last("above_floor", certified / lowest)
+    ended = {
+        "norm": norm, "information": information, "answers": tally.total, "error": error.square().mean(-1).sqrt(),
+        "gamma": paper.total, "gamma_noise": paper.noise, "gamma_prior": paper.prior,
+        "potential": potential / (2 * information), "chain": (chain - information).abs(),
+    }  # fmt: skip
+    columns = track.columns() | {name: value.numpy() for name, value in ended.items()}
+    if trial.predictors:
+        columns |= correlations(world, tally, plain, trial.regularisation, trial.ridge, luck.child("ceiling"))
+    return columns
+
+
+def floor(world: TangentWorld, tally: Tally) -> Float[Tensor, "r n"]:
+    """Return, per duel, a half-width below which no certificate can go whose only knowledge is ``‖θ* - θ0‖ <= B``.
+
+    Le Cam's two points ``θ = ±(s/2)ψ`` with ``(s/2)‖ψ‖ <= B`` and a divergence ``<= (s²/8) Σ (φ_sᵀψ)² <= 1/2`` between
+    the answers' laws: total variation at most 1/2, so an interval that holds the truth with probability ``1 - δ``
+    under both laws holds both points with probability at least ``1/2 - 2δ``, and then is ``s|φᵀψ|/2`` wide on one side.
+    ``ψ = (Σφφᵀ + νI)⁻¹φ``, the best of a grid of ``ν`` (docs/theory.md, 3.4).
+    """
+    phi = world.features
+    values, vectors = torch.linalg.eigh(phi.mT @ (phi * tally.asked.unsqueeze(-1)))
+    values = values.clamp(min=0).unsqueeze(-2)
+    squares = (phi @ vectors).square()
+    best = torch.zeros_like(world.margins)
+    for nu in torch.logspace(-5, 3, 17, dtype=phi.dtype):
+        inverse = 1 / (values + nu)
+        reach = (squares * inverse).sum(-1)
+        length = (squares * inverse.square()).sum(-1).sqrt()
+        told = (squares * inverse.square() * values).sum(-1).sqrt()
+        s = torch.minimum(2 * world.norm.unsqueeze(-1) / length, 2 / told.clamp(min=1e-300))
+        best = torch.maximum(best, s * reach / 2)
+    return best
 
 
 class _Track:
@@ -188,6 +229,10 @@ class _Track:
         if widths is not None:
             self._keep(f"sharpest_{bound}", side.amin(-1) / self._limit, torch.minimum)
             self._keep(f"needed_{bound}", _ratio(error, widths).amax(-1), torch.maximum)
+
+    def last(self, name: str, values: Tensor) -> None:
+        """Keep the latest median over duels."""
+        self._columns[name] = values.median(-1).values
 
     def assume(self, kappa: Tensor, gradient: Tensor) -> None:
         """Take in what the bounds assume."""

@@ -1,0 +1,28 @@
+"""A strategy of one's own against Random and ActiveDPO: ``python examples/own_strategy.py``."""
+
+import sys
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bandits.__main__ import main
+from bandits.luck import Luck
+from bandits.selector import STRATEGIES, Geometry, Pool, Strategy
+
+
+@dataclass(frozen=True)
+class WideAndUnsure(Strategy):
+    """Ask wide duels whose answer the learner cannot tell: width less |margin|, both in log-odds."""
+
+    geometry: Geometry = Geometry()
+
+    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+        """Return how much each duel is worth asking; the highest are asked, ties are broken at random."""
+        return pool.features.widths - pool.margins.abs()
+
+
+STRATEGIES["wide-and-unsure"] = WideAndUnsure()
+
+if __name__ == "__main__":
+    contenders = ["--contenders", "random", "activedpo", "wide-and-unsure"]
+    sys.exit(main(["quick", *contenders, *sys.argv[1:]]))

@@ -1,0 +1,249 @@
+"""Owns the fit: DPO on the answered duels by TRL's trainer, and the implicit reward ``β log π_θ/π_ref``.
+
+Knows nothing of where duels come from or how they are chosen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from bandits.duels import Answers
+from bandits.errors import InputError
+from bandits.features import Dense
+from bandits.luck import Luck
+from llm_loop.arena import Texts
+from llm_loop.gradients import Gradients, embeddings
+from llm_loop.launch import processes
+from llm_loop.models import Policy, Row, seeded
+
+
+@dataclass(frozen=True)
+class Training:
+    """DPO's settings.
+
+    ``data``: ``all`` refits to all answers from the reference, as the theory's ``θ_t`` asks; ``new`` goes on from
+    ``θ_{t-1}`` with the round's answers alone.  ``regularisation`` is λ of ``Σ loss + (λ/2)‖θ - θ0‖²`` over LoRA's
+    parameters; 0 leaves it out, as practice does.
+    """
+
+    beta: float = 0.1
+    rate: float = 5e-4
+    epochs: int = 4
+    batch: int = 8
+    data: Literal["all", "new"] = "all"
+    regularisation: float = 0.0
+    schedule: str = "linear"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.beta > 0 and self.rate > 0 and self.clip > 0):
+            raise InputError(f"DPO needs positive β, learning rate and gradient norm, got {self}")
+        if self.epochs < 1 or self.batch < 1 or self.regularisation < 0:
+            raise InputError(f"DPO needs epochs, batch >= 1 and λ >= 0, got {self}")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One answered duel, with the reference's log-probabilities of both responses in nats."""
+
+    chosen: Row
+    rejected: Row
+    chosen_reference: float
+    rejected_reference: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a fit went: mean loss of its first and last step in nats, and the steps taken."""
+
+    first_loss: float
+    last_loss: float
+    steps: int
+
+
+class _Trainer(DPOTrainer):
+    """TRL's trainer on rows that are token ids already, with cached reference log-probabilities.
+
+    Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
+    the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
+    wrong ones; tests compare ours with TRL's own).
+    """
+
+    def __init__(self, *args: Any, pull: float, start: dict[str, Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.precompute_ref_logps = True
+        self._pull, self._start = pull, start
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._pull == 0 or return_outputs:
+            return loss
+        named = dict(self.accelerator.unwrap_model(model).named_parameters())
+        drift = sum((named[name] - at.to(named[name].device)).square().sum() for name, at in self._start.items())
+        return loss + self._pull / 2 * drift
+
+
+@contextmanager
+def _lent(policy: Policy) -> Iterator[None]:
+    """Lend the policy to a trainer, and undo what it does to the model besides training it."""
+    base = policy.model.get_base_model()
+    forward = base.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        if "ref" in policy.model.peft_config:  # TRL's copy of the adapter, which cached log-probabilities replace
+            policy.model.delete_adapter("ref")
+            policy.model.set_adapter("default")
+        if forward is None:
+            base.__dict__.pop("forward", None)  # TRL's fused head
+        policy.model.eval()
+
+
+def fit_dpo(policy: Policy, preferences: Sequence[Preference], training: Training, luck: Luck) -> Fit:
+    """Train LoRA's matrices from where they are by DPO on these preferences; return how it went.
+
+    The loss is the mean over a batch of ``-log σ(β [log-ratio chosen - log-ratio rejected])``; with λ > 0,
+    ``(λ/2n)‖θ - θ0‖²`` is added, so that the sum over all ``n`` preferences is the theory's objective.
+    """
+    if not preferences:
+        raise InputError("DPO needs at least one preference")
+    data = Dataset.from_list([
+        {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
+         "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
+         "ref_rejected_logps": p.rejected_reference}
+        for p in preferences
+    ])  # fmt: skip
+    share = training.batch // processes()  # of a batch, where a launcher started several processes
+    if share < 1:
+        raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
+    tokens = training.epochs * sum(p.chosen.tokens + p.rejected.tokens for p in preferences)
+    with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(luck), _lent(policy):
+        arguments = DPOConfig(
+            output_dir=scratch, beta=training.beta, learning_rate=training.rate, num_train_epochs=training.epochs,
+            per_device_train_batch_size=share, lr_scheduler_type=training.schedule,
+            max_grad_norm=training.clip, weight_decay=0.0, max_length=None, gradient_checkpointing=False, bf16=False,
+            use_cpu=policy.device.type == "cpu", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+            dataloader_pin_memory=False, seed=int(luck.child("order").generators()[0].integers(2**31)),
+        )  # fmt: skip
+        trainer = _Trainer(
+            model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
+            pull=training.regularisation / len(preferences), start=policy.initial,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Fit(losses[0], losses[-1], len(losses))
+
+
+class DPOLearner:
+    """The loop's learner on a real policy: ``rewards`` are implicit, ``features`` LoRA gradients, ``fit`` is DPO."""
+
+    def __init__(self, policy: Policy, training: Training, gradients: Gradients, luck: Luck) -> None:
+        """Begin at the reference."""
+        self.policy, self.training, self.gradients, self.luck = policy, training, gradients, luck
+        self.preferences: list[Preference] = []
+        self.fits = 0
+        self._new = 0
+        self._reference: dict[Row, float] = {}
+        self._current: dict[Row, float] = {}
+
+    @property
+    def at_start(self) -> bool:
+        """Whether ``θ = θ0``, where every implicit reward is exactly 0."""
+        return all(torch.equal(p.detach().cpu(), self.policy.initial[n]) for n, p in self.policy.parameters.items())
+
+    def note(self, rows: Sequence[Row], current: Tensor | None = None, reference: Tensor | None = None) -> None:
+        """Remember log-probabilities that are known already: of the current policy until it moves, of the reference."""
+        for cache, values in ((self._current, current), (self._reference, reference)):
+            if values is not None:
+                cache.update(zip(rows, values.tolist(), strict=True))
+
+    def reference(self, rows: Sequence[Row]) -> Float[Tensor, " n"]:
+        """Return ``log π_ref(y|x)`` in nats; each row goes through the model once in a run."""
+        with self.policy.reference():
+            return self._cached(self._reference, rows)
+
+    def current(self, rows: Sequence[Row]) -> Float[Tensor, " n"]:
+        """Return ``log π_θ(y|x)`` in nats."""
+        return self._cached(self._current, rows)
+
+    def _cached(self, cache: dict[Row, float], rows: Sequence[Row]) -> Tensor:
+        missing = [row for row in dict.fromkeys(rows) if row not in cache]
+        if missing:
+            cache.update(zip(missing, self.policy.log_probs(missing, "score").tolist(), strict=True))
+        return torch.tensor([cache[row] for row in rows], dtype=torch.float64)
+
+    def rewards(self, items: Texts) -> Float[Tensor, " n"]:
+        """Return ``β log π_θ(y|x)/π_ref(y|x)``, in log-odds; exactly 0 at the start."""
+        reference = self.reference(items.rows)
+        if self.at_start:
+            return torch.zeros_like(reference)
+        return self.training.beta * (self.current(items.rows) - reference)
+
+    def features(self, items: Texts, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Dense:
+        """Return each item's gradient of its implicit reward, or its last hidden state; equal items count once."""
+        rows = list(dict.fromkeys(items.rows))
+        if at == "initial" and not self.at_start:
+            with self.policy.at(self.policy.initial):
+                table = self._features(rows, layer)
+        else:
+            table = self._features(rows, layer)
+        place = {row: i for i, row in enumerate(rows)}
+        return Dense(table.values[[place[row] for row in items.rows]])
+
+    def _features(self, rows: Sequence[Row], layer: Literal["all", "last"]) -> Dense:
+        return embeddings(self.policy, rows) if layer == "last" else self.gradients(rows)
+
+    def entropy(self, items: Texts, rewards: Tensor, temperature: float) -> Float[Tensor, " p"]:
+        """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.
+
+        The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response; the responses are its own draws.
+        """
+        return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
+
+    def observe(self, items: Texts, answers: Answers) -> None:
+        """Remember answered duels as preferences."""
+        reference = self.reference(items.rows).tolist()
+        pairs = zip(
+            answers.duels.first.tolist(), answers.duels.second.tolist(), answers.first_won.tolist(), strict=True
+        )
+        for first, second, won in pairs:
+            good, bad = (first, second) if won else (second, first)
+            self.preferences.append(Preference(items.rows[good], items.rows[bad], reference[good], reference[bad]))
+        self._new = answers.duels.count
+
+    def fit(self) -> Fit:
+        """Run DPO; afterwards the current policy's log-probabilities are forgotten."""
+        luck = self.luck.child("fit", len(self.preferences))
+        if self.training.data == "all":
+            self.policy.restore(self.policy.initial)
+            fit = fit_dpo(self.policy, self.preferences, self.training, luck)
+        else:
+            fit = fit_dpo(self.policy, self.preferences[-self._new :], self.training, luck)
+        self._current.clear()
+        return fit
+
+    def state(self) -> dict[str, Tensor]:
+        """Return θ."""
+        return self.policy.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved θ."""
+        self.policy.restore(state)
+        self._current.clear()

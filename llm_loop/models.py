@@ -1,0 +1,332 @@
+"""Owns the policy: a language model with a LoRA adapter, its tokenizer, its log-probabilities, its cost meter.
+
+The reference is the same model with the adapter off, so ``π_θ0 = π_ref`` holds exactly at the start.  Also builds tiny
+random models with a byte tokenizer.  Knows nothing of rewards, duels or training.
+"""
+
+from __future__ import annotations
+
+import random  # noqa: TID251 (only to put its state back after libraries that draw from it)
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from bandits.errors import InputError
+from bandits.luck import Luck
+from bandits.results import write_bytes, write_json
+from llm_loop import assets
+
+TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item as token ids: a prompt and a response to it (with its end token, if it has ended)."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, prompt and response."""
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass
+class Meter:
+    """What was spent, stage by stage: tokens through the model (padding not counted) and wall-clock seconds."""
+
+    tokens: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def stage(self, name: str, tokens: int = 0) -> Iterator[None]:
+        """Count a block of work."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started
+        self.tokens[name] += tokens
+
+
+@contextmanager
+def seeded(luck: Luck) -> Iterator[None]:
+    """Seed the global generators for a library that draws from them, and put them back as they were."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries draw from it)
+    seed = int(luck.generators()[0].integers(2**31))
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0 or not self.targets:
+            raise InputError(f"LoRA needs a rank of at least 1, a positive α and target modules, got {self}")
+
+
+class Policy:
+    """``π_θ(y|x)``: a causal language model whose only trained weights are LoRA's."""
+
+    def __init__(self, model: Any, tokenizer: Any, adapter: Adapter, luck: Luck, device: str = "cpu") -> None:
+        """Put a fresh adapter (A random, B = 0) on a model.
+
+        Raises ``InputError`` if the model lacks the target modules, the tokenizer an end token, or the machine the
+        device.
+        """
+        check_device(device)
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _adaptable(module)}
+        missing = [name for name in adapter.targets if name not in linear]
+        if missing:
+            raise InputError(f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))}")
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end token, so no response could end; give it one")
+        self.tokenizer, self.adapter, self.device = tokenizer, adapter, torch.device(device)
+        self.end: int = tokenizer.eos_token_id
+        # Padding is masked everywhere; a tokenizer without a pad token pads with its end token.
+        self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        config = LoraConfig(
+            r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets), lora_dropout=0.0,
+            bias="none", task_type="CAUSAL_LM", fan_in_fan_out=model.config.model_type == "gpt2",
+        )  # fmt: skip
+        with seeded(luck.child("adapter")):
+            self.model = get_peft_model(model, config)
+        self.model.to(self.device).eval()
+        self.meter = Meter()
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = dict(sorted(named.items()))
+        self.initial = self.state()
+
+    @property
+    def layers(self) -> list[LoraLayer]:
+        """The adapted modules, in the model's order."""
+        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of θ, LoRA's matrices by name, on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set θ."""
+        if state.keys() != self.parameters.keys():
+            raise InputError("the saved adapter has other matrices than this policy; choose another --output")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def at(self, state: dict[str, Tensor]) -> Iterator[None]:
+        """Work at another θ, then come back."""
+        here = self.state()
+        self.restore(state)
+        try:
+            yield
+        finally:
+            self.restore(here)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Work with the adapter off: ``π_ref``."""
+        with self.model.disable_adapter():
+            yield
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Work with ``W + (α/r) B A`` in place of ``W`` and the adapter: same map, fewer products.
+
+        Afterwards the frozen weights are copied back, since subtracting what was added would round.  In bfloat16 adding
+        would round away small updates, so nothing is merged.
+        """
+        weights = [layer.get_base_layer().weight for layer in self.layers]
+        if any(weight.dtype != torch.float32 for weight in weights):
+            yield
+            return
+        before = [weight.detach().clone() for weight in weights]
+        self.model.merge_adapter()
+        try:
+            yield
+        finally:
+            self.model.unmerge_adapter()
+            with torch.no_grad():
+                for weight, kept in zip(weights, before, strict=True):
+                    weight.copy_(kept)
+
+    def encode(self, prompts: Sequence[str], longest: int) -> list[tuple[int, ...]]:
+        """Return the prompts' token ids; ``InputError`` for one without tokens or with more than ``longest``."""
+        encoded = [tuple(self.tokenizer(prompt).input_ids) for prompt in prompts]
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if not ids or not prompt.strip():
+                raise InputError("a prompt is empty; drop it from the prompt set")
+            if len(ids) > longest:
+                raise InputError(
+                    f"a prompt has {len(ids)} tokens, over the limit of {longest}: {prompt[:60]!r}…; "
+                    "raise --prompt-tokens or shorten it"
+                )
+        return encoded
+
+    def decode(self, response: Sequence[int]) -> str:
+        """Return a response's text, without its end token and NULs."""
+        text: str = self.tokenizer.decode(response, skip_special_tokens=True)
+        return text.replace("\0", "\ufffd")  # readers of tables take a NUL for an end
+
+    def padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Return token ids padded on the right, ``(n, T)``, and where the responses' tokens are (booleans)."""
+        longest = max(row.tokens for row in rows)
+        ids = torch.full((len(rows), longest), self.pad)
+        inside = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : row.tokens] = torch.tensor(row.prompt + row.response)
+            inside[i, len(row.prompt) : row.tokens] = True
+        return ids.to(self.device), inside.to(self.device)
+
+    def token_log_probs(self, ids: Tensor, inside: Tensor) -> Float[Tensor, "n t"]:
+        """Return ``log π(y_t | x, y_<t)`` of the responses' tokens in nats, 0 elsewhere; position 0 is left out.
+
+        Rows are padded on the right and attention is causal, so padding changes nothing and needs no mask.
+        """
+        start = int(inside.int().argmax(1).min())  # no logit before the first response is needed
+        keep = torch.arange(start - 1, ids.shape[1] - 1, device=ids.device)
+        logits = self.model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
+        chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
+        return torch.where(inside[:, start:], chosen, 0.0)
+
+    @torch.no_grad()
+    def log_probs(self, rows: Sequence[Row], stage: str, batch_tokens: int = 1024) -> Float[Tensor, " n"]:
+        """Return ``log π(y|x)`` of every row in nats, summed over its tokens, in float64 on the CPU."""
+        out = torch.zeros(len(rows), dtype=torch.float64)
+        for places in batches([row.tokens for row in rows], batch_tokens):
+            part = [rows[place] for place in places]
+            with self.meter.stage(stage, sum(row.tokens for row in part)):
+                out[places] = self.token_log_probs(*self.padded(part)).sum(-1).double().cpu()
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, each file whole."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.model).items()}
+        config = self.model.peft_config["default"].to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        plain["inference_mode"] = True
+        write_json(folder / "adapter_config.json", plain)
+        write_bytes(folder / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return the rows' places in batches of like length: at most ``batch_tokens`` padded tokens each, or one row."""
+    out: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= batch_tokens:
+            out[-1].append(place)
+        else:
+            out.append([place])
+    return out
+
+
+def check_device(device: str) -> None:
+    """Raise ``InputError`` if a device is not here."""
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"device {device!r} is not available here; use cpu")
+
+
+def load_policy(name: str, adapter: Adapter, luck: Luck, device: str = "cpu", dtype: str = "float32") -> Policy:
+    """Return the policy of a named asset, a local directory, a hub id, or a tiny random model (``TINY``).
+
+    A hub id is looked up in the local hub cache first; the network is used only if it is not there.
+    Raises ``InputError`` if there is no such model, or it cannot be adapted.
+    """
+    check_device(device)
+    if name in TINY:
+        return Policy(tiny_model(name, luck.child("model")), byte_tokenizer(), adapter, luck, device)
+    source: str | Path = name
+    if name in assets.ASSETS:
+        source = assets.policy_directory(name)
+    elif Path(name).is_dir():
+        source = Path(name)
+    try:
+        for offline in (True, False):
+            try:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=offline)
+                tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+                break
+            except OSError:
+                if not offline or isinstance(source, Path):
+                    raise
+    except (OSError, ValueError, KeyError) as error:
+        known = ", ".join([n for n, a in assets.ASSETS.items() if a.converted] + list(TINY))
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(
+            f"cannot load model {name!r}: {reason[:200]}; give {known}, a local directory or a hub id"
+        ) from None
+    return Policy(model, tokenizer, adapter, luck, device)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte and an end token: nothing to download, every text can be written."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"<end>": len(letters)}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def tiny_model(name: str, luck: Luck, width: int = 32, layers: int = 2) -> Any:
+    """Return a random model of 2 layers over the byte tokenizer's vocabulary, of Llama's, Gemma's or GPT-2's kind."""
+    vocabulary = len(ByteLevel.alphabet()) + 1
+    # Weights larger than usual: the model then has preferences, and its adapter something to move.
+    common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": vocabulary - 1,
+              "pad_token_id": vocabulary - 1, "initializer_range": 0.2}  # fmt: skip
+    stack = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+    match name:
+        case "tiny-llama":
+            config: Any = LlamaConfig(**common, **stack)
+        case "tiny-gemma":
+            config = Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
+        case "tiny-gpt2":
+            config = GPT2Config(**common, n_embd=width, n_layer=layers, n_head=4, n_positions=512,
+                                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+        case _:
+            raise InputError(f"unknown tiny model {name!r}; choose from {', '.join(TINY)}")
+    with seeded(luck):
+        return AutoModelForCausalLM.from_config(config).float()

@@ -1,0 +1,135 @@
+"""Owns the drawing of responses: batched, from given uniform numbers, with the log-probabilities of what was drawn.
+
+Faster than a general ``generate``: a prompt is read once for all its responses, the adapter is merged into the weights,
+the key-value memory is laid out once, finished rows leave the batch, and a token is drawn by one pass over the logits.
+Every row has its own uniform numbers, so which rows share a batch does not matter.  Knows nothing of rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import StaticCache
+
+from bandits.errors import InputError
+from bandits.luck import Luck
+from llm_loop.models import Policy, Row
+
+BLOCK = 256
+"""Tokens of the vocabulary that are summed up together when a token is drawn."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are drawn: ``π^{1/temperature}`` over the whole vocabulary, at most ``tokens`` tokens."""
+
+    tokens: int = 20
+    temperature: float = 1.0
+    rows: int = 128
+    """responses that are drawn side by side"""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.rows < 1 or not self.temperature > 0:
+            raise InputError(f"sampling needs tokens, rows >= 1 and a positive temperature, got {self}")
+
+
+def draw(
+    logits: Float[Tensor, "n v"], uniform: Float[Tensor, " n"], temperature: float = 1.0
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
+    """Draw one token per row by inversion of the distribution function; return it and its log-probability in nats.
+
+    Token ``k`` is drawn where ``F(k-1) <= u < F(k)``, ``F`` the distribution function of
+    ``softmax(logits/temperature)``, summed in blocks so that the vocabulary is passed once.  The log-probability is
+    that of ``softmax(logits)``.
+    """
+    top = logits.max(-1, keepdim=True).values
+    mass = (logits - top).exp_() if temperature == 1 else ((logits - top) / temperature).exp_()
+    if short := -mass.shape[-1] % BLOCK:
+        mass = torch.nn.functional.pad(mass, (0, short))
+    blocks = mass.unflatten(-1, (-1, BLOCK))
+    steps = blocks.sum(-1).double().cumsum(-1)
+    goal = uniform.double().unsqueeze(-1) * steps[:, -1:]
+    block = (steps <= goal).sum(-1, keepdim=True).clamp(max=steps.shape[-1] - 1)
+    goal = goal - torch.where(block > 0, steps.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.take_along_dim(block[..., None], 1).squeeze(1).double().cumsum(-1)
+    # Rounding of the block sums must not carry the goal past the block's last token of positive probability.
+    goal = torch.minimum(goal, inside[:, -1:] * (1 - 1e-12))
+    token = block.squeeze(-1) * BLOCK + (inside > goal).int().argmax(-1)
+    total = steps[:, -1].log() if temperature == 1 else (logits - top).exp().sum(-1).double().log()
+    return token, (logits.gather(-1, token[:, None]) - top).squeeze(-1).double() - total
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, luck: Luck, stage: str
+) -> tuple[list[Row], Float[Tensor, " n"]]:
+    """Return ``responses`` rows for every prompt, prompt by prompt, and ``log π_θ(y|x)`` of each in nats.
+
+    A response ends with the end token, or is cut at ``decoding.tokens``.
+    """
+    uniforms = luck.uniform(len(prompts) * responses, decoding.tokens).to(policy.device)
+    rows: list[Row | None] = [None] * (len(prompts) * responses)
+    log_probs = torch.zeros(len(rows), dtype=torch.float64)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
+    size = max(1, decoding.rows // responses)
+    with policy.merged():
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            places = torch.tensor([i * responses + k for i in part for k in range(responses)])
+            with policy.meter.stage(stage):
+                tokens, lengths, logs = _decode(policy, [prompts[i] for i in part], responses, decoding,
+                                                uniforms[places.to(policy.device)])  # fmt: skip
+            log_probs[places] = logs
+            for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
+                rows[place] = Row(prompts[place // responses], tuple(row[:length]))
+            policy.meter.tokens[stage] += sum(len(prompts[i]) for i in part) + int(lengths.sum()) - len(places)
+    return [row for row in rows if row is not None], log_probs
+
+
+def _decode(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, uniforms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU."""
+    model, device = policy.model.get_base_model(), policy.device
+    longest, limit = max(map(len, prompts)), decoding.tokens
+    ids = torch.full((len(prompts), longest), policy.pad)
+    mask = torch.zeros(len(prompts), longest + limit, dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[i, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    cache = StaticCache(config=model.config, max_cache_len=longest + limit)
+    places = (mask[:, :longest].cumsum(-1) - 1).clamp(min=0)
+    last = torch.tensor([longest - 1], device=device)  # as an index: a slice would make the product over it slow
+    logits = model(input_ids=ids, attention_mask=mask[:, :longest], position_ids=places, cache=cache, use_cache=True,
+                   logits_to_keep=last).logits[:, -1].float()  # fmt: skip
+    n = len(prompts) * responses
+    copies = torch.arange(len(prompts), device=device).repeat_interleave(responses)
+    cache.reorder_cache(copies)
+    logits, mask, place = logits[copies], mask[copies], places[copies, -1]
+    tokens = torch.full((n, limit), policy.pad)
+    lengths, logs = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    alive = torch.arange(n, device=device)
+    going = torch.ones(n, dtype=torch.bool, device=device)
+    for step in range(limit):
+        token, log_prob = draw(logits, uniforms[alive, step], decoding.temperature)
+        now = alive[going].cpu()
+        tokens[now, step] = token[going].cpu()
+        lengths[now] += 1
+        logs[now] += log_prob[going].cpu()
+        going = going & (token != policy.end)
+        left = int(going.sum())
+        if step == limit - 1 or left == 0:
+            break
+        if left <= 0.8 * len(going):  # dropping rows copies the memory: worth it when enough have finished
+            kept = going.nonzero().squeeze(-1)
+            cache.reorder_cache(kept)
+            alive, mask, place, token, going = alive[kept], mask[kept], place[kept], token[kept], going[kept]
+        place = place + 1
+        logits = model(input_ids=token[:, None], attention_mask=mask[:, : longest + step + 1],
+                       position_ids=place[:, None], cache=cache, use_cache=True).logits[:, -1].float()  # fmt: skip
+    return tokens, lengths, logs

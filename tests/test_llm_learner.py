@@ -1,0 +1,234 @@
+"""DPO by TRL on our rows against the loss written out, and the implicit reward."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from test_llm_models import rows_of, tiny
+from torch.nn.functional import logsigmoid
+from trl import DPOConfig
+
+from bandits.duels import Answers, Duels
+from bandits.errors import InputError
+from bandits.luck import Luck
+from llm_loop.arena import Texts
+from llm_loop.gradients import Gradients
+from llm_loop.learner import DPOLearner, Preference, Training, _lent, _Trainer, fit_dpo
+from llm_loop.models import TINY, Row, seeded
+
+BETA = 0.3
+
+
+def preferences_of(policy):
+    """Six preferences of unequal lengths with the reference's log-probabilities."""
+    prompts = [row.prompt for row in rows_of(policy)] * 2
+    chosen = [Row(p, tuple(range(10 + i, 14 + 2 * i))) for i, p in enumerate(prompts)]
+    rejected = [Row(p, tuple(range(90 + i, 93 + i))) for i, p in enumerate(prompts)]
+    with policy.reference():
+        a, b = policy.log_probs(chosen, "score").tolist(), policy.log_probs(rejected, "score").tolist()
+    return [Preference(*four) for four in zip(chosen, rejected, a, b, strict=True)]
+
+
+@pytest.fixture(params=TINY)
+def policy(request):
+    return tiny(request.param, moved=False)
+
+
+def learner_of(policy, **settings):
+    gradients = Gradients(policy, BETA, "count", 64, Luck(1))
+    return DPOLearner(policy, Training(BETA, rate=1e-2, epochs=2, batch=4, **settings), gradients, Luck(2))
+
+
+def table_of(policy, responses=3):
+    prompts = [row.prompt for row in rows_of(policy)]
+    rows = tuple(Row(p, tuple(range(20 + 5 * i + k, 24 + 6 * i + 2 * k)))
+                 for i, p in enumerate(prompts) for k in range(responses))  # fmt: skip
+    return Texts(rows, responses, policy.log_probs(rows, "score"))
+
+
+def test_the_first_loss_is_log_2(policy):
+    fit = fit_dpo(policy, preferences_of(policy), Training(BETA, epochs=1, batch=6), Luck(0))
+    assert fit.first_loss == pytest.approx(math.log(2), abs=2e-6)
+    assert fit.steps == 1
+
+
+def trainer_of(policy, preferences, folder, pull=0.0):
+    arguments = DPOConfig(output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True,
+                          bf16=False, gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True)  # fmt: skip
+    data = Dataset.from_list([
+        {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
+         "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
+         "ref_rejected_logps": p.rejected_reference} for p in preferences
+    ])  # fmt: skip
+    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer, pull=pull,
+                    start=policy.initial)  # fmt: skip
+
+
+def by_hand(policy, preferences):
+    """``mean -log σ(β [log π(c)/π_ref(c) - log π(r)/π_ref(r)])``, with autograd, one row at a time."""
+    total = torch.zeros(())
+    for p in preferences:
+        a, b = (policy.token_log_probs(*policy.padded([row])).sum() for row in (p.chosen, p.rejected))
+        total = total - logsigmoid(BETA * ((a - p.chosen_reference) - (b - p.rejected_reference)))
+    return total / len(preferences)
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.7])
+def test_loss_and_gradients_of_the_trainer_are_those_written_out(policy, tmp_path, pull):
+    preferences = preferences_of(policy)
+    generator = torch.Generator().manual_seed(1)
+    policy.restore({k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in policy.state().items()})
+    parameters = policy.parameters
+    want = by_hand(policy, preferences)
+    want = want + pull / 2 * sum((parameters[n] - v).square().sum() for n, v in policy.initial.items())
+    want_gradients = torch.autograd.grad(want, list(parameters.values()))
+    with seeded(Luck(0)), _lent(policy):
+        trainer = trainer_of(policy, preferences, tmp_path, pull)
+        inputs = next(iter(trainer.get_train_dataloader()))
+        loss = trainer.compute_loss(policy.model, inputs)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+    for got, expected in zip(gradients, want_gradients, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, tmp_path):
+    """Ours are the adapter-off model's; TRL computes its own from the copy of the adapter as it was at the start."""
+    preferences = preferences_of(policy)
+    with seeded(Luck(0)), _lent(policy):
+        trainer = trainer_of(policy, preferences, tmp_path)
+        inputs = next(iter(trainer.get_train_dataloader()))
+        chosen, rejected = trainer.compute_ref_log_probs(policy.model, inputs)
+    assert torch.allclose(chosen, inputs["ref_chosen_logps"], atol=1e-4)
+    assert torch.allclose(rejected, inputs["ref_rejected_logps"], atol=1e-4)
+
+
+def test_training_prefers_the_chosen_and_leaves_the_model_as_it_was_otherwise(policy):
+    preferences = preferences_of(policy)
+    modules, names = set(map(type, policy.model.modules())), list(dict(policy.model.named_parameters()))
+    frozen = {n: p.clone() for n, p in policy.model.named_parameters() if n not in policy.parameters}
+    fit_dpo(policy, preferences, Training(BETA, rate=1e-2, epochs=4, batch=3), Luck(0))
+    margins = policy.log_probs([p.chosen for p in preferences], "score") - policy.log_probs(
+        [p.rejected for p in preferences], "score"
+    )
+    before = torch.tensor([p.chosen_reference - p.rejected_reference for p in preferences])
+    assert bool((margins > before).all())
+    assert list(dict(policy.model.named_parameters())) == names
+    assert set(map(type, policy.model.modules())) == modules
+    assert "forward" not in policy.model.get_base_model().__dict__
+    assert not policy.model.training
+    assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
+
+
+def test_the_same_luck_trains_the_same_and_another_order_differs():
+    states = []
+    for seed in (0, 0, 1):
+        policy = tiny("tiny-llama", moved=False)
+        fit_dpo(policy, preferences_of(policy), Training(BETA, rate=1e-2, epochs=1, batch=2), Luck(seed))
+        states.append(policy.state())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_the_pull_keeps_theta_near_its_start():
+    norms = []
+    for strength in (0.0, 50.0):
+        policy = tiny("tiny-llama", moved=False)
+        settings = Training(BETA, rate=1e-2, epochs=6, batch=6, regularisation=strength)
+        fit_dpo(policy, preferences_of(policy), settings, Luck(0))
+        norms.append(sum(float((v - policy.initial[n]).square().sum()) for n, v in policy.state().items()))
+    assert norms[1] < 0.5 * norms[0]
+
+
+def answers_of(items, wins):
+    duels = Duels(torch.tensor([0, 4]), torch.tensor([2, 5]))
+    return items, Answers(duels, torch.tensor(wins))
+
+
+def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_there():
+    states = {}
+    for data in ("all", "new"):
+        for detour in (False, True):
+            policy = tiny("tiny-llama", moved=False)
+            learner = learner_of(policy, data=data)
+            learner.observe(*answers_of(table_of(policy), [True, False]))
+            if detour:
+                policy.restore({n: v + 0.1 for n, v in policy.initial.items()})
+            learner.fit()
+            states[data, detour] = policy.state()
+    same = {d: all(torch.equal(v, states[d, True][n]) for n, v in states[d, False].items()) for d in ("all", "new")}
+    assert same == {"all": True, "new": False}
+
+
+def test_answers_become_preferences(policy):
+    learner, items = learner_of(policy), table_of(policy)
+    learner.observe(*answers_of(items, [True, False]))
+    pairs = [(p.chosen, p.rejected) for p in learner.preferences]
+    assert pairs == [(items.rows[0], items.rows[2]), (items.rows[5], items.rows[4])]
+    assert learner.preferences[0].chosen_reference == pytest.approx(float(items.log_probs[0]), abs=1e-5)
+
+
+def test_rewards_are_implicit_and_exactly_zero_at_the_start(policy):
+    learner, items = learner_of(policy), table_of(policy)
+    assert bool((learner.rewards(items) == 0).all())
+    learner.observe(*answers_of(items, [True, False]))
+    learner.fit()
+    with policy.reference():
+        reference = policy.log_probs(items.rows, "score")
+    want = BETA * (policy.log_probs(items.rows, "score") - reference)
+    assert torch.allclose(learner.rewards(items), want, atol=1e-5)
+    assert float(want.abs().max()) > 0.01
+
+
+def test_known_log_probabilities_are_not_computed_again_until_theta_moves():
+    policy = tiny("tiny-llama", moved=False)
+    learner, items = learner_of(policy), table_of(policy)
+    learner.note(items.rows, current=items.log_probs, reference=items.log_probs)
+    before = policy.meter.tokens["score"]
+    learner.reference(items.rows), learner.current(items.rows)
+    assert policy.meter.tokens["score"] == before
+    learner.restore(policy.state())
+    learner.current(items.rows)
+    assert policy.meter.tokens["score"] > before
+
+
+def test_equal_items_have_equal_features_and_cost_one_pass():
+    policy = tiny("tiny-llama", moved=False)
+    learner, items = learner_of(policy), table_of(policy, 2)
+    twice = Texts(items.rows[:2] * 3, 2, items.log_probs[:2].repeat(3))
+    before = policy.meter.tokens["features"]
+    rows = learner.features(twice, "current", "all").values
+    assert policy.meter.tokens["features"] - before == sum(row.tokens for row in items.rows[:2])
+    assert torch.equal(rows[0], rows[2])
+    assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("layer", ["all", "last"])
+def test_initial_features_are_those_of_theta_0(layer):
+    policy = tiny("tiny-llama", moved=False)
+    learner, items = learner_of(policy), table_of(policy)
+    start = learner.features(items, "current", layer).values
+    learner.observe(*answers_of(items, [True, False]))
+    learner.fit()
+    moved = policy.state()
+    assert torch.equal(learner.features(items, "initial", layer).values, start)
+    assert not torch.allclose(learner.features(items, "current", layer).values, start, rtol=1e-3)
+    assert all(torch.equal(moved[n], v) for n, v in policy.state().items())
+
+
+def test_entropy_is_the_mean_surprise_of_a_prompts_responses(policy):
+    learner, items = learner_of(policy), table_of(policy)
+    got = learner.entropy(items, torch.zeros(9), 1.0)
+    assert got.tolist() == pytest.approx([-float(items.log_probs[3 * i : 3 * i + 3].mean()) for i in range(3)])
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.0}, {"rate": -1.0}, {"epochs": 0}, {"regularisation": -1.0}])
+def test_training_refuses_what_cannot_be(settings):
+    with pytest.raises(InputError, match="DPO needs"):
+        Training(**settings)
+
+
+def test_no_preference_is_refused():
+    with pytest.raises(InputError, match="at least one preference"):
+        fit_dpo(tiny("tiny-llama"), [], Training(), Luck(0))

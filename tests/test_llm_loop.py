@@ -1,0 +1,397 @@
+"""The whole real loop through its command line, on tiny random models: bytes, resume, refusals, no network."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from safetensors.torch import load_file
+from test_llm_models import tiny
+
+import bandits.results
+from bandits.btl import Noiseless
+from bandits.design import GramDesign
+from bandits.duels import Duels
+from bandits.errors import InputError
+from bandits.features import Dense
+from bandits.luck import Luck
+from bandits.selector import STRATEGIES
+from llm_loop.__main__ import main
+from llm_loop.arena import Table, TextArena, Texts
+from llm_loop.diagnostics import drift, rank_correlation, reasons
+from llm_loop.experiments import PRESETS, Alignment, Cell, cell_name, run_cell
+from llm_loop.models import TINY, Row
+from llm_loop.sampling import Decoding
+from llm_loop.scorers import checked, load_scorer
+
+SMOKE = PRESETS["smoke"][1]
+
+
+def smoke(folder: Path, *options: str) -> int:
+    """Run the smoke preset in this process."""
+    return main(["smoke", "--output", str(folder), "--jobs", "1", *options])
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "llm").iterdir()
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run but those with wall-clock times."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("timing"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    assert smoke(folder) == 0
+    return run_folder(folder)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    cell = finished / "cells" / "activedpo-normalised--seed0"
+    tables = {name: pd.read_csv(cell / f"{name}.csv") for name in ("rounds", "candidates", "evaluations", "duels")}
+    assert tables["rounds"]["round"].tolist() == [0, 1, 2]
+    assert tables["rounds"]["labels"].tolist() == [0, 3, 6]
+    assert tables["rounds"]["first_loss"][1:].tolist() == pytest.approx([math.log(2)] * 2, abs=1e-5)
+    assert tables["rounds"]["zero_A_gradient_share"][1:].tolist() == [1.0, 0.0]
+    assert tables["rounds"]["zero_margin_share"][1:].tolist() == [1.0, 0.0]
+    assert (tables["rounds"][["tokens_generated", "tokens_scored", "tokens_features", "tokens_trained"]][1:] > 0).all(
+        axis=None
+    )
+    candidates = tables["candidates"]
+    assert len(candidates) == 2 * 4 * 3
+    picked = candidates.dropna(subset=["picked_position"])
+    assert sorted(picked["picked_position"]) == [0, 0, 1, 1, 2, 2]
+    assert (picked["label"].notna()).all()
+    assert (picked["offered"]).all()
+    # the picks' gains sum to the information that the rounds report
+    gains = picked.groupby("round")["log_det_gain"].sum()
+    assert tables["rounds"]["information"][1] == pytest.approx(gains[1])
+    assert len(tables["evaluations"]) == 3 * SMOKE.heldout
+    assert (tables["evaluations"].query("round == 0")["log_ratio"] == 0).all()
+    assert (tables["duels"].query("round == 0")["margin"] == 0).all()
+    lines = [json.loads(line) for line in (cell / "preferences.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert all(set(line) == {"prompt", "chosen", "rejected", "round"} for line in lines)
+    rewards = candidates.set_index(["round", "prompt", "response_1", "response_2"])
+    assert len(rewards) == len(candidates)
+    for number in range(3):
+        assert load_file(cell / "adapters" / f"round-{number:02d}" / "adapter_model.safetensors")
+    assert "timing.json" in {path.name for path in finished.iterdir()}
+    assert (finished / "index.html").exists()
+
+
+def test_both_strategies_begin_with_the_same_model_prompts_and_responses(finished):
+    first = [pd.read_csv(finished / "cells" / f"{s}--seed0" / "candidates.csv").query("round == 1")
+             for s in SMOKE.strategies]  # fmt: skip
+    shared = ["prompt", "response_1", "response_2", "reward_1", "reward_2", "margin", "width"]
+    pd.testing.assert_frame_equal(first[0][shared], first[1][shared])
+    assert first[0]["picked_position"].tolist() != first[1]["picked_position"].tolist()
+    both = first[0][first[0]["label"].notna() & first[1]["label"].notna()]
+    assert (first[0]["label"][both.index] == first[1]["label"][both.index]).all()
+
+
+def test_a_finished_run_is_not_run_again(finished, capsys):
+    before = contents(finished)
+    assert smoke(finished.parent.parent) == 0
+    assert "complete" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    assert smoke(tmp_path / "same") == 0
+    assert contents(run_folder(tmp_path / "same")) == contents(finished)
+    assert smoke(tmp_path / "other", "--seed", "1") == 0
+    name = "cells/random--seed0/candidates.csv"
+    assert contents(run_folder(tmp_path / "other"))[name] != contents(finished)[name]
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, tmp_path, kept):
+    part = tmp_path / "llm" / finished.name
+    shutil.copytree(finished, part)
+    for path in ("index.html", "findings.json", "figures"):
+        target = part / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    cell = part / "cells" / "activedpo-normalised--seed0"
+    for name in ("rounds.csv", "candidates.csv", "samples.jsonl"):
+        (cell / name).unlink()
+    for number in range(kept, 3):
+        (cell / "records" / f"round-{number:02d}.json").unlink()
+    # θ of a round that did not get its record counts for nothing
+    (cell / "adapters" / "round-02" / "adapter_model.safetensors").write_bytes(b"half")
+    assert smoke(tmp_path) == 0
+    assert contents(part) == contents(finished)
+
+
+def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
+    command = [sys.executable, "-m", "llm_loop", "smoke", "--output", str(tmp_path), "--jobs", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    record = tmp_path / "llm" / finished.name / "cells" / "activedpo-normalised--seed0" / "records" / "round-01.json"
+    for _ in range(6000):
+        if record.exists() or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert record.exists()
+    assert not (tmp_path / "llm" / finished.name / "index.html").exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert contents(run_folder(tmp_path)) == contents(finished)
+
+
+def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatch, capsys):
+    replaced = os.replace
+
+    def full(source, target):
+        if Path(target).name == "round-02.json":
+            raise OSError(28, "No space left on device")
+        replaced(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bandits.results.os, "replace", full)
+        assert smoke(tmp_path) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "No space left on device; free space" in line
+    cell = run_folder(tmp_path) / "cells" / "activedpo-normalised--seed0"
+    assert [path.name for path in sorted((cell / "records").iterdir())] == ["round-00.json", "round-01.json"]
+    assert smoke(tmp_path) == 0
+    assert contents(run_folder(tmp_path)) == contents(finished)
+
+
+def test_a_run_of_another_config_is_refused(finished, tmp_path, capsys):
+    part = tmp_path / "llm" / finished.name
+    shutil.copytree(finished, part)
+    (part / "index.html").unlink()
+    manifest = json.loads((part / "manifest.json").read_text())
+    manifest["config"]["beta"] = 0.7
+    (part / "manifest.json").write_text(json.dumps(manifest))
+    assert smoke(tmp_path) == 2
+    assert "holds a run of another config" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_refused(finished, tmp_path, capsys):
+    part = tmp_path / "llm" / finished.name
+    shutil.copytree(finished, part)
+    (part / "index.html").unlink()
+    cell = part / "cells" / "random--seed0"
+    (cell / "rounds.csv").unlink()
+    (cell / "records" / "round-01.json").write_text('{"picks": [1,')
+    assert smoke(tmp_path) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batch", "13"], "13 duels are to be labelled a round, but the pool has 12"),
+        (["--responses", "1"], "responses must be at least 2"),
+        (["--strategies", "activdpo"], "unknown strategy 'activdpo'"),
+        (["--targets", "c_attn"], "no modules named c_attn"),
+        (["--device", "cuda"], "not available here"),
+        (["--model", "no/such-model-here"], "cannot load model"),
+        (["--reward", "no/such-model-here"], "cannot load reward model"),
+        (["--prompts", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--prompt-tokens", "3"], "over the limit of 3"),
+        (["--heldout", "5000"], "5000 held-out prompts asked for"),
+        (["--prompts-per-round", "5000"], "5000 prompts a round asked for"),
+        (["--rate", "0"], "positive β, learning rate"),
+        (["--ridge", "0"], "ridge must be positive"),
+        (["--label-temperature", "0"], "oracle temperature must be positive"),
+        (["--sampling-temperature", "0"], "positive temperature"),
+        (["--sketch", "factored", "--sketch-size", "511"], "divisible by LoRA's rank"),
+        (["--probes", "100"], "probes"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert smoke(tmp_path, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert words in error[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_preset_is_refused(capsys):
+    assert main(["smok"]) == 2
+    assert "did you mean 'smoke'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_strategy_plays_and_resumes(name, tmp_path):
+    alignment = replace(SMOKE, strategies=(name,), heldout=2, heldout_duels=1, probes=2, tokens=5, epochs=1)
+    run_cell(alignment, name, 0, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "records", tmp_path / "part" / "records")
+    shutil.copytree(tmp_path / "whole" / "adapters", tmp_path / "part" / "adapters")
+    (tmp_path / "part" / "records" / "round-02.json").unlink()
+    run_cell(alignment, name, 0, tmp_path / "part")
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    rounds = pd.read_csv(tmp_path / "whole" / "rounds.csv")
+    assert rounds["labels"].tolist() == [0, 3, 6]
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("settings", [{}, {"data": "new", "regularisation": 0.5, "sketch": "none", "labels": "argmax"}])
+def test_two_rounds_on_each_architecture(model, settings, tmp_path):
+    targets = ("c_attn", "c_proj") if model == "tiny-gpt2" else SMOKE.targets
+    alignment = replace(SMOKE, model=model, targets=targets, heldout=2, heldout_duels=1, probes=2, epochs=1, **settings)
+    run_cell(alignment, "activedpo-normalised", 0, tmp_path)
+    rounds = pd.read_csv(tmp_path / "rounds.csv")
+    assert rounds["information"][1:].is_monotonic_increasing or settings
+    assert (rounds["gradient_drift"][1:] > 0).all()
+
+
+class TestArena:
+    def test_the_environment_is_one_that_gymnasium_accepts(self):
+        check_env(TextArena(tiny("tiny-llama"), decoding=Decoding(6)), skip_render_check=True)
+
+    def test_a_step_answers_as_asking_the_batch_does(self):
+        arena = TextArena(tiny("tiny-llama"), decoding=Decoding(6), prompts_per_round=3, batch=4)
+        arena.show(0)
+        duels = Duels(torch.tensor([0, 5, 8]), torch.tensor([2, 3, 7]))
+        won = arena.ask(duels).first_won
+        steps = [arena.step(np.array([i // 3, i % 3, j % 3]))[1]
+                 for i, j in zip(duels.first.tolist(), duels.second.tolist(), strict=True)]  # fmt: skip
+        assert won.tolist() == [bool(s) for s in steps]
+        assert arena.ask(duels.swapped()).first_won.tolist() == [not w for w in won.tolist()]
+
+    def test_rounds_go_through_all_prompts_before_any_comes_again(self):
+        arena = TextArena(tiny("tiny-llama"), prompts=[f"prompt {i}" for i in range(7)], prompts_per_round=3)
+        order = [i for number in range(7) for i in arena.chosen_prompts(number)]
+        assert all(sorted(order[7 * lap : 7 * lap + 7]) == list(range(7)) for lap in range(3))
+        assert order[:7] != order[7:14]
+
+    def test_a_repeated_response_is_offered_once(self):
+        arena = TextArena(tiny("tiny-llama"), prompts=["a", "b"], prompts_per_round=2, oracle=Noiseless())
+        rows = tuple(Row((1,), (k,)) for k in range(6))
+        texts = ("same", "same", "other", "one", "two", "same")
+        arena.tables[0] = Table(Texts(rows, 3, torch.zeros(6)), texts, torch.arange(6.0), (0, 1))
+        arena.show(0)
+        duels = Duels.within(2, 3)
+        offered = {(int(a), int(b)) for a, b, o in zip(duels.first, duels.second, arena.offers(duels), strict=True) if o}
+        assert offered == {(0, 2), (3, 4), (3, 5), (4, 5)}
+
+    def test_too_few_distinct_responses_are_refused(self, tmp_path):
+        alignment = replace(SMOKE, sampling_temperature=1e-4)
+        with pytest.raises(InputError, match="picks asked from a pool with 0 duels left"):
+            run_cell(alignment, "random", 0, tmp_path)
+
+    def test_kept_items_are_the_duels_own(self):
+        rows = tuple(Row((i // 3,), (i,)) for i in range(9))
+        items = Texts(rows, 3, torch.arange(9.0))
+        kept, inside = items.keep(Duels(torch.tensor([4, 8]), torch.tensor([3, 6])))
+        assert [row.response[0] for row in kept.rows] == [4, 3, 8, 6]
+        assert inside.first.tolist() == [0, 2]
+        assert inside.second.tolist() == [1, 3]
+        joined = kept.join(kept)
+        assert joined.prompts == 4
+        assert joined.log_probs.tolist() == [4, 3, 8, 6] * 2
+
+
+class TestReasons:
+    def test_against_an_explicit_matrix(self):
+        past, rows, ridge = Luck(0).normal(5, 12), Luck(1).normal(9, 12), 0.7
+        design = GramDesign(ridge)
+        design.append(Dense(past))
+        picks = torch.tensor([6, 2, 4])
+        got = reasons(design.condition(Dense(rows)), picks)
+        V = ridge * torch.eye(12, dtype=torch.float64) + past.T @ past
+        inverse = torch.linalg.inv(V)
+        for i in range(9):
+            if i not in picks.tolist():
+                assert float(got.gain[i]) == pytest.approx(math.log1p(float(rows[i] @ inverse @ rows[i])))
+            cosines = {int(p): abs(float(rows[i] @ inverse @ rows[p]))
+                       / math.sqrt(float(rows[i] @ inverse @ rows[i]) * float(rows[p] @ inverse @ rows[p]))
+                       for p in picks if int(p) != i}  # fmt: skip
+            assert int(got.nearest[i]) == max(cosines, key=lambda p: cosines[p])
+            assert float(got.cosine[i]) == pytest.approx(max(cosines.values()))
+        for p in picks:
+            after = V + torch.outer(rows[p], rows[p])
+            assert float(got.gain[p]) == pytest.approx(float(torch.logdet(after) - torch.logdet(V)))
+            V = after
+
+    def test_a_zero_feature_is_like_nothing(self):
+        rows = Luck(1).normal(4, 6)
+        rows[3] = 0
+        got = reasons(GramDesign(1.0).condition(Dense(rows)), torch.tensor([0, 1]))
+        assert float(got.gain[3]) == 0
+        assert float(got.cosine[3]) == 0
+
+    def test_drift_and_rank_correlation(self):
+        a = Luck(0).normal(5, 3)
+        assert drift(a, a) == 0
+        assert drift(1.5 * a, a) == pytest.approx(0.5)
+        assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 11, 50])) == pytest.approx(1)
+        assert math.isnan(rank_correlation(torch.tensor([1.0, 1, 1]), torch.tensor([1.0, 2, 3])))
+
+
+class TestScorers:
+    def test_lexical_rewards_are_shares(self):
+        scorer = load_scorer("lexical-letters", "cpu")
+        assert scorer(["", "", ""], ["abc ", "12", ""]).tolist() == [2, -2, -2]
+
+    def test_a_reward_that_is_no_number_is_refused(self):
+        class Broken:
+            name = "broken"
+
+            def __call__(self, prompts, responses):
+                return torch.tensor([0.0, float("nan")])
+
+        with pytest.raises(InputError, match="reward model broken gave nan for 1 of 2 responses, first for 'two'"):
+            checked(Broken(), ["", ""], ["one", "two"])
+
+    def test_a_classifier_of_a_directory_scores_pairs_alone_as_in_company(self, tmp_path):
+        from transformers import BertConfig, BertForSequenceClassification
+
+        from llm_loop.models import byte_tokenizer, seeded
+
+        with seeded(Luck(0)):
+            model = BertForSequenceClassification(BertConfig(
+                vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                num_labels=1, max_position_embeddings=64,
+            ))  # fmt: skip
+        model.save_pretrained(tmp_path)
+        byte_tokenizer().save_pretrained(tmp_path)
+        scorer = load_scorer(str(tmp_path), "cpu")
+        prompts, responses = ["one", "a longer prompt", "x"], ["two", "y", "three, four, five"]
+        alone = [float(scorer([p], [r])[0]) for p, r in zip(prompts, responses, strict=True)]
+        assert scorer(prompts, responses).tolist() == pytest.approx(alone, abs=1e-5)
+        assert len(set(alone)) == 3
+
+
+class TestAlignment:
+    def test_every_preset_can_be(self):
+        assert all(isinstance(alignment, Alignment) for _, alignment in PRESETS.values())
+        assert PRESETS["quick"][1].seeds >= 2
+        assert PRESETS["study"][1].seeds >= 5
+
+    def test_cells_of_a_seed_come_together(self):
+        assert [cell_name(*cell) for cell in Alignment(seeds=2).cells][:2] == [
+            "activedpo-normalised--seed0", "random--seed0"
+        ]  # fmt: skip
+
+    def test_a_cell_is_built_without_touching_its_folder(self, tmp_path):
+        Cell(SMOKE, "random", 0, tmp_path / "cell")
+        assert not list(tmp_path.iterdir())
