@@ -13,7 +13,8 @@ import tyro
 
 from bandits.errors import InputError
 from bandits.results import RunDirectory, config_of, read_json
-from llm_loop.experiments import PACKAGES, PRESETS, Alignment, check, run
+from llm_loop.cells import check, run
+from llm_loop.experiments import PACKAGES, PRESETS, Alignment
 from llm_loop.launch import is_main, main_first
 from llm_loop.report import write
 

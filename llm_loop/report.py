@@ -232,10 +232,10 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     show("reward", "Mean reward of responses to held-out prompts, by labels bought (left) and by tokens generated, "
          "scored, run through for gradients and trained on (right). Thick: mean over seeds; its band is the 95 % "
          "interval, over prompts, of the change from the initial model." +
-         (thin if len(run.strategies) <= words.FEW else ""),
+         (thin if len(run.strategies) <= words.FEW and len(run.seeds) > 1 else ""),
          plots.reward_curves(run.evaluations, paired[paired["measure"] == "reward"], totals(run.rounds),
                              str(run.manifest["config"]["reward"]), len(run.strategies) <= words.FEW))  # fmt: skip
-    if len(comparison):
+    if len(comparison) and len(run.seeds) > 1:
         show("paired", f"Difference from {BASELINE} on the same luck: a ring per seed, the mean (diamond) with its "
              "95 % interval, joint over all rows; an arrow where the interval goes on.",
              plots.seed_differences(run.evaluations, comparison, BASELINE, OUTCOMES))  # fmt: skip

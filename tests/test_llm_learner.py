@@ -54,15 +54,17 @@ def test_the_first_loss_is_log_2(policy):
 
 
 def trainer_of(policy, preferences, folder, pull=0.0):
-    arguments = DPOConfig(output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True,
-                          bf16=False, gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True)  # fmt: skip
+    arguments = DPOConfig(
+        output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True, bf16=False,
+        gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True,
+    )  # fmt: skip
     data = Dataset.from_list([
         {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
          "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
          "ref_rejected_logps": p.rejected_reference} for p in preferences
     ])  # fmt: skip
-    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer, pull=pull,
-                    start=policy.initial)  # fmt: skip
+    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
+                    pull=pull, start=policy.initial)  # fmt: skip
 
 
 def by_hand(policy, preferences):

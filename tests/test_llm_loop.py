@@ -30,8 +30,9 @@ from bandits.luck import Luck
 from bandits.selector import STRATEGIES
 from llm_loop.__main__ import main
 from llm_loop.arena import Table, TextArena, Texts
+from llm_loop.cells import Cell, cell_name, run_cell
 from llm_loop.diagnostics import drift, rank_correlation, reasons
-from llm_loop.experiments import PRESETS, Alignment, Cell, cell_name, run_cell
+from llm_loop.experiments import PRESETS, Alignment
 from llm_loop.models import TINY, Row
 from llm_loop.sampling import Decoding
 from llm_loop.scorers import checked, load_scorer
@@ -290,7 +291,8 @@ class TestArena:
         arena.tables[0] = Table(Texts(rows, 3, torch.zeros(6)), texts, torch.arange(6.0), (0, 1))
         arena.show(0)
         duels = Duels.within(2, 3)
-        offered = {(int(a), int(b)) for a, b, o in zip(duels.first, duels.second, arena.offers(duels), strict=True) if o}
+        kept = arena.offers(duels)
+        offered = set(zip(duels.first[kept].tolist(), duels.second[kept].tolist(), strict=True))
         assert offered == {(0, 2), (3, 4), (3, 5), (4, 5)}
 
     def test_too_few_distinct_responses_are_refused(self, tmp_path):
