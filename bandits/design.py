@@ -258,7 +258,7 @@ def _front(
     available: Bool[Tensor, " n"],
     ties: Float[Tensor, " n"],
 ) -> Int64[Tensor, " picks"]:
-    """Pick as many of the ``count`` rows as can be told from the ``size`` rows of largest remainder alone; at least one.
+    """Pick as many of the ``count`` rows as can be told from the ``size`` rows of largest remainder; at least one.
 
     Remainders only fall (``log det`` is submodular: Minoux 1978), so while the best row of this front exceeds the
     largest remainder outside it, it is the best of all, and the other rows need no pass.

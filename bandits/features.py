@@ -195,6 +195,9 @@ class Differences(Rows):
 
     def _difference(self, gram: Tensor, dim: int) -> Tensor:
         """Turn the item axis ``dim`` of a Gram matrix into this set's duel axis."""
+        if gram.dim() == 2:
+            pairs = gram.index_select(dim, self.duels.first) - gram.index_select(dim, self.duels.second)
+            return self._weighted(pairs, dim)
         first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
         return self._weighted(gram, dim)
