@@ -103,7 +103,7 @@ def torch_lbfgs() -> Callable[[], Answer]:
         def closure() -> Tensor:
             solver.zero_grad()
             value = problem.objective(theta, base)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
         steps = 0

@@ -77,12 +77,12 @@ class _Worker:
         seconds, answer = self._receive()
         if keep:
             self.timing.seconds.append(seconds * self.contender.scale)
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def profiled(self) -> tuple[tuple[str, float], ...]:
         """Run once more under the profiler."""
         self._connection.send("profile")
-        return self._receive()  # type: ignore[no-any-return]
+        return self._receive()
 
     def _receive(self) -> Any:
         while not self._connection.poll(POLL):

@@ -38,8 +38,8 @@ def _widths(rows: Callable[[Tensor], Rows], pool: Tensor, offered: Duels, asked:
 def ours(width: int) -> Callable[[], Answer]:
     """Layer factors."""
     network, weights, pool, offered, asked, past = scene(width)
-    narrow, thin, *rest = scene(NARROW)
-    checked = _widths(lambda x: narrow.value_and_gradient(thin, x)[1], *rest)
+    narrow, thin = scene(NARROW)[:2]  # the items and duels are the same at any width
+    checked = _widths(lambda x: narrow.value_and_gradient(thin, x)[1], pool, offered, asked, past)
 
     def run() -> Answer:
         widths = _widths(lambda x: network.value_and_gradient(weights, x)[1], pool, offered, asked, past)
