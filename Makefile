@@ -14,6 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CORE := $(VENV)/.core
 LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 
 .PHONY: help setup simulate llm-run theory bench test lint types smoke assets reward-model clean
 
@@ -33,7 +34,7 @@ theory: PRESET ?= quick
 theory: $(CORE)  ## check the theory: claims, verdicts, controls that must fail  (PRESET=quick)
 	$(BIN)/python -m theory_checks $(PRESET) $(ARGS)
 
-bench: $(DEV)  ## measure the hot paths against public peers; writes docs/benchmarks.md
+bench: $(BENCH) assets  ## measure the hot paths against public peers; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 test: $(DEV)  ## run the tests
@@ -79,4 +80,9 @@ $(LLM): $(CORE)
 
 $(DEV): $(LLM)
 	$(PIP) install --constraint constraints.txt --editable '.[llm,dev]'
+	@touch $@
+
+$(BENCH): $(DEV) benchmarks/peers.txt
+	$(PIP) install --constraint constraints.txt --editable '.[llm,dev,bench]'
+	$(PIP) install --no-deps --requirement benchmarks/peers.txt
 	@touch $@

@@ -222,23 +222,97 @@ def greedy(
 
     This is greedy maximisation of ``log det V`` (D-optimality), done as a pivoted Cholesky factorisation of the
     conditioned Gram matrix: with ``w = column/√(ridge + remainder)`` every remainder drops by ``w²``.
-    Cost ``O(count · n · (d + S + count))``.  Equal widths are decided by the larger tie number.
+    Cost ``O(count · n · (d + S + count))``; one large pool costs less, see :func:`_front`.  Equal widths are decided by
+    the larger tie number.
     """
     remainder = pool.remainders
+    if not update:
+        return _steps(pool, remainder, count, available, ties, update)[0]
+    front = max(8 * count, remainder.shape[-1] // 32)
+    picked = torch.empty((*remainder.shape[:-1], 0), dtype=torch.int64, device=remainder.device)
+    factor = remainder.new_empty((*remainder.shape, 0))
+    available = available.clone()
+    while remainder.dim() == 1 and 4 * front < len(remainder):
+        picks = _front(pool, remainder, factor, front, count - len(picked), available, ties)
+        picked = torch.cat([picked, picks])
+        if len(picked) == count:
+            return picked
+        available[picks] = False
+        factor = torch.cat([factor, _block(pool, picks, factor)], -1)
+        remainder = (remainder - factor[:, -len(picks) :].square().sum(-1)).clamp(min=0)
+        if len(picks) < PATIENCE:
+            front *= 2
+    rest = _steps(pool, remainder, count - picked.shape[-1], available, ties, update, factor)[0]
+    return torch.cat([picked, rest], -1)
+
+
+PATIENCE = 6  # picks that a front must last, or it is made larger: a new one costs about two passes over the pool
+
+
+def _front(
+    pool: Conditioned,
+    remainder: Float[Tensor, " n"],
+    factor: Float[Tensor, "n k"],
+    size: int,
+    count: int,
+    available: Bool[Tensor, " n"],
+    ties: Float[Tensor, " n"],
+) -> Int64[Tensor, " picks"]:
+    """Pick as many of the ``count`` rows as can be told from the ``size`` rows of largest remainder; at least one.
+
+    Remainders only fall (``log det`` is submodular: Minoux 1978), so while the best row of this front exceeds the
+    largest remainder outside it, it is the best of all, and the other rows need no pass.
+    """
+    first = best(remainder, available, ties)
+    order = torch.where(available, remainder, -torch.inf)
+    order[first] = torch.inf
+    top = order.topk(size + 1)
+    members, outside = top.indices[:size], top.values[size]
+    part = Conditioned(pool.rows.take(members), pool.projections[:, members], pool.ridge)
+    picks, values = _steps(part, remainder[members], count, available[members], ties[members], True, factor[members])
+    # The first is the best of all rows, by its tie number too; a later one must exceed what lies outside.
+    lasts = int((values[1:] > outside).long().cumprod(0).sum()) + 1
+    return members[picks[:lasts]]
+
+
+def _block(pool: Conditioned, picks: Int64[Tensor, " k"], factor: Float[Tensor, "n t"]) -> Float[Tensor, "n k"]:
+    """Return the next columns of the pivoted Cholesky factor for all rows, by one pass over them."""
+    columns = pool.rows.inner(pool.rows.take(picks)) - pool.projections.mT @ pool.projections[:, picks]
+    columns = columns - factor @ factor[picks].mT
+    pivot = columns[picks]
+    pivot.diagonal().add_(pool.ridge)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(pivot), columns.mT, upper=False).mT
+
+
+def _steps(
+    pool: Conditioned,
+    remainder: Float[Tensor, "*r n"],
+    count: int,
+    available: Bool[Tensor, "*r n"],
+    ties: Float[Tensor, "*r n"],
+    update: bool,
+    known: Float[Tensor, "*r n k"] | None = None,
+) -> tuple[Int64[Tensor, "*r count"], Float[Tensor, "*r count"]]:
+    """Pick step by step; return the picks and their remainders when picked.  ``known`` are earlier picks' columns."""
     taken = ~available
-    picks: list[Tensor] = []
-    factor = remainder.new_empty((*remainder.shape, count))
-    for step in range(count):
+    picks, values = [], []
+    start = 0 if known is None else known.shape[-1]
+    factor = remainder.new_empty((*remainder.shape, start + count))
+    if known is not None:
+        factor[..., :start] = known
+    for step in range(start, start + count):
         pick = best(remainder, ~taken, ties)
+        index = pick.unsqueeze(-1)
         picks.append(pick)
-        taken = taken.scatter(-1, pick.unsqueeze(-1), True)
-        if not update or step == count - 1:
+        values.append(remainder.gather(-1, index).squeeze(-1))
+        taken = taken.scatter(-1, index, True)
+        if not update or step == start + count - 1:
             continue
-        earlier, index = factor[..., :step], pick.unsqueeze(-1)
+        earlier = factor[..., :step]
         column = pool.column(pick) - (earlier @ gather(earlier, index).mT).squeeze(-1)
         factor[..., step] = column / (pool.ridge + remainder.gather(-1, index)).sqrt()
         remainder = (remainder - factor[..., step].square()).clamp(min=0)
-    return torch.stack(picks, -1)
+    return torch.stack(picks, -1), torch.stack(values, -1)
 
 
 def best(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 def gather(values: Tensor, index: Int64[Tensor, "*r k"]) -> Tensor:
     """Return ``values[..., index, :]`` for values ``(*r, n, d)``, replicate by replicate: shape ``(*r, k, d)``."""
+    if values.dim() == 2:
+        return values.index_select(0, index)  # no table of indices as large as the result
     return torch.take_along_dim(values, index.unsqueeze(-1), dim=-2)
 
 

@@ -83,8 +83,8 @@ class Dense(Rows):
         return self.values @ other.values.mT
 
     def squares(self) -> Tensor:
-        """Return the squared norms."""
-        return self.values.square().sum(-1)
+        """Return the squared norms, without a table of squares."""
+        return torch.linalg.vector_norm(self.values, dim=-1).square()
 
     def take(self, index: Tensor) -> Dense:
         """Return the rows at these positions."""
@@ -107,8 +107,8 @@ class Dense(Rows):
         return self
 
     def finite(self) -> bool:
-        """Whether every number is finite."""
-        return bool(self.values.isfinite().all())
+        """Whether every number is finite; their sum tells, unless it overflows."""
+        return bool(self.values.sum().isfinite()) or bool(self.values.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,9 @@ class Differences(Rows):
 
     def _difference(self, gram: Tensor, dim: int) -> Tensor:
         """Turn the item axis ``dim`` of a Gram matrix into this set's duel axis."""
+        if gram.dim() == 2:
+            pairs = gram.index_select(dim, self.duels.first) - gram.index_select(dim, self.duels.second)
+            return self._weighted(pairs, dim)
         first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
         return self._weighted(gram, dim)
@@ -286,6 +289,39 @@ class CountSketch(Sketch):
         out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
         for bucket, sign in zip(self.bucket, self.sign, strict=True):
             out.index_add_(-1, bucket, rows.values * sign.to(rows.values.dtype))
+        return Dense(out)
+
+
+@dataclass(frozen=True)
+class ShiftSketch(Sketch):
+    """Count-sketch whose buckets are cyclic shifts: coordinate ``i`` goes to ``(i + shift[i // size]) mod size``.
+
+    Signs are independent and two coordinates meet with probability at most ``1/size`` (never within a block of
+    ``size``), which is all that the mean and the variance bound of :class:`CountSketch` rest on.  But whole blocks are
+    added, and nothing is scattered: about the cost of reading the rows once.
+    """
+
+    shift: Int64[Tensor, " blocks"]
+    sign: Float[Tensor, " dim"]
+    size: int
+
+    @classmethod
+    def draw(cls, dim: int, size: int, luck: Luck) -> ShiftSketch:
+        """Draw the map; the luck must have no replicates."""
+        if size < 1:
+            raise InputError(f"a sketch needs size >= 1, got {size}")
+        shift = (luck.child("shift").uniform(-(-dim // size)) * size).long().clamp(max=size - 1)
+        sign = torch.where(luck.child("sign").uniform(dim) < 0.5, -1.0, 1.0).to(luck.dtype)
+        return cls(shift, sign, size)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows, block by block, each in two parts that do not wrap round."""
+        values, sign = rows.values, self.sign.to(rows.values.dtype)
+        out = values.new_zeros((*values.shape[:-1], self.size))
+        for start, shift in zip(range(0, values.shape[-1], self.size), self.shift.tolist(), strict=True):
+            wrap, end = min(start + self.size - shift, values.shape[-1]), min(start + self.size, values.shape[-1])
+            out[..., shift : shift + wrap - start].addcmul_(values[..., start:wrap], sign[start:wrap])
+            out[..., : end - wrap].addcmul_(values[..., wrap:end], sign[wrap:end])
         return Dense(out)
 
 

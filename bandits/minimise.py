@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Vector = Float[Tensor, "*r p"]
+NUMBERS = 2**25  # of all kept steps
 TRIES = 5  # a good metric needs one or two; at a kink no number helps
 
 
@@ -51,15 +52,17 @@ def minimise(
     precondition: Callable[[Vector], Vector],
     tolerance: Float[Tensor, "*r"],
     iterations: int,
-    memory: int = 12,
+    memory: int = 60,
 ) -> Minimum:
     """Minimise in every replicate until the gradient's norm is at most its ``tolerance``.
 
     ``evaluate`` returns values and gradients; ``precondition`` multiplies by a fixed positive definite approximation of
     the inverse Hessian, from which the two-loop recursion starts (Nocedal and Wright 2006, algorithm 7.4).  Steps are
     shortened until the value falls enough (Armijo).  A replicate whose steps no longer lower its value stops where it
-    is; the gradient norm that is returned tells.
+    is; the gradient norm that is returned tells.  The last ``memory`` steps are kept, fewer (but 12) where they are so
+    large that ``NUMBERS`` would be exceeded: a step costs two inner products, forgetting one costs passes.
     """
+    memory = min(memory, max(12, NUMBERS // start.numel()))
     x = start
     value, gradient = evaluate(x)
     running: Bool[Tensor, "*r"] = torch.ones_like(value, dtype=torch.bool)

@@ -83,7 +83,7 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of the code, with ``+`` if files differ from it; ``unknown`` outside a checkout."""
     home = Path(__file__).parent
     git = ["git", "-C", str(home)]
@@ -117,7 +117,7 @@ class RunDirectory:
             "experiment": experiment,
             "preset": preset,
             "config": config,
-            "commit": _commit(),
+            "commit": commit(),
             "versions": versions(packages),
         }
         if force and self.path.exists():

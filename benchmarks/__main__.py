@@ -1,0 +1,133 @@
+"""The command line of the benchmarks: ``python -m benchmarks [ROW ...] [--option value]``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bandits.command import guard
+from bandits.errors import InputError
+from bandits.plots import png
+from bandits.results import commit, write_bytes
+from benchmarks import fits, greedy, growth, llm, report, simulator, sketches, widths
+from benchmarks.measure import AbsentError, hardware, measure, prepare
+from benchmarks.row import Row
+
+ROWS: tuple[Row, ...] = (
+    *greedy.ROWS,
+    *sketches.ROWS,
+    *widths.ROWS,
+    *fits.ROWS,
+    *simulator.ROWS,
+    *llm.ROWS,
+    *growth.ROWS,
+)
+PEERS = ("bmdal-reg", "traker", "scikit-learn", "dattri", "calvera", "lightning", "opacus", "bergson", "transformers",
+         "peft", "trl")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which rows to measure, and how."""
+
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """names of rows (default: all but the long ones)"""
+    long: bool = False
+    """the long rows too"""
+    repetitions: int = 0
+    """timed runs of every contender (0: each row's own number)"""
+    threads: int = 0
+    """of torch and OpenMP (0: one per core)"""
+    profile: bool = True
+    """run ours once more under the profiler"""
+    output: Path = Path("results/bench")
+    """folder of records and tables; rows measured before are kept there"""
+    docs: Path | None = None
+    """the page to write from all records: docs/benchmarks.md when all rows are measured, none when some are named"""
+    list: bool = False
+    """list the rows and stop"""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is installed of torch, NumPy, SciPy and the peers."""
+    found = {}
+    for name in ("torch", "numpy", "scipy", *PEERS):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def chosen(options: Options) -> list[Row]:
+    """Return the rows to measure; ``InputError`` for a name that is none."""
+    names = {row.name: row for row in ROWS}
+    for name in options.rows:
+        if name not in names:
+            raise InputError(f"unknown row {name!r}; choose from {', '.join(names)}")
+    if options.rows:
+        return [names[name] for name in options.rows]
+    return [row for row in ROWS if options.long or not row.long]
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Measure rows one by one, telling each when it is done; write the page; status 1 if an answer was wrong."""
+    options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks", description=__doc__)
+    rows = chosen(options)
+    if options.list:
+        for row in ROWS:
+            print(f"  {row.name:<24}{row.title}: {row.workload}{' (long)' if row.long else ''}")
+        return 0
+    if options.repetitions < 0 or options.threads < 0:
+        raise InputError("repetitions and threads must not be negative")
+    threads = options.threads or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that are forked from here
+    prepare()
+    machine, found, head = hardware(), versions(), commit()
+    wrong = []
+    for row in rows:
+        load = os.getloadavg()[0]
+        try:
+            measured = measure(row, threads, options.repetitions or None, options.profile and row.profiled)
+        except AbsentError as reason:
+            print(f"{row.name}: not measured: {reason}", flush=True)
+            wrong.append(row.name)
+            continue
+        entry = report.record(row, measured, machine, threads, found, head) | {"load": f"{load:.1f}"}
+        report.save(options.output, entry)
+        print(report.terminal(entry), flush=True)
+        wrong += [] if entry["valid"] else [row.name]
+    docs = options.docs or (None if options.rows else Path("docs/benchmarks.md"))
+    if docs:
+        publish(options.output, docs)
+        print(f"page: {docs}")
+    if wrong:
+        print(f"not valid: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def publish(output: Path, docs: Path) -> None:
+    """Write the page, and its figure beside it, from all records."""
+    records = report.load(output)
+    grown = [entry for entry in records if entry["name"] in ("growth", "growth-long")]
+    picture = None
+    if grown:
+        picture = docs.with_name(f"{docs.stem}-growth.png")
+        write_bytes(picture, png(report.growth(grown[-1])))
+    report.write_docs(docs, records, ROWS, picture.name if picture else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input is one line on standard error and exit status 2."""
+    return guard(bench, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bandits.design import GramDesign, greedy
+from bandits.features import Dense, ShiftSketch
+from bandits.luck import Luck
+from benchmarks import __main__ as command
+from benchmarks import fits, growth, llm, report, simulator, sketches, widths
+from benchmarks import greedy as batches
+from benchmarks.measure import AbsentError, Measured, Timing, measure, prepare
+from benchmarks.row import Check, Contender, Row, Target
+
+
+def build(value: float):
+    return lambda: {"value": value, "x:size": np.array([1.0, 2.0]), "y:size": np.array([3.0, 4.0])}
+
+
+def broken():
+    raise RuntimeError("no such algorithm")
+
+
+def crashing():
+    def run():
+        raise MemoryError("too large")
+
+    return run
+
+
+def agreeing(answers):
+    return Check(all(answer["value"] == 1.0 for answer in answers.values()), "all say one")
+
+
+RUNS = (Target("peer", 0.0, "runs beside a peer"),)
+
+
+def row(ours=build, settings=None, peers=(), targets=RUNS):
+    return Row("small", "A small row", "nothing", Contender("ours", ours, settings or {}), agreeing, targets, peers,
+               repetitions=2)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    prepare()
+
+
+class TestMeasuring:
+    def test_everyone_runs_in_turn_and_is_checked(self):
+        peer = Contender("peer", build, {"value": 1.0}, repetitions=1, scale=10.0)
+        got = measure(row(settings={"value": 1.0}, peers=(peer,)), threads=1, profiled=True)
+        assert [len(got.timings[name].seconds) for name in ("ours", "peer")] == [2, 1]
+        assert got.check.passed
+        assert got.figures == {"value": 1.0}
+        assert got.curves == {"x:size": [1.0, 2.0], "y:size": [3.0, 4.0]}
+        assert got.timings["ours"].peak > 0.01
+        assert sum(share for _, share in got.profile) == pytest.approx(1, abs=0.05)
+
+    def test_a_wrong_answer_makes_the_row_invalid(self):
+        peer = Contender("peer", build, {"value": 2.0})
+        got = measure(row(settings={"value": 1.0}, peers=(peer,)), threads=1, profiled=False)
+        assert report.verdict(row(peers=(peer,)), Target("peer", 0.0, "faster"), got)["word"] == "invalid"
+
+    def test_a_peer_that_is_missing_or_fails_is_named_and_the_row_goes_on(self):
+        peers = (
+            Contender("absent", build, {"value": 1.0}, needs=("no_such_module",)),
+            Contender("broken", broken),
+            Contender("crashing", crashing),
+        )
+        got = measure(row(settings={"value": 1.0}, peers=peers), threads=1, profiled=False)
+        assert got.absent["absent"] == "no_such_module is not installed"
+        assert "no such algorithm" in got.absent["broken"]
+        assert "too large" in got.absent["crashing"]
+        assert len(got.timings["ours"].seconds) == 2
+        assert report.verdict(row(peers=peers), Target("peer", 1.0, "faster"), got)["word"] == "unknown"
+
+    def test_our_own_failure_ends_the_row(self):
+        with pytest.raises(AbsentError, match="no such algorithm"):
+            measure(row(ours=broken), threads=1)
+
+
+class TestTelling:
+    def measured(self, ours=(1.0, 2.0, 1.0), peer=(6.0, 6.0), passed=True):
+        timings = {"ours": Timing(list(ours), 1.0, 0.5), "peer": Timing(list(peer), 2.0, 0.5)}
+        return Measured(timings, {"share": 0.2}, {}, Check(passed, "compared"), {}, (("mm", 0.9),))
+
+    def small(self, *targets):
+        return row(peers=(Contender("peer", build),), targets=targets)
+
+    @pytest.mark.parametrize(("target", "word"), [
+        (Target("peer", 4.5, ""), "met"), (Target("peer", 4.6, ""), "missed"), (Target("seconds", 1.0, ""), "met"),
+        (Target("seconds", 0.9, ""), "missed"), (Target("memory", 0.9, ""), "missed"),
+        (Target("figure", 0.2, "", "share"), "met"), (Target("figure", 0.1, "", "share"), "missed"),
+    ])  # fmt: skip
+    def test_verdicts(self, target, word):
+        """Ratios are paired in time: 6/1 and 6/2, median 4.5."""
+        assert report.verdict(self.small(target), target, self.measured())["word"] == word
+
+    def test_records_become_a_page(self, tmp_path: Path):
+        target = Target("peer", 100, "a hundred times faster")
+        small = self.small(target)
+        entry = report.record(small, self.measured(), {"processor": "p", "cores": "2", "memory": "1 GB", "gpu": "none"},
+                              2, {"torch": "0"}, "abc")  # fmt: skip
+        report.save(tmp_path, entry | {"load": "0.1"})
+        assert json.loads((tmp_path / "rows" / "small.json").read_text())["valid"]
+        assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
+        report.write_docs(tmp_path / "page.md", report.load(tmp_path), [small, *widths.ROWS], None)
+        page = (tmp_path / "page.md").read_text()
+        assert "**red**" in page
+        assert "4.5 [3.75, 5.25] times" in page
+        assert "`widths-256`" in page
+        assert "RED" in report.terminal(entry)
+
+    def test_every_row_says_what_it_must_reach(self):
+        names = [row.name for row in command.ROWS]
+        assert len(set(names)) == len(names)
+        for row in command.ROWS:
+            assert row.targets
+            assert row.ours.name == "ours"
+
+
+class TestCommand:
+    def test_an_unknown_row_is_one_line_and_status_2(self, capsys):
+        assert command.main(["no-such-row"]) == 2
+        assert capsys.readouterr().err.startswith("error: unknown row 'no-such-row'")
+
+    def test_rows_are_listed(self, capsys):
+        assert command.main(["--list"]) == 0
+        assert "greedy-past" in capsys.readouterr().out
+
+    def test_a_row_end_to_end(self, tmp_path: Path, monkeypatch, capsys):
+        monkeypatch.setattr(command, "ROWS", (row(settings={"value": 1.0}),))
+        page = tmp_path / "page.md"
+        assert command.main(["small", "--output", str(tmp_path), "--docs", str(page), "--threads", "1"]) == 0
+        assert "all say one" in page.read_text()
+        assert "A small row" in capsys.readouterr().out
+
+
+class TestFastPaths:
+    @given(
+        seed=st.integers(0, 10**6), n=st.integers(300, 900), d=st.integers(2, 30), past=st.integers(0, 20),
+        picks=st.integers(1, 9), fade=st.sampled_from([0.0, 0.5, 2.0]), unit=st.booleans(),
+    )  # fmt: skip
+    def test_picks_from_a_front_are_the_naive_ones(self, seed, n, d, past, picks, fade, unit):
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.arange(1, d + 1, dtype=torch.float64) ** -fade
+        pool = torch.randn(n, d, generator=generator, dtype=torch.float64) * scale
+        pool = pool / pool.norm(dim=-1, keepdim=True) if unit else pool
+        old = torch.randn(past, d, generator=generator, dtype=torch.float64)
+        free = torch.rand(n, generator=generator) < 0.9
+        design = GramDesign(0.7)
+        if past:
+            design.append(Dense(old))
+        got = greedy(design.condition(Dense(pool)), picks, free, torch.rand(n, generator=generator).double())
+        assert free[got].all()
+        assert len(set(got.tolist())) == picks
+        v = 0.7 * torch.eye(d, dtype=torch.float64) + old.mT @ old
+        for pick in got.tolist():  # each was the widest when it was taken
+            widths = (pool * torch.linalg.solve(v, pool.mT).mT).sum(-1)
+            widths = torch.where(free, widths, -torch.inf)
+            assert widths[pick] >= widths.max() - 1e-10 * widths.max().abs()
+            free[pick] = False
+            v = v + torch.outer(pool[pick], pool[pick])
+
+    def test_equal_rows_are_told_apart_by_their_numbers(self):
+        pool = torch.ones(400, 3, dtype=torch.float64)
+        ties = torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        free = torch.ones(400, dtype=torch.bool)
+        assert int(greedy(GramDesign(1.0).condition(Dense(pool)), 1, free, ties)) == int(ties.argmax())
+
+    @given(seed=st.integers(0, 10**6), dim=st.integers(1, 60), size=st.integers(1, 20))
+    def test_the_shift_sketch_is_the_sum_over_coordinates(self, seed, dim, size):
+        sketch = ShiftSketch.draw(dim, size, Luck(seed))
+        rows = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        want = torch.zeros(3, size, dtype=torch.float64)
+        for i in range(dim):
+            want[:, (i + int(sketch.shift[i // size])) % size] += sketch.sign[i] * rows[:, i]
+        torch.testing.assert_close(sketch(Dense(rows)).values, want)
+
+    def test_the_shift_sketch_is_unbiased_and_its_variance_bounded(self):
+        """Mean over 800 draws within 4.5 standard errors (error rate 7e-6); variance within its bound and 20 %."""
+        rows = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        draws = []
+        for i in range(800):
+            b = ShiftSketch.draw(40, 16, Luck(5).child(i))(Dense(rows)).values
+            draws.append(b[0] @ b[1])
+        stack, want = torch.stack(draws), rows[0] @ rows[1]
+        assert abs(stack.mean() - want) < 4.5 * stack.std() / 800**0.5
+        bound = (rows[0].square().sum() * rows[1].square().sum() + want**2) / 16
+        assert stack.var() < 1.2 * bound
+
+    def test_a_sketch_of_no_size_is_refused(self):
+        with pytest.raises(ValueError, match="size >= 1"):
+            ShiftSketch.draw(4, 0, Luck(0))
+
+
+class TestReferences:
+    def test_checks_refuse_wrong_answers(self):
+        """Each check that needs no long run says no to a wrong answer."""
+        wrong = {"ours": {"small": np.arange(batches.SMALL["picks"]), "picks": np.arange(3)}}
+        assert not batches.check(wrong).passed
+        zeros = {"ours": {"widths": np.zeros(60), "narrow": np.zeros(60)}}
+        assert not widths.check(zeros).passed
+        alone = {"ours": {"regret": np.ones(20)}, "one replicate at a time, own code": {"regret": np.full(1, 1.1)}}
+        assert not simulator.check(alone).passed
+        far = {"log_probs": np.zeros(4), "again": np.ones(4)}
+        assert not llm.generation_check({"ours": far}).passed
+        assert not growth.check({"ours": {"same": 0.0}}).passed
+
+    def test_widths_agree_with_autograd(self):
+        answer = {"ours": dict(widths.ours(16)())}
+        answer["ours"] = {name: value.numpy() for name, value in answer["ours"].items()}
+        assert widths.check(answer).passed
+
+    def test_the_exponent_of_a_power_is_found(self):
+        x = np.array([1.0, 2, 4, 8, 16])
+        assert growth.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
+
+    def test_the_fit_problem_has_its_gradient(self):
+        problem = fits.Problem.draw(8)
+        value, gradient = problem.evaluate(problem.start, problem.base())
+        assert float(value) == pytest.approx(fits.DUELS * np.log(2))
+        step = torch.zeros_like(gradient)
+        step[3] = 1e-6
+        ahead, _ = problem.evaluate(problem.start + step, problem.base())
+        behind, _ = problem.evaluate(problem.start - step, problem.base())
+        assert float((ahead - behind) / 2e-6) == pytest.approx(float(gradient[3]), rel=1e-4, abs=1e-6)
+
+    def test_relative_error_of_a_sketch(self):
+        rows = torch.eye(3).repeat(1, 2)
+        assert sketches._error(rows, rows) == 0
