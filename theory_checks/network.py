@@ -64,7 +64,6 @@ class Network(Family):
             repeats=True,
             regularisation=10.0,
             evaluations=8,
-            refit=0.3,
         )
 
     def cells(self) -> list[str]:

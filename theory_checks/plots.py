@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -10,9 +11,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from bandits.plots import STYLE
-from theory_checks.slopes import Slope, log_slope
+from theory_checks.slopes import log_slope
 
 GOOD, BAD = "#0072b2", "#d55e00"
 
@@ -26,6 +28,18 @@ def _panels(count: int, width: float = 4.2, height: float = 3.6, share: bool = F
 
 def _legend(axis: Axes) -> None:
     sns.move_legend(axis, "center left", bbox_to_anchor=(1.02, 0.5), title=None, frameon=False)
+
+
+def _ticks(axis: Axes, places: Sequence[float]) -> None:
+    """Label a logarithmic x axis at the places that were measured, thinned out where they crowd."""
+    kept, last = [], -math.inf
+    reach = math.log(max(places) / min(places)) or 1.0
+    for place in sorted(places):
+        if math.log(place) - last > 0.11 * reach:
+            kept.append(place)
+            last = math.log(place)
+    axis.set_xticks(kept, [f"{place:g}" for place in kept])
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def ratios(table: pd.DataFrame, panel: str, group: str) -> Figure:
@@ -97,6 +111,7 @@ def orders(
             if order is not None:
                 _declared(axis, table, x, column, order)
             axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
+            _ticks(axis, [float(place) for place in table[x].unique()])
             axis.legend(fontsize=7, frameon=False)
     return figure
 
@@ -130,13 +145,12 @@ def lines(
     panel: str | None = None,
     labels: tuple[str, str] = ("", ""),
     log: str = "",
-    style: str | None = None,
-    shared: bool = False,
+    own: bool = False,
 ) -> Figure:
-    """Draw means over replicates with 95 % intervals; ``log`` names the axes that are logarithmic."""
+    """Draw means over replicates with 95 % intervals; ``log`` names the logarithmic axes; ``own``: a legend a panel."""
     panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
     with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(panels), share=shared)
+        figure, axes = _panels(len(panels))
         for axis, name in zip(axes, panels, strict=True):
             part = table if panel is None else table[table[panel] == name]
             sns.lineplot(
@@ -144,7 +158,6 @@ def lines(
                 x=x,
                 y=y,
                 hue=hue,
-                style=style,
                 palette="colorblind",
                 errorbar=("ci", 95),
                 seed=0,
@@ -153,72 +166,45 @@ def lines(
                 markersize=4,
                 lw=1.2,
                 ax=axis,
-                legend=name == panels[-1],
+                legend=own or name == panels[-1],
             )
             axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
             if "x" in log:
                 axis.set_xscale("log")
+                _ticks(axis, [float(place) for place in part[x].unique()])
             if "y" in log:
                 axis.set_yscale("log")
-        _legend(axes[-1])
-    return figure
-
-
-def bars(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    hue: str | None,
-    panel: str | None = None,
-    label: str = "",
-    line: float | None = None,
-    log: bool = False,
-) -> Figure:
-    """Draw means per category as points with 95 % intervals, one panel per setting."""
-    panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
-    with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(panels), height=1.2 + 0.34 * table[y].nunique(), share=True)
-        for axis, name in zip(axes, panels, strict=True):
-            part = table if panel is None else table[table[panel] == name]
-            sns.pointplot(
-                part,
-                x=x,
-                y=y,
-                hue=hue,
-                palette="colorblind" if hue else None,
-                errorbar=("ci", 95),
-                seed=0,
-                n_boot=300,
-                ls="none",
-                dodge=0.4 if hue else False,
-                ms=4,
-                capsize=0.15,
-                err_kws={"linewidth": 1.1},
-                ax=axis,
-                legend="auto" if hue and name == panels[-1] else False,
-            )
-            if line is not None:
-                axis.axvline(line, color="black", lw=0.8, ls="--")
-            axis.set(xlabel=label or x, ylabel="", title="" if name is None else f"{panel}: {name}")
-            if log:
-                axis.set_xscale("log")
-        if hue:
+        for axis in axes if own else []:
+            axis.legend(fontsize=7, frameon=False)
+        if not own:
             _legend(axes[-1])
     return figure
 
 
-def slopes(rows: dict[str, tuple[Slope, float]]) -> Figure:
-    """Draw fitted slopes with their intervals beside the declared orders."""
+def bars(table: pd.DataFrame, x: str, y: str, hue: str | None, label: str = "", line: float | None = None) -> Figure:
+    """Draw means per category as points with 95 % intervals."""
+    names = table[y].unique()
     with mpl.rc_context(STYLE):
-        figure, (axis,) = _panels(1, 6.5, 0.9 + 0.3 * len(rows))
-        for place, (slope, order) in enumerate(reversed(rows.values())):
-            colour = GOOD if slope.high <= order else BAD
-            axis.plot([slope.low, slope.high], [place, place], color=colour, lw=2)
-            axis.plot(slope.value, place, "o", color=colour)
-            axis.plot(order, place, "|", color="black", ms=12)
-        axis.set(
-            yticks=range(len(rows)),
-            yticklabels=list(rows)[::-1],
-            xlabel="log-log slope (bar: 95 % interval; tick: declared)",
+        figure, (axis,) = _panels(1, 4.2 + 0.07 * max(len(str(name)) for name in names), 1.2 + 0.34 * len(names))
+        sns.pointplot(
+            table,
+            x=x,
+            y=y,
+            hue=hue,
+            palette="colorblind" if hue else None,
+            errorbar=("ci", 95),
+            seed=0,
+            n_boot=300,
+            ls="none",
+            dodge=0.4 if hue else False,
+            ms=4,
+            capsize=0.15,
+            err_kws={"linewidth": 1.1},
+            ax=axis,
         )
+        if line is not None:
+            axis.axvline(line, color="black", lw=0.8, ls="--")
+        axis.set(xlabel=label or x, ylabel="")
+        if hue:
+            _legend(axis)
     return figure

@@ -124,7 +124,6 @@ class Policy(Family):
             regularisation=10.0 * beta**2,
             beta=beta,
             evaluations=6,
-            refit=0.3,
         )
 
     def cells(self) -> list[str]:

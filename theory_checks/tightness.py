@@ -228,7 +228,9 @@ class Tightness(Family):
                 "Error by decile of width over the error of all duels (random "
                 "sampling). Flat: "
                 "width does not predict error.",
-                plots.lines(deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error")),
+                plots.lines(
+                    deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error"), own=True
+                ),
             ),
         ]
 
