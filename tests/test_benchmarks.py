@@ -225,7 +225,7 @@ class TestReferences:
     def test_growth_is_drawn_with_its_exponents(self):
         curves = {f"{side}:{axis.name}": [1.0, 2.0, 4.0] for axis in growth.AXES for side in "xy"}
         figure = report.growth({"curves": curves, "figures": {f"slope_{axis.name}": 1.0 for axis in growth.AXES}})
-        assert [place.get_title() for place in figure.axes][0] == "n: exponent 1.00 (≤ 1.1)"
+        assert figure.axes[0].get_title() == "n: exponent 1.00 (≤ 1.1)"
 
     def test_the_fit_problem_has_its_gradient(self):
         problem = fits.Problem.draw(8)
