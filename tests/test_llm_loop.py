@@ -254,7 +254,10 @@ def test_every_strategy_plays_and_resumes(name, tmp_path):
 
 
 @pytest.mark.parametrize("model", TINY)
-@pytest.mark.parametrize("settings", [{}, {"data": "new", "regularisation": 0.5, "sketch": "none", "labels": "argmax"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"data": "new", "regularisation": 0.5, "sketch": "none", "labels": "argmax"}, {"dtype": "bfloat16"}],
+)
 def test_two_rounds_on_each_architecture(model, settings, tmp_path):
     targets = ("c_attn", "c_proj") if model == "tiny-gpt2" else SMOKE.targets
     alignment = replace(SMOKE, model=model, targets=targets, heldout=2, heldout_duels=1, probes=2, epochs=1, **settings)
