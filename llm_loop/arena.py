@@ -6,6 +6,7 @@ gradients, training or strategies.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -96,6 +97,8 @@ class TextArena(gymnasium.Env, DuelArena):
         self.prompts_per_round, self.responses = prompts_per_round, responses
         self.tables: dict[int, Table] = {}
         """rounds that were shown; what is put here before is shown again instead of being drawn"""
+        self.spent: Counter[str] = Counter()
+        """tokens by stage, as the policy's meter showed them when the last table began to be drawn"""
         longest = max(map(len, self.encoded)) + self.decoding.tokens
         vocabulary = self.policy.model.get_input_embeddings().weight.shape[0]
         self.observation_space = Box(-1, vocabulary - 1, (prompts_per_round * responses, longest), np.int64)
@@ -115,6 +118,7 @@ class TextArena(gymnasium.Env, DuelArena):
 
     def _draw(self, round: int) -> Table:
         """Let the current policy answer the round's prompts."""
+        self.spent = Counter(self.policy.meter.tokens)
         chosen = self.chosen_prompts(round)
         luck = self.luck.child("responses", round)
         rows, logs = sample(

@@ -164,17 +164,15 @@ class Cell:
         replay = [self._recall(number) for number in range(1, len(self.records))]
         if replay:
             self.last_probe = self._probe_at(len(replay))
-        before = dict(self.policy.meter.tokens)
         strategy = strategy_of(self.name)
         for round in play(self.arena, self.learner, strategy, self.alignment.plan, self.luck, replay):
             row = self._pool_row(round) | self._fit_row(round.fit)
-            row |= self._tokens(before) | self._probe()
+            row |= self._tokens() | self._probe()
             record = {"row": row, "picks": round.picks.tolist(), "candidates": self._candidates(round)}
             record |= {"preferences": self._preferences(round), "table": self._table()} | self.heldout.measure(
                 self.learner
             )
             self._keep(record)
-            before = dict(self.policy.meter.tokens)
         self._tables()
 
     def _keep(self, record: Record) -> None:
@@ -223,11 +221,11 @@ class Cell:
             "reference": self.learner.reference(table.items.rows).tolist(),
         }  # fmt: skip
 
-    def _tokens(self, before: dict[str, int]) -> Record:
-        """Return the tokens of the method's stages since then."""
+    def _tokens(self) -> Record:
+        """Return the tokens of the method's stages since the round began."""
         stages = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
         now = self.policy.meter.tokens
-        return {f"tokens_{column}": now[stage] - before.get(stage, 0) for column, stage in stages.items()}
+        return {f"tokens_{column}": now[stage] - self.arena.spent[stage] for column, stage in stages.items()}
 
     def _probe_at(self, number: int) -> Tensor:
         """Return the probes' features at θ after a round."""
