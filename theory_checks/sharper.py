@@ -110,9 +110,8 @@ class Sharper(Family):
         declared += [
             Claim(
                 f"sharper/why not five times/{name}",
-                "median over duels of Proposition 1's right side over a "
-                "half-width below "
-                "which no certificate can go under ‖θ* - θ0‖ <= B alone",
+                "median over duels of Proposition 1's right side over a half-width below which no certificate can "
+                "go under ‖θ* - θ0‖ <= B alone",
                 "at most",
                 5.0,
                 "open",
@@ -193,22 +192,16 @@ class Sharper(Family):
         picks = {n: parts[f"default-{n}"]["error"].mean() / default["error"].mean() - 1 for n in SELECTIONS[1:]}
         active = parts["default-active"]
         return [
-            f"The certificate is {default['gain_proposition'].median():.1f} times tighter than Proposition 1 "
-            "under random and "
-            f"{active['gain_proposition'].median():.1f} times under active sampling in the simulator's default "
-            "setting, and "
-            f"{parts['smooth-random']['gain_proposition'].median():.1f} times for a smooth truth (ntk); nine "
-            "duels asked 400 "
-            f"times: {', '.join(gains)}.",
-            f"Why not five times in the default: the truth has B = {default['norm'].median():.0f}, so the prior "
-            "term is "
-            f"{active['gamma_prior'].median() / active['gamma'].median():.0%} of γ_T; under active sampling no "
-            "certificate that "
-            f"only knows B can gain more than {active['gain_possible'].median():.1f} times (two-point bound), "
-            "and ours is "
-            f"within {active['above_floor'].median():.2f} times of that floor. With the range |Δ| <= Δmax, which "
-            "κ presumes "
-            f"anyway, it is {default['gain_range'].median():.0f} times tighter.",
+            f"The certificate is {default['gain_proposition'].median():.1f} times tighter than Proposition 1 under "
+            f"random and {active['gain_proposition'].median():.1f} times under active sampling in the simulator's "
+            f"default setting, and {parts['smooth-random']['gain_proposition'].median():.1f} times for a smooth "
+            f"truth (ntk); nine duels asked 400 times: {', '.join(gains)}.",
+            f"Why not five times in the default: the truth has B = {default['norm'].median():.0f}, so the prior term "
+            f"is {active['gamma_prior'].median() / active['gamma'].median():.0%} of γ_T; under active sampling no "
+            f"certificate that only knows B can gain more than {active['gain_possible'].median():.1f} times "
+            f"(two-point bound), and ours is within {active['above_floor'].median():.2f} times of that floor. With "
+            f"the range |Δ| <= Δmax, which κ presumes anyway, it is {default['gain_range'].median():.0f} times "
+            "tighter.",
             "Final error against random selection in this setting: "
             + ", ".join(f"{name} {100 * value:+.1f} %" for name, value in picks.items())
             + ".",
@@ -229,8 +222,7 @@ class Sharper(Family):
         return [
             picture(
                 "sharper",
-                "Right over left side (median over duels, mean over replicates) after 400 answers "
-                "to nine duels, "
+                "Right over left side (median over duels, mean over replicates) after 400 answers to nine duels, "
                 "against the largest true difference. The papers' bounds pay 1/κ, the certificate does not.",
                 plots.lines(long, "largest", "ratio", "bound", None, ("Δmax (log-odds)", "right side / error"), "xy"),
             ),

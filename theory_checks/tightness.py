@@ -170,8 +170,7 @@ class Tightness(Family):
                 f"{sampling.capitalize()} sampling, default setting: γ_T = {part['gamma'].median():.0f} = noise "
                 f"{part['gamma_noise'].median():.0f} + prior {part['gamma_prior'].median():.0f} + 1, where "
                 f"{np.quantile(part['needed_plain'], 0.95, method='higher'):.1f} would have sufficed. Rank "
-                "correlation with the "
-                f"error: {ranked}."
+                f"correlation with the error: {ranked}."
             )
         random = table[table["sampling"] == "random"]
 
@@ -181,14 +180,13 @@ class Tightness(Family):
 
         lines.append(
             f"Width's correlation with the error under random sampling, by λ: {along('λ')}; by Δmax: "
-            f"{along('Δmax')}; by labels: "
-            f"{along('labels')}; by truth: {along('truth')}."
+            f"{along('Δmax')}; by labels: {along('labels')}; by truth: {along('truth')}."
         )
         part = self._default(table, "random")
         lines.append(
-            f"What is missing? Rank correlations with the error, default setting: the true bias of shrinking alone "
-            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and "
-            f"the bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
+            "What is missing? Rank correlations with the error, default setting: the true bias of shrinking alone "
+            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and the "
+            f"bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
             f"{(part['corr_fisher'] - part['corr_width']).mean():+.3f}."
         )
         return lines
@@ -219,15 +217,14 @@ class Tightness(Family):
             ),
             picture(
                 "tightness-rank",
-                "Rank correlation over duels between the error and what might predict it, in the "
-                "simulator's default setting.",
+                "Rank correlation over duels between the error and what might predict it, in the simulator's "
+                "default setting.",
                 plots.bars(ranked, "correlation", "predictor", "sampling", label="Spearman's correlation", line=0.0),
             ),
             picture(
                 "tightness-calibration",
-                "Error by decile of width over the error of all duels (random "
-                "sampling). Flat: "
-                "width does not predict error.",
+                "Error by decile of width over the error of all duels (random sampling). Flat: width does not "
+                "predict error.",
                 plots.lines(
                     deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error"), own=True
                 ),
