@@ -38,7 +38,7 @@ bench: $(BENCH) assets  ## measure the hot paths against public peers; writes do
 	$(BIN)/python -m benchmarks $(ARGS)
 
 test: $(DEV)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(DEV)  ## check style, types and import contracts
 	$(BIN)/ruff check .

@@ -51,6 +51,8 @@ class Options:
     """folder of records and tables; rows measured before are kept there"""
     docs: Path | None = None
     """the page to write from all records: docs/benchmarks.md when all rows are measured, none when some are named"""
+    measure: bool = True
+    """off: write the page from the records alone"""
     list: bool = False
     """list the rows and stop"""
 
@@ -80,7 +82,7 @@ def chosen(options: Options) -> list[Row]:
 def bench(arguments: Sequence[str]) -> int:
     """Measure rows one by one, telling each when it is done; write the page; status 1 if an answer was wrong."""
     options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks", description=__doc__)
-    rows = chosen(options)
+    rows = chosen(options) if options.measure else []
     if options.list:
         for row in ROWS:
             print(f"  {row.name:<24}{row.title}: {row.workload}{' (long)' if row.long else ''}")

@@ -57,7 +57,7 @@ def ours(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
 
 def bmdal(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
     """bmdal's MaxDet; it picks the small case too."""
-    np.inf = np.inf  # type: ignore[misc]  # NumPy 2 dropped the name that bmdal uses
+    vars(np)["Inf"] = np.inf  # NumPy 2 dropped the name that bmdal uses
     from bmdal_reg.bmdal.feature_data import TensorFeatureData
     from bmdal_reg.bmdal.feature_maps import IdentityFeatureMap
     from bmdal_reg.bmdal.features import Features

@@ -423,6 +423,7 @@ ROWS = (
         ),
         (Contender("generate, defaults", generating, {}, LOOP, repetitions=2),),
         Contender("limit", forwarding, {}, LOOP), repetitions=3,
+        bound="The model's own products: a plain forward pass over the same tokens takes as long as ours.",
     ),
     Row(
         "dpo-step", "DPO step", f"SmolLM2-135M with LoRA, 8 pairs x 40 tokens, {TRAINED} steps and set-up",

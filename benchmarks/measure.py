@@ -186,7 +186,7 @@ def measure(row: Row, threads: int, repetitions: int | None = None, profiled: bo
         for name, worker in list(workers.items()):
             try:
                 worker.ready()
-                if row.warm:
+                if row.warm and worker.contender.repetitions != 1:
                     answers[name] = worker.run(keep=False)
             except AbsentError as reason:
                 _give_up(row, name, reason)

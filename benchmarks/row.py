@@ -19,7 +19,8 @@ class Contender:
     """One way to do the row's work, run in a process of its own.
 
     ``build(**settings)`` returns the function to be timed.  ``needs`` are modules that must be installed.  ``scale``
-    multiplies the seconds of a run on a part of the workload.  ``repetitions`` overrides the row's, for slow peers.
+    multiplies the seconds of a run on a part of the workload.  ``repetitions`` overrides the row's, for slow peers; one
+    that runs once is not warmed.
     """
 
     name: str

@@ -92,9 +92,9 @@ class Alignment:
     """probability that an answer is turned round (labels flip)"""
     beta: float = 0.1
     """of DPO and of the implicit reward"""
-    rate: float = 1e-3
+    rate: float = 2e-3
     """learning rate of AdamW"""
-    epochs: int = 2
+    epochs: int = 3
     dpo_batch: int = 4
     """duels per step"""
     schedule: Literal["linear", "constant", "cosine"] = "linear"
@@ -203,7 +203,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             strategies=("activedpo-normalised", "activedpo", "activedpo-normalised-duel", "activedpo-initial",
                         "activedpo-stale", "activedpo-fisher", "activedpo-identity", "activedpo-top-b", "apo", "aplp",
                         "adpo", "adpo+", "label-entropy", "delta-ucb", "drts", "random"),
-            seeds=8, rounds=10, prompts_per_round=32, epochs=4, rate=5e-4, dpo_batch=8, heldout=128, heldout_duels=64,
+            seeds=8, rounds=10, prompts_per_round=32, rate=1e-3, dpo_batch=8, heldout=128, heldout_duels=64,
             probes=16,
         ),
     ),

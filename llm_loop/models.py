@@ -284,7 +284,8 @@ def load_policy(name: str, adapter: Adapter, luck: Luck, device: str = "cpu", dt
     """
     check_device(device)
     if name in TINY:
-        return Policy(tiny_model(name, luck.child("model")), byte_tokenizer(), adapter, luck, device)
+        tiny = tiny_model(name, luck.child("model")).to(DTYPES[dtype])
+        return Policy(tiny, byte_tokenizer(), adapter, luck, device)
     source: str | Path = name
     if name in assets.ASSETS:
         source = assets.policy_directory(name)

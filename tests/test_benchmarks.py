@@ -222,6 +222,11 @@ class TestReferences:
         x = np.array([1.0, 2, 4, 8, 16])
         assert growth.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
 
+    def test_growth_is_drawn_with_its_exponents(self):
+        curves = {f"{side}:{axis.name}": [1.0, 2.0, 4.0] for axis in growth.AXES for side in "xy"}
+        figure = report.growth({"curves": curves, "figures": {f"slope_{axis.name}": 1.0 for axis in growth.AXES}})
+        assert figure.axes[0].get_title() == "n: exponent 1.00 (≤ 1.1)"
+
     def test_the_fit_problem_has_its_gradient(self):
         problem = fits.Problem.draw(8)
         value, gradient = problem.evaluate(problem.start, problem.base())

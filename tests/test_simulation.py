@@ -231,7 +231,7 @@ def test_the_package_needs_no_checkout(finished, tmp_path):
     """Outside a git checkout the commit is unknown, and a run still works (an installed wheel)."""
     source = Path(__file__).parent.parent / "bandits"
     shutil.copytree(source, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import bandits.results as r; print(r.__file__); print(r._commit())"
+    code = "import bandits.results as r; print(r.__file__); print(r.commit())"
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.split() == [str(tmp_path / "bandits" / "results.py"), "unknown"]
