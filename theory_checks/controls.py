@@ -222,12 +222,12 @@ class Controls(Family):
         for name, control in _all(self.delta).items():
             for kind, trial in (("control", control.trial), ("honest twin", control.twin)):
                 worst = self._part(table, trial)[f"worst_{control.bound}"]
-                rows.append(pd.DataFrame({"control": name, "kind": kind, "worst": worst.clip(lower=1e-3)}))
+                rows.append(pd.DataFrame({"control": name, "kind": kind, "worst": worst.clip(1e-3, 100)}))
         return [
             picture(
                 "controls",
-                "Largest left side over right side of every control and its honest twin (box: quartiles, "
-                "whiskers: 95 % of replicates). Controls must lie beyond the line, twins before it.",
+                "Largest left side over right side of every control and its honest twin (box: quartiles, whiskers: "
+                "95 % of replicates; cut at 100). Controls must lie beyond the line, twins before it.",
                 plots.controls(pd.concat(rows)),
             )
         ]

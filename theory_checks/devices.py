@@ -262,9 +262,8 @@ class Devices(Family):
         declared = [
             Claim(
                 f"devices/sketch {kind}/width error",
-                "log-log slope of the median relative width error in the "
-                "dimension "
-                "(Johnson-Lindenstrauss: -1/2, here within 0.1)",
+                "log-log slope of the median relative width error in the dimension (Johnson-Lindenstrauss: -1/2, "
+                "here within 0.1)",
                 "at most",
                 -0.4,
                 setting=sizes,
@@ -374,8 +373,8 @@ class Devices(Family):
                 f"{kind} " + ", ".join(f"{size}: {kept[kind, size]:.2f}" for size in self.sizes) for kind in KINDS
             )
             + ".",
-            f"Final held-out error against the exact rule: {', '.join(said)}. What changes the picks need not "
-            "change the error.",
+            f"Final held-out error against the exact rule: {', '.join(said)}. What changes the picks need not change "
+            "the error.",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
@@ -388,15 +387,15 @@ class Devices(Family):
         return [
             picture(
                 "devices-sketch",
-                "Sketched gradients: relative error of widths and of log det against the "
-                "dimension, with "
-                "the Johnson-Lindenstrauss order.",
+                "Sketched gradients: relative error of widths and of log det against the dimension, with the "
+                "Johnson-Lindenstrauss order.",
                 plots.orders(
                     sketches,
                     "size",
                     {"width_error": ("width error (median duel)", -0.5), "logdet_error": ("log det error", -0.5)},
                     "device",
                     "dimension",
+                    paired=True,
                 ),
             ),
             picture(

@@ -138,16 +138,15 @@ class Exact(Family):
         broken = [name for name, w in word.items() if w == "refuted"]
         straight = [w for name, w in word.items() if name.endswith("straightened")]
         return [
-            f"The exact bound is supported in {held} of {len(word)} combinations of setting, sampling and "
-            "version, refuted in "
-            f"{len(broken)}; the samplings include choosing by width and an adversary who knows the truth.",
+            f"The exact bound is supported in {held} of {len(word)} combinations of setting, sampling and version, "
+            f"refuted in {len(broken)}; the samplings include choosing by width and an adversary who knows the "
+            "truth.",
             f"κ = σ'(Δmax) failed on the fitted differences in {share:.0%} of the replicates at λ = 1, Δmax = 1: "
-            "without "
-            "an audit the plain bound would have been 'verified' under an assumption that did not hold. The "
-            f"straightened link needs no such assumption ({straight.count('supported')} of {len(straight)} supported).",
+            "without an audit the plain bound would have been 'verified' under an assumption that did not hold. The "
+            f"straightened link needs no such assumption ({straight.count('supported')} of {len(straight)} "
+            "supported).",
             f"The self-normalised step reaches {noise:.2f} of its right side in the worst {self.delta:.0%} of "
-            "replicates, "
-            f"the whole bound {whole:.2f}.",
+            f"replicates, the whole bound {whole:.2f}.",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
@@ -158,11 +157,9 @@ class Exact(Family):
         return [
             picture(
                 "exact",
-                "Largest left side over right side, over all moments and duels of a replicate (box: "
-                "quartiles, "
-                "whiskers: 95 % of replicates). Beyond the line the bound is broken; 'noise' is the "
-                "self-normalised step "
-                "alone, 'proposition' has the constants of the papers.",
+                "Largest left side over right side, over all moments and duels of a replicate (box: quartiles, "
+                "whiskers: 95 % of replicates). Beyond the line the bound is broken; 'noise' is the self-normalised "
+                "step alone, 'proposition' has the constants of the papers.",
                 plots.ratios(long, "setting", "sampling"),
             )
         ]

@@ -239,9 +239,8 @@ class Information(Family):
             f"It grows as labels^{min(slopes):.2f} to labels^{max(slopes):.2f} over truths and strategies."
             if slopes
             else "",
-            f"Greedy picks reach at least {small['greedy'].min():.3f} of the best choice's log det over "
-            f"{len(small)} small pools "
-            f"(mean {small['greedy'].mean():.4f}); the guarantee is {1 - 1 / math.e:.3f}.",
+            f"Greedy picks reach at least {small['greedy'].min():.3f} of the best choice's log det over {len(small)} "
+            f"small pools (mean {small['greedy'].mean():.4f}); the guarantee is {1 - 1 / math.e:.3f}.",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:

@@ -121,9 +121,8 @@ class Network(Family):
             last = part[part["round"] == part["round"].max()]
             lines.append(
                 f"{SETTINGS[str(setting)]}: γ_T = {last['gamma'].median():.0f} where "
-                f"{needed(part, 'needed_network', self.delta):.2f} "
-                f"would have sufficed; right over left side {last['tightness'].median():.0f} in the median; "
-                "linearisation "
+                f"{needed(part, 'needed_network', self.delta):.2f} would have sufficed; right over left side "
+                f"{last['tightness'].median():.0f} in the median; linearisation "
                 f"{last['linearisation'].median() / last['error'].median():.0%} of the error."
             )
         return lines
@@ -145,9 +144,8 @@ class Network(Family):
         return [
             picture(
                 "network-terms",
-                "Proposition 1's multiplier and its terms beside what would have sufficed "
-                "(means with "
-                "95 % intervals over replicates).",
+                "Proposition 1's multiplier and its terms beside what would have sufficed (means with 95 % "
+                "intervals over replicates).",
                 plots.lines(
                     long, "labels", "multiplier", "term", "setting", ("labels", "multiplier of the width"), "xy"
                 ),

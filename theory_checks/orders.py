@@ -322,8 +322,8 @@ class Orders(Family):
             ),
             Claim(
                 "orders/epsilon in 1∕λ, strong λ",
-                "the same where the fit shrinks as 1/λ and ε, of second order, as "
-                "1/λ²: an upper bound in t/λ is about large t/λ and does not forbid it",
+                "the same where the fit shrinks as 1/λ and ε, of second order, as 1/λ²: an upper bound in t/λ is "
+                "about large t/λ and does not forbid it",
                 "at most",
                 4 / 3,
                 "open",
@@ -355,11 +355,9 @@ class Orders(Family):
         return [
             f"ε falls much faster with the width than declared: slopes {', '.join(s.said for s in widths)} at depth "
             f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {ends[0]:.3f} at m = "
-            f"{min(self.widths)} to "
-            f"{ends[1]:.4f} log-odds at m = {max(self.widths)} (depth 3).",
+            f"{min(self.widths)} to {ends[1]:.4f} log-odds at m = {max(self.widths)} (depth 3).",
             f"In t its slope is {t.said} (declared 4/3), in 1/λ {lam.said} for λ <= 1 (declared 4/3), in depth "
-            f"{depth.said} (declared "
-            f"3); the kernel's relative change falls as m^{kernel.said}.",
+            f"{depth.said} (declared 3); the kernel's relative change falls as m^{kernel.said}.",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
@@ -377,23 +375,20 @@ class Orders(Family):
         return [
             picture(
                 "orders-m",
-                "Linearisation error, relative change of gradients and of the duels' kernel "
-                "against the "
-                "width m. Medians with 95 % intervals; dashed: the declared order, anchored at the narrowest "
-                "network.",
+                "Linearisation error, relative change of gradients and of the duels' kernel against the width m. "
+                "Medians with 95 % intervals; dashed: the declared order, anchored at the narrowest network.",
                 plots.orders(widths, "width_m", {k: (v, order) for k, v in three.items()}, "depth", "width m"),
             ),
             picture(
                 "orders-design",
-                "What the lemmas are about: widths and log det under gradients at θ_t, and "
-                "under rows "
-                "that were never recomputed (stale), against θ0.",
+                "What the lemmas are about: widths and log det under gradients at θ_t, and under rows that were "
+                "never recomputed (stale), against θ0.",
                 plots.orders(widths, "width_m", {k: (v, order) for k, v in rest.items()}, "depth", "width m"),
             ),
             picture(
                 "orders-t",
                 f"ε against the number of answers at m = {self.at_width}.",
-                plots.orders(at, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t"),
+                plots.orders(at, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t", paired=True),
             ),
             picture(
                 "orders-lambda",

@@ -38,7 +38,7 @@ def _ticks(axis: Axes, places: Sequence[float]) -> None:
         if math.log(place) - last > 0.11 * reach:
             kept.append(place)
             last = math.log(place)
-    axis.set_xticks(kept, [f"{place:g}" for place in kept])
+    axis.set_xticks(kept, [f"{place:.3g}" for place in kept])
     axis.xaxis.set_minor_locator(NullLocator())
 
 
@@ -91,25 +91,26 @@ def controls(table: pd.DataFrame) -> Figure:
 def orders(
     table: pd.DataFrame,
     x: str,
-    measures: Mapping[str, tuple[str, float | None]],
+    measures: Mapping[str, tuple[str, float]],
     hue: str | None = None,
     label: str = "",
+    paired: bool = False,
+    guide: str = "declared order",
 ) -> Figure:
-    """Draw measures against ``x`` on log-log axes with the declared order as a dashed line and the fitted slopes.
+    """Draw measures against ``x`` on log-log axes with a dashed line of some order and the fitted slopes.
 
-    ``measures`` maps a column to its words and the declared exponent (None: none declared).  Points are medians over
-    replicates, bars their 95 % bootstrap intervals.
+    ``measures`` maps a column to its words and the exponent of the line, which ``guide`` names.  Points are medians
+    over replicates, bars their 95 % bootstrap intervals; ``paired`` is the slopes' bootstrap.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(measures))
         for axis, (column, (words, order)) in zip(axes, measures.items(), strict=True):
-            groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue, sort=False)]
+            groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue)]
             colours = sns.color_palette("colorblind", len(groups))
             for colour, (name, part) in zip(colours, groups, strict=True):
-                slope = log_slope(part, x, column)
+                slope = log_slope(part, x, column, paired)
                 _medians(axis, part, x, column, colour, f"{name} slope {slope.said}".strip())
-            if order is not None:
-                _declared(axis, table, x, column, order)
+            _line(axis, table, x, column, order, guide)
             axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
             _ticks(axis, [float(place) for place in table[x].unique()])
             axis.legend(fontsize=7, frameon=False)
@@ -130,11 +131,11 @@ def _medians(axis: Axes, part: pd.DataFrame, x: str, column: str, colour: object
     axis.errorbar(places, middles, [below, above], fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)  # type: ignore[arg-type]
 
 
-def _declared(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float) -> None:
+def _line(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float, guide: str) -> None:
     places = np.sort(table[x].unique()).astype(float)
     start = float(table[table[x] == places[0]][column].median())
     line = start * (places / places[0]) ** order
-    axis.plot(places, line, ls="--", lw=0.9, color="0.3", label=f"declared order {order:.3g}")
+    axis.plot(places, line, ls="--", lw=0.9, color="0.3", label=f"{guide} {order:.3g}")
 
 
 def lines(

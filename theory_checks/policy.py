@@ -190,20 +190,17 @@ class Policy(Family):
         """Say how the bound depends on β."""
         loop = table[table["kind"] == "random"]
         parts = [
-            f"β = {beta:g}: γ {part['gamma'].max():.0f}, needed "
-            f"{needed(part, 'needed_network', self.delta):.1f}, error "
-            f"{part[part['round'] == part['round'].max()]['error'].median():.2f}"
+            f"β = {beta:g}: γ {part['gamma'].max():.0f}, needed {needed(part, 'needed_network', self.delta):.1f}, "
+            f"error {part[part['round'] == part['round'].max()]['error'].median():.2f}"
             for beta, part in loop.groupby("beta", sort=False)
         ]
         covered = [v for v in verdicts if v.claim.side == "at least"]
         held = [v for v in verdicts if v.claim.name.rpartition("/")[2] in IDENTITIES]
         return [
-            f"The bound is supported for a DPO-trained policy in {sum(v.word == 'supported' for v in covered)} "
-            f"of {len(covered)} "
-            f"settings (λ = 10β² keeps the ridge of βφ), else not informative: {'; '.join(parts)}.",
-            f"{sum(v.word == 'supported' for v in held)} of {len(held)} invariances hold to rounding: log Z and "
-            "any c(x) cancel in "
-            "margins, features, losses and fits, and β acts as a ridge λ/β².",
+            f"The bound is supported for a DPO-trained policy in {sum(v.word == 'supported' for v in covered)} of "
+            f"{len(covered)} settings (λ = 10β² keeps the ridge of βφ), else not informative: {'; '.join(parts)}.",
+            f"{sum(v.word == 'supported' for v in held)} of {len(held)} invariances hold to rounding: log Z and any "
+            "c(x) cancel in margins, features, losses and fits, and β acts as a ridge λ/β².",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:

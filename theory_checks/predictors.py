@@ -27,7 +27,7 @@ NAMES = {
     "margin": "|fitted margin|",
     "oracle-bias": "true bias λ|φᵀH⁻¹θ*| (needs the truth)",
     "oracle": "noise and true bias (needs the truth)",
-    "ceiling": "ceiling: |N(0, s²)| against s, s = noise and true bias",
+    "gaussian": "if errors were N(0, s²), s = noise and true bias",
 }
 
 
@@ -70,7 +70,7 @@ def correlations(
     error = (times(world.features, theta) - world.margins).abs()
     columns = {f"corr_{name}": rank_correlation(values, error) for name, values in found.items()}
     drawn = found["oracle"] * luck.normal(error.shape[-1]).abs()
-    columns["corr_ceiling"] = rank_correlation(found["oracle"], drawn)
+    columns["corr_gaussian"] = rank_correlation(found["oracle"], drawn)
     whole = error.square().mean(-1)
     for number, part in enumerate(torch.tensor_split(found["width"].argsort(-1), 10, -1)):
         columns[f"decile_{number + 1}"] = (error.gather(-1, part).square().mean(-1) / whole).sqrt().numpy()

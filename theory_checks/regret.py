@@ -226,11 +226,9 @@ class Regret(Family):
         word = next((v.word for v in verdicts if v.claim.name == "regret/optimism"), "not judged")
         lines.append(
             f"With the exact multiplier in place of ν = 1 the optimistic step is {word}; the bound on regret is "
-            f"{(exact['bound'] / exact['regret']).median():.0f} times the regret after {self.exact_rounds} "
-            "rounds, and the average "
-            f"regret is {(exact['late'] / exact['early']).mean():.2f} of its value at a quarter of the way: what "
-            "a valid γ costs "
-            "in exploration, where practice takes ν = 1."
+            f"{(exact['bound'] / exact['regret']).median():.0f} times the regret after {self.exact_rounds} rounds, "
+            f"and the average regret is {(exact['late'] / exact['early']).mean():.2f} of its value at a quarter of "
+            "the way: what a valid γ costs in exploration, where practice takes ν = 1."
         )
         return lines
 
@@ -248,7 +246,6 @@ class Regret(Family):
                     "contender",
                     "truth",
                     ("round", "cumulative average regret"),
-                    "xy",
                 ),
             )
         ]

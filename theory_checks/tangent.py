@@ -163,8 +163,8 @@ def _coinciding(rows: Rows, responses: int) -> str:
     i, j = divmod(int(distance.argmin()), rows.count)
     if float(distance.min()) > 1e-10:
         return (
-            f"no two items coincide, so the network has too few parameters for {rows.count} items; "
-            "widen it or show fewer items"
+            f"no two items coincide, so the network has too few parameters for {rows.count} items; widen it or show "
+            "fewer items"
         )
     where = " and ".join(f"{k} (prompt {k // responses}, response {k % responses})" for k in (i, j))
     return f"items {where} coincide; drop one of them"

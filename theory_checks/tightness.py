@@ -25,7 +25,7 @@ SAMPLINGS: tuple[Sampling, ...] = ("random", "active")
 
 @dataclass(frozen=True)
 class Tightness(Family):
-    """Sweeps of one thing at a time around the simulator's default (Δmax = 2, λ = 1, truth mlp)."""
+    """Sweeps of one thing at a time around Δmax = 2, λ = 1, truth mlp."""
 
     replicates: int = 100
     prompts: int = 30
@@ -133,7 +133,7 @@ class Tightness(Family):
         declared.append(
             Claim(
                 "tightness/attainable",
-                "the ceiling: correlation of |N(0, s²)| with s for the s that knows noise and bias",
+                "correlation of |N(0, s²)| with s, s = noise and true bias: what a known deviation could give",
                 "at least",
                 0.3,
                 "open",
@@ -143,10 +143,11 @@ class Tightness(Family):
         return declared
 
     def _default(self, table: pd.DataFrame, sampling: str) -> pd.DataFrame:
-        return table[(table["sweep"] == "λ") & (table["value"].astype(str) == "1") & (table["sampling"] == sampling)]
+        at = pd.to_numeric(table["value"], errors="coerce") == 1
+        return table[(table["sweep"] == "λ") & at & (table["sampling"] == sampling)]
 
     def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
-        """Average over replicates in the default setting."""
+        """Average over replicates at Δmax = 2, λ = 1, truth mlp."""
         found = {}
         for sampling in SAMPLINGS:
             part = self._default(table, sampling)
@@ -156,7 +157,7 @@ class Tightness(Family):
             for name in ("norm", "fisher", "noise", "bias", "both", "margin", "oracle"):
                 gain = part[f"corr_{name}"] - part["corr_width"]
                 found[f"tightness/{name} beats width/{sampling}"] = mean(gain.to_numpy())
-        found["tightness/attainable"] = mean(self._default(table, "random")["corr_ceiling"].to_numpy())
+        found["tightness/attainable"] = mean(self._default(table, "random")["corr_gaussian"].to_numpy())
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -167,11 +168,10 @@ class Tightness(Family):
             best = sorted(NAMES, key=lambda name: -part[f"corr_{name}"].mean())
             ranked = ", ".join(f"{name} {part[f'corr_{name}'].mean():.2f}" for name in best)
             lines.append(
-                f"{sampling.capitalize()} sampling, default setting: γ_T = {part['gamma'].median():.0f} = noise "
-                f"{part['gamma_noise'].median():.0f} + prior {part['gamma_prior'].median():.0f} + 1, where "
+                f"{sampling.capitalize()} sampling, Δmax = 2, λ = 1, truth mlp: γ_T = {part['gamma'].median():.0f} = "
+                f"noise {part['gamma_noise'].median():.0f} + prior {part['gamma_prior'].median():.0f} + 1, where "
                 f"{np.quantile(part['needed_plain'], 0.95, method='higher'):.1f} would have sufficed. Rank "
-                "correlation with the "
-                f"error: {ranked}."
+                f"correlation with the error: {ranked}."
             )
         random = table[table["sampling"] == "random"]
 
@@ -181,14 +181,13 @@ class Tightness(Family):
 
         lines.append(
             f"Width's correlation with the error under random sampling, by λ: {along('λ')}; by Δmax: "
-            f"{along('Δmax')}; by labels: "
-            f"{along('labels')}; by truth: {along('truth')}."
+            f"{along('Δmax')}; by labels: {along('labels')}; by truth: {along('truth')}."
         )
         part = self._default(table, "random")
         lines.append(
-            f"What is missing? Rank correlations with the error, default setting: the true bias of shrinking alone "
-            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and "
-            f"the bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
+            "What is missing? Rank correlations with the error: the true bias of shrinking alone "
+            f"{part['corr_oracle-bias'].mean():.2f}, the noise's deviation {part['corr_noise'].mean():.2f}, and the "
+            f"bias estimated from the fit {part['corr_bias'].mean():.2f}; Fisher weights change the correlation by "
             f"{(part['corr_fisher'] - part['corr_width']).mean():+.3f}."
         )
         return lines
@@ -219,15 +218,14 @@ class Tightness(Family):
             ),
             picture(
                 "tightness-rank",
-                "Rank correlation over duels between the error and what might predict it, in the "
-                "simulator's default setting.",
+                "Rank correlation over duels between the error and what might predict it, at Δmax = 2, λ = 1, truth "
+                "mlp.",
                 plots.bars(ranked, "correlation", "predictor", "sampling", label="Spearman's correlation", line=0.0),
             ),
             picture(
                 "tightness-calibration",
-                "Error by decile of width over the error of all duels (random "
-                "sampling). Flat: "
-                "width does not predict error.",
+                "Error by decile of width over the error of all duels (random sampling). Flat: width does not "
+                "predict error.",
                 plots.lines(
                     deciles, "decile", "relative", "value", "sweep", ("decile of width", "relative error"), own=True
                 ),
@@ -253,7 +251,7 @@ class Tightness(Family):
                     "rhs/lhs": part["tightness_proposition"].median(),
                     "corr. width": part["corr_width"].mean(),
                     "corr. Fisher": part["corr_fisher"].mean(),
-                    "corr. ceiling": part["corr_ceiling"].mean(),
+                    "corr. Gaussian": part["corr_gaussian"].mean(),
                     "decile 10 : 1": (part["decile_10"] / part["decile_1"]).median(),
                     "error": part["error"].mean(),
                 }

@@ -317,9 +317,8 @@ class Transformers(Family):
             places = sorted(table[table["sweep"] == sweep]["x"].unique())
             said.append(
                 f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel'][0].said}, ε "
-                f"{slopes[sweep, 'epsilon'][0].said} "
-                f"(relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, {ends[sweep, places[-1]]:.2f} "
-                f"at {places[-1]})"
+                f"{slopes[sweep, 'epsilon'][0].said} (relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, "
+                f"{ends[sweep, places[-1]]:.2f} at {places[-1]})"
             )
         return ["; ".join(said) + "."]
 
@@ -331,5 +330,7 @@ class Transformers(Family):
             measures = {"epsilon": ("ε", -0.5), "gradient": ("gradient drift", -0.5), "kernel": ("kernel drift", -0.5)}
             caption = f"{words[0].upper() + words[1:]} (medians with 95 % intervals). Dashed: order -1/2, for the eye."
             name = f"transformers-{sweep.replace(' ', '-').lower()}"
-            pictures.append(picture(name, caption, plots.orders(part, "x", measures, None, sweep.rpartition(" ")[2])))
+            pictures.append(
+                picture(name, caption, plots.orders(part, "x", measures, None, sweep.rpartition(" ")[2], guide="order"))
+            )
         return pictures

@@ -191,7 +191,7 @@ def play(trial: Trial, luck: Luck) -> Columns:
     }
     columns = track.columns() | {name: value.numpy() for name, value in ended.items()}
     if trial.predictors:
-        columns |= correlations(world, tally, plain, trial.regularisation, trial.ridge, luck.child("ceiling"))
+        columns |= correlations(world, tally, plain, trial.regularisation, trial.ridge, luck.child("gaussian"))
     return columns
 
 
