@@ -5,8 +5,15 @@ import math
 
 from jaxtyping import install_import_hook
 
-with install_import_hook("theory_checks", "shapes.check"):
-    import theory_checks.experiments  # noqa: F401
+# The mathematics only: a hooked function sent to a cluster would need this folder on the workers.
+with install_import_hook(
+    [f"theory_checks.{name}" for name in ("claims", "tangent", "certificate", "predictors", "trials", "slopes")]
+    + [f"theory_checks.{name}" for name in ("orders", "regret", "transformers")],
+    "shapes.check",
+):
+    import theory_checks.orders
+    import theory_checks.regret
+    import theory_checks.transformers  # noqa: F401
 
 import numpy as np
 import pandas as pd

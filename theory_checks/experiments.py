@@ -158,13 +158,13 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
         yield
 
 
-def run_cell(checks: Checks, family: str, cell: str, folder: Path) -> float:
-    """Run one cell and write its table whole; return the seconds spent."""
+def run_cell(checks: Checks, family: str, cell: str, folder: Path) -> tuple[str, float]:
+    """Run one cell and write its table whole; return its name and the seconds spent."""
     torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
     started = time.perf_counter()
     owner = next(f for f in checks.families if f.name == family)
     write_frame(folder / "table.csv", owner.run(cell, Run(checks.seed, folder)))
-    return time.perf_counter() - started
+    return folder.name, time.perf_counter() - started
 
 
 def run(
@@ -177,14 +177,11 @@ def run(
     """
     todo = [cell for cell in checks.cells if not (directory.cell(_folder(*cell)) / "table.csv").exists()]
 
-    def work(family: str, cell: str) -> tuple[str, float]:
-        return _folder(family, cell), run_cell(checks, family, cell, directory.cell(_folder(family, cell)))
-
     timing: dict[str, float] = {}
     with backend_of(backend, address) if todo else contextlib.nullcontext():
         jobs = jobs if jobs > 0 or backend != "loky" else joblib.cpu_count()
         results = joblib.Parallel(n_jobs=jobs or -1, return_as="generator_unordered", batch_size=1)(
-            joblib.delayed(work)(*cell) for cell in todo
+            joblib.delayed(run_cell)(checks, *cell, directory.cell(_folder(*cell)).resolve()) for cell in todo
         )
         for name, seconds in tqdm(results, total=len(todo), desc="cells", disable=not todo):
             timing[name] = round(seconds, 2)
