@@ -5,8 +5,18 @@ import math
 
 from jaxtyping import install_import_hook
 
-with install_import_hook("theory_checks", "shapes.check"):
-    import theory_checks.experiments  # noqa: F401
+# The mathematics only: a hooked function sent to a cluster would need this folder on the workers.
+with install_import_hook(
+    [
+        f"theory_checks.{name}"
+        for name in ("tangent", "certificate", "predictors", "trials", "slopes", "claims", "orders")
+    ]
+    + ["theory_checks.transformers", "theory_checks.regret"],
+    "shapes.check",
+):
+    import theory_checks.orders
+    import theory_checks.regret
+    import theory_checks.transformers  # noqa: F401
 
 import numpy as np
 import pandas as pd

@@ -90,18 +90,23 @@ class TestRun:
         cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
         with cluster, distributed.Client(cluster) as client:
             victim = next(iter(client.run(os.getpid).values()))
-            killed = threading.Event()
+            killed, over = threading.Event(), threading.Event()
 
             def kill() -> None:
                 while not list(tmp_path.rglob("table.csv")):
-                    time.sleep(0.02)
+                    if over.wait(0.02):
+                        return
                 os.kill(victim, signal.SIGKILL)
                 killed.set()
 
             killer = threading.Thread(target=kill, daemon=True)
             killer.start()
             where = ["--backend", "dask", "--address", cluster.scheduler_address, "--jobs", "2"]
-            assert command.main(["smoke", *FAST, "--output", str(tmp_path), *where]) == 0
+            try:
+                assert command.main(["smoke", *FAST, "--output", str(tmp_path), *where]) == 0
+            finally:
+                over.set()  # a thread that outlived its cluster could kill a stranger
+                killer.join()
             assert killed.is_set()
         assert files(only(tmp_path)) == files(finished)
 
