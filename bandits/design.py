@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bandits.duels import gather
 from bandits.errors import InputError
-from bandits.features import Dense, Rows
+from bandits.features import Dense, Differences, Rows
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,18 @@ class WhitenedDesign(Design):
 
     def condition(self, rows: Rows) -> Conditioned:
         """Return the rows as seen through ``V⁻¹``."""
+        if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
+            seen = self._project(rows.items)
+            c = gather(seen.mT, rows.duels.first) - gather(seen.mT, rows.duels.second)
+            return Conditioned(rows, (c if rows.weights is None else c * rows.weights.unsqueeze(-1)).mT, self.ridge)
+        return Conditioned(rows, self._project(rows), self.ridge)
+
+    def _project(self, rows: Rows) -> Tensor:
+        """Return ``Wφ`` of the rows, as columns."""
         values = rows.dense().values
         if self._buffer is None:
-            return Conditioned(rows, values.new_zeros((*values.shape[:-2], 0, rows.count)), self.ridge)
-        return Conditioned(rows, self._buffer[..., : self._count, :] @ values.mT, self.ridge)
+            return values.new_zeros((*values.shape[:-2], 0, rows.count))
+        return self._buffer[..., : self._count, :] @ values.mT
 
     def information(self) -> Tensor | float:
         """Return ``log det(V / ridge)``."""

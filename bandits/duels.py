@@ -16,8 +16,13 @@ from torch import Tensor
 
 def gather(values: Tensor, index: Int64[Tensor, "*r k"]) -> Tensor:
     """Return ``values[..., index, :]`` for values ``(*r, n, d)``, replicate by replicate: shape ``(*r, k, d)``."""
+    # By whole rows: no table of indices as large as the result.
     if values.dim() == 2:
-        return values.index_select(0, index)  # no table of indices as large as the result
+        return values.index_select(0, index)
+    if values.dim() == 3 and values.is_contiguous():
+        replicates, rows, _ = values.shape
+        start = torch.arange(0, replicates * rows, rows, device=index.device).unsqueeze(-1)
+        return values.flatten(0, 1).index_select(0, (index + start).flatten()).unflatten(0, (replicates, -1))
     return torch.take_along_dim(values, index.unsqueeze(-1), dim=-2)
 
 

@@ -174,7 +174,38 @@ class Factored(Rows):
 
     def combined(self, weights: Float[Tensor, "*r n"]) -> tuple[Float[Tensor, "*r _ _"], ...]:
         """Return ``Σ weight_i row_i`` as weight matrices (``Jᵀ w``)."""
-        return tuple((a * weights.unsqueeze(-1)).mT @ b for a, b in zip(self.left, self.right, strict=True))
+        scale = weights.unsqueeze(-1)
+        return tuple(
+            (a * scale).mT @ b if a.shape[-1] <= b.shape[-1] else ((b * scale).mT @ a).mT
+            for a, b in zip(self.left, self.right, strict=True)
+        )
+
+
+_Sides = tuple[Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]  # a layer's φ, or (a, b, c, d) with φ = abᵀ - cdᵀ
+CHUNK = 2**18  # numbers of a Gram block that are worked on at once: they stay in the processor's cache
+
+
+def _sides_inner(ours: list[_Sides], theirs: list[_Sides] | None = None) -> Float[Tensor, "*r n k"]:
+    """Return ``Σ_l ⟨a bᵀ - c dᵀ, a' b'ᵀ - c' d'ᵀ⟩``, a few rows at a time; without ``theirs`` by symmetry."""
+    *lead, count, _ = ours[0][0].shape
+    width = count if theirs is None else theirs[0][0].shape[-2]
+    total = ours[0][0].new_zeros((*lead, count, width))
+    step = max(1, CHUNK * count // max(1, total.numel()))
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        columns = slice(end if theirs is None else width)
+        rows = total[..., start:end, columns]
+        for mine, other in zip(ours, ours if theirs is None else theirs, strict=True):
+            part = [side[..., start:end, :] for side in mine]
+            facing = [side[..., columns, :].mT for side in other]
+            if len(part) == 1:
+                rows += part[0] @ facing[0]
+                continue
+            for i, j, sign in ((0, 0, 1), (0, 2, -1), (2, 0, -1), (2, 2, 1)):
+                rows.addcmul_(part[i] @ facing[j], part[i + 1] @ facing[j + 1], value=sign)
+        if theirs is None:
+            total[..., :start, start:end] = rows[..., :start].mT
+    return total
 
 
 @dataclass(frozen=True)
@@ -203,8 +234,23 @@ class Differences(Rows):
         return self._weighted(gram, dim)
 
     def inner(self, other: Differences) -> Tensor:
-        """Return the duels' Gram matrix from the items': ``D G D'ᵀ``."""
-        return other._difference(self._difference(self.items.inner(other.items), -2), -1)
+        """Return the duels' Gram matrix: from the items', ``D G D'ᵀ``, if duels share items, else side by side."""
+        if self.items.count * other.items.count < 4 * self.count * other.count:
+            return other._difference(self._difference(self.items.inner(other.items), -2), -1)
+        gram = _sides_inner(self._sides(), None if other is self else other._sides())
+        return other._weighted(self._weighted(gram, -2), -1)
+
+    def _sides(self) -> list[_Sides]:
+        """Return each layer's factors of the two sides, or their difference where forming it takes fewer numbers."""
+        first, second = self.items.take(self.duels.first), self.items.take(self.duels.second)
+        sides: list[_Sides] = []
+        for a, b, c, d in zip(first.left, first.right, second.left, second.right, strict=True):
+            if a.shape[-1] * b.shape[-1] <= 4 * (a.shape[-1] + b.shape[-1]):
+                formed = a.unsqueeze(-1) * b.unsqueeze(-2) - c.unsqueeze(-1) * d.unsqueeze(-2)
+                sides.append((formed.flatten(-2),))
+            else:
+                sides.append((a, b, c, d))
+        return sides
 
     def squares(self) -> Tensor:
         """Return ``weight² (‖a‖² - 2⟨a, b⟩ + ‖b‖²)`` by the factors of the two sides."""

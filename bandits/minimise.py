@@ -15,7 +15,7 @@ from torch import Tensor
 
 Vector = Float[Tensor, "*r p"]
 NUMBERS = 2**25  # of all kept steps
-TRIES = 5  # a good metric needs one or two; at a kink no number helps
+TRIES = 3  # a good metric needs one or two; at a kink no number helps
 
 
 @dataclass(frozen=True)

@@ -65,22 +65,29 @@ class MLP:
         """Draw ``θ0``: every weight N(0, 1), layer by layer."""
         return tuple(luck.child("layer", i).normal(*shape) for i, shape in enumerate(self.shapes))
 
-    def _activate(self, z: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return self.gain * torch.relu(z)
-        return self.gain * (torch.tanh(z) if self.activation == "tanh" else torch.nn.functional.softplus(z))
+    @property
+    def _scale(self) -> float:
+        return self.gain / math.sqrt(self.width)
 
-    def _derivative(self, z: Tensor) -> Tensor:
+    def _activate(self, z: Tensor) -> Tensor:
+        """Return ``g · act(z) / √m``."""
         if self.activation == "relu":
-            return self.gain * (z > 0).to(z.dtype)
-        return self.gain * (1 - torch.tanh(z).square() if self.activation == "tanh" else torch.sigmoid(z))
+            return torch.relu(z) * self._scale
+        return (torch.tanh(z) if self.activation == "tanh" else torch.nn.functional.softplus(z)) * self._scale
+
+    def _through(self, signal: Tensor, z: Tensor) -> Tensor:
+        """Return ``g · act'(z) ⊙ signal / √m``."""
+        signal = signal * self._scale
+        if self.activation == "relu":
+            return torch.ops.aten.threshold_backward(signal, z, 0)
+        return signal * (1 - torch.tanh(z).square() if self.activation == "tanh" else torch.sigmoid(z))
 
     def _forward(self, weights: Weights, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the scaled inputs ``h_{l-1}/√fan_in`` of every layer and the pre-activations of the hidden ones."""
         scaled, pre = [x / math.sqrt(self.inputs)], []
         for matrix in weights[:-1]:
             pre.append(scaled[-1] @ matrix.mT)
-            scaled.append(self._activate(pre[-1]) / math.sqrt(self.width))
+            scaled.append(self._activate(pre[-1]))
         return scaled, pre
 
     def value(self, weights: Weights, x: Float[Tensor, "*r n i"]) -> Float[Tensor, "*r n"]:
@@ -98,11 +105,11 @@ class MLP:
         """
         scaled, pre = self._forward(weights, x)
         values = (scaled[-1] @ weights[-1].mT).squeeze(-1)
-        signal = torch.ones_like(values).unsqueeze(-1)
-        left = [signal]
-        for matrix, z in zip(reversed(weights[1:]), reversed(pre), strict=True):
-            signal = (signal @ matrix) * self._derivative(z) / math.sqrt(self.width)
-            left.append(signal)
+        left = [torch.ones_like(values).unsqueeze(-1)]
+        signal = weights[-1].expand_as(pre[-1])
+        for z, matrix in zip(reversed(pre), (*reversed(weights[1:-1]), None), strict=True):
+            left.append(self._through(signal, z))
+            signal = left[-1] if matrix is None else left[-1] @ matrix
         return values, Factored(tuple(reversed(left)), tuple(scaled))
 
     def embedding(self, weights: Weights, x: Float[Tensor, "*r n i"]) -> Dense:
