@@ -185,9 +185,9 @@ class Policy:
         try:
             yield
         finally:
-            self.model.unmerge_adapter()
             with torch.no_grad():
-                for weight, kept in zip(weights, before, strict=True):
+                for layer, weight, kept in zip(self.layers, weights, before, strict=True):
+                    layer.merged_adapters.clear()
                     weight.copy_(kept)
 
     def encode(self, prompts: Sequence[str], longest: int) -> list[tuple[int, ...]]:
