@@ -361,14 +361,18 @@ class ShiftSketch(Sketch):
         return cls(shift, sign, size)
 
     def __call__(self, rows: Dense) -> Dense:
-        """Project the rows, block by block, each in two parts that do not wrap round."""
-        values, sign = rows.values, self.sign.to(rows.values.dtype)
-        out = values.new_zeros((*values.shape[:-1], self.size))
+        """Project the rows."""
+        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
+        self.add(out, rows.values)
+        return Dense(out)
+
+    def add(self, out: Float[Tensor, "*r size"], values: Float[Tensor, "*r dim"]) -> None:
+        """Add the rows' images to ``out``, block by block, each in two parts that do not wrap round."""
+        sign = self.sign.to(values.dtype)
         for start, shift in zip(range(0, values.shape[-1], self.size), self.shift.tolist(), strict=True):
             wrap, end = min(start + self.size - shift, values.shape[-1]), min(start + self.size, values.shape[-1])
             out[..., shift : shift + wrap - start].addcmul_(values[..., start:wrap], sign[start:wrap])
             out[..., : end - wrap].addcmul_(values[..., wrap:end], sign[wrap:end])
-        return Dense(out)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.features import CountSketch
+from bandits.features import ShiftSketch
 from bandits.luck import Luck
 from benchmarks.row import Answer, Check, Contender, Row, Target
 
@@ -47,12 +47,12 @@ def _rows(policy: Any, count: int, length: int) -> list[Any]:
 
 
 def gradients(rows: int, length: int) -> Callable[[], Answer]:
-    """Hooks and count-sketch; two rows are compared by the check; the sketch's share of the time is taken apart."""
+    """Hooks and the sketch; two rows are compared by the check; the sketch's share of the time is taken apart."""
     from llm_loop.gradients import Gradients
 
     policy = _policy()
     items = _rows(policy, rows, length)
-    maker = Gradients(policy, BETA, "count", SIZE, Luck(1), 10**6)
+    maker = Gradients(policy, BETA, "shift", SIZE, Luck(1), 10**6)
     first = maker(items)
     spent, add = [0.0], maker.map.add
 
@@ -160,8 +160,8 @@ def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], 
 
     def check(answers: Mapping[str, Answer]) -> Check:
         policy = _policy()
-        sizes = [p.numel() for p in _matrices(policy)]
-        sketch = CountSketch.draw(sum(sizes), SIZE, Luck(1).child("sketch"))
+        sketches = [ShiftSketch.draw(p.numel(), SIZE, Luck(1).child("sketch").child("matrix", i))
+                    for i, p in enumerate(_matrices(policy))]  # fmt: skip
         policy.model.double()
         want = []
         for row in _rows(policy, rows, length)[:2]:
@@ -169,8 +169,11 @@ def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], 
             logits = policy.model(input_ids=ids, use_cache=False).logits[:, :-1]
             logs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             parts = torch.autograd.grad(BETA * (logs * inside[:, 1:]).sum(), _matrices(policy))
-            gradient = torch.cat([part.flatten() for part in parts])
-            image = np.bincount(sketch.bucket[0].numpy(), (gradient * sketch.sign[0]).numpy(), SIZE)
+            image = np.zeros(SIZE)
+            for part, sketch in zip(parts, sketches, strict=True):  # coordinate by coordinate, as its definition has it
+                place = np.arange(part.numel())
+                bucket = (place + sketch.shift.numpy()[place // SIZE]) % SIZE
+                np.add.at(image, bucket, (part.flatten() * sketch.sign).numpy())
             want.append(torch.from_numpy(image))
         got = torch.from_numpy(answers["ours"]["features"]).double()
         target = torch.stack(want)

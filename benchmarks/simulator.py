@@ -24,6 +24,9 @@ from benchmarks.measure import memory
 from benchmarks.row import Answer, Check, Contender, Row, Target
 
 REPLICATES, ROUNDS, PEER_ROUNDS = 20, 300, 40
+HORIZON = PRESETS["ndb"][1].rounds
+ALONE = "one replicate at a time, own code"
+PER_CORE = REPLICATES / (os.cpu_count() or 1)  # replicates that a core would play one by one
 
 
 def protocol(rounds: int, replicates: int = REPLICATES) -> Simulation:
@@ -45,15 +48,15 @@ def _play(simulation: Simulation, parts: list[range], jobs: int) -> np.ndarray:
     return last["cumulative_average_regret"].to_numpy()
 
 
-def ours() -> Callable[[], Answer]:
+def ours(rounds: int = ROUNDS) -> Callable[[], Answer]:
     """20 replicates in blocks, a block per core."""
-    simulation = protocol(ROUNDS)
+    simulation = protocol(rounds)
     return lambda: {"regret": _play(simulation, blocks(REPLICATES), os.cpu_count() or 1)}
 
 
-def direct() -> Callable[[], Answer]:
+def direct(rounds: int = ROUNDS) -> Callable[[], Answer]:
     """One replicate alone."""
-    simulation = protocol(ROUNDS)
+    simulation = protocol(rounds)
     return lambda: {"regret": _play(simulation, [range(1)], 1)}
 
 
@@ -96,7 +99,7 @@ def calvera(every: bool) -> Callable[[], Answer]:
 
 def check(answers: Mapping[str, Answer]) -> Check:
     """Compare the replicate that was played alone with the same replicate in its block."""
-    alone = answers["one replicate at a time, own code"]["regret"][0]
+    alone = answers[ALONE]["regret"][0]
     together = answers["ours"]["regret"]
     off = abs(alone - together[0]) / abs(alone)
     return Check(bool(off < 1e-9) and len(together) == REPLICATES,
@@ -187,7 +190,6 @@ def _seconds(name: str, limit: float) -> Target:
 
 SCALE = REPLICATES * ROUNDS / PEER_ROUNDS
 QUICK = PRESETS["quick"][1]
-NDB = replace(PRESETS["ndb"][1], contenders=("random", "ucb"), truths=("square",))
 _CORES: dict[str, Any] = {"repetitions": 2}
 
 ROWS = (
@@ -200,7 +202,7 @@ ROWS = (
                       calvera, {"every": True}, ("calvera", "lightning"), scale=SCALE, **_CORES),
             Contender(f"calvera NeuralUCB, fitted as often as ours ({PEER_ROUNDS} rounds, times {SCALE:.0f})",
                       calvera, {"every": False}, ("calvera", "lightning"), scale=SCALE, **_CORES),
-            Contender("one replicate at a time, own code", direct, scale=REPLICATES / (os.cpu_count() or 1), **_CORES),
+            Contender(ALONE, direct, scale=PER_CORE, **_CORES),
         ),
         repetitions=2, profiled=False,
         bound="Two thirds of the time are fits of ReLU networks, whose minimisers sit on kinks: there the line search "
@@ -215,10 +217,9 @@ ROWS = (
         repetitions=1, warm=False, profiled=False,
     ),
     Row(
-        "ndb", "Neural Dueling Bandits' horizon",
-        "python -m bandits ndb --contenders ucb --truths square: T=2000, 20 replicates (random runs too)",
-        Contender("ours", command, {"arguments": ("ndb", "--contenders", "ucb", "--truths", "square")}),
-        checked_command(NDB, "ucb"), (_seconds("NDB's setting", 300),), repetitions=1, warm=False,
-        long=True, profiled=False,
+        "ndb", "Neural Dueling Bandits' horizon", f"NDB's setting, UCB, exact full V, {REPLICATES} replicates, "
+        f"{HORIZON} rounds", Contender("ours", ours, {"rounds": HORIZON}), check,
+        (_seconds("UCB", 300),), (Contender(ALONE, direct, {"rounds": HORIZON}, scale=PER_CORE),),
+        repetitions=1, warm=False, long=True, profiled=False,
     ),
 )  # fmt: skip

@@ -105,8 +105,8 @@ class Alignment:
     """λ of (λ/2)‖θ - θ0‖² beside the sum of losses"""
     ridge: float = 1.0
     """of V; not known of the paper"""
-    sketch: Kind = "count"
-    """of gradients: none (exact), count, sjlt, rademacher, factored"""
+    sketch: Kind = "shift"
+    """of gradients: none (exact), shift (count-sketch by cyclic shifts), count, sjlt, rademacher, factored"""
     sketch_size: int = 8192
     heldout: int = 48
     """held-out prompts"""

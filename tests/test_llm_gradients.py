@@ -5,7 +5,7 @@ import torch
 from test_llm_models import rows_of, tiny
 
 from bandits.errors import InputError
-from bandits.features import CountSketch, Dense, Rademacher
+from bandits.features import CountSketch, Dense, Rademacher, ShiftSketch
 from bandits.luck import Luck
 from llm_loop.gradients import KINDS, Gradients, embeddings
 from llm_loop.models import TINY
@@ -65,6 +65,9 @@ def test_sketches_are_their_explicit_maps(policy):
         want = CountSketch.draw(dim, 96, luck.child("sketch"), nonzeros)(Dense(exact.values.double())).values
         assert relative(Gradients(policy, BETA, kind, 96, luck)(rows).values, want) < 1e-5
     blocks = exact.values.double().split([a * b for a, b in shapes], -1)
+    shifts = [ShiftSketch.draw(a * b, 96, luck.child("sketch").child("matrix", i)) for i, (a, b) in enumerate(shapes)]
+    want = sum(shift(Dense(block)).values for shift, block in zip(shifts, blocks, strict=True))
+    assert relative(Gradients(policy, BETA, "shift", 96, luck)(rows).values, want) < 1e-5
     signs = [Rademacher.draw(a * b, 96, luck.child("sketch").child("matrix", i)) for i, (a, b) in enumerate(shapes)]
     want = sum(sign(Dense(block)).values for sign, block in zip(signs, blocks, strict=True))
     assert relative(Gradients(policy, BETA, "rademacher", 96, luck)(rows).values, want) < 1e-5
