@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,10 +73,10 @@ def gradients(rows: int, length: int) -> Callable[[], Answer]:
 def plain(rows: int, length: int) -> Callable[[], Answer]:
     """One forward and backward pass of the batch, for LoRA's gradients of the sum."""
     policy = _policy()
-    ids, inside = policy.padded(_rows(policy, rows, length))
+    items = _rows(policy, rows, length)
 
     def run() -> Answer:
-        total = BETA * policy.token_log_probs(ids, inside).sum()
+        total = BETA * policy.token_log_probs(items).sum()
         got = torch.autograd.grad(total, list(policy.parameters.values()))
         return {"norm": float(sum(g.square().sum() for g in got))}
 
@@ -90,7 +91,7 @@ def singly(rows: int, length: int) -> Callable[[], Answer]:
     def run() -> Answer:
         total = 0.0
         for row in items:
-            value = BETA * policy.token_log_probs(*policy.padded([row])).sum()
+            value = BETA * policy.token_log_probs([row]).sum()
             got = torch.autograd.grad(value, list(policy.parameters.values()))
             total += float(sum(g.square().sum() for g in got))
         return {"norm": total}
@@ -140,6 +141,7 @@ def bergson(rows: int, length: int) -> Callable[[], Answer]:
         if isinstance(module, torch.nn.Linear) and ("lora_A" in name or "lora_B" in name)
     }  # fmt: skip
     scratch = tempfile.mkdtemp()
+    Path(f"{scratch}.part").mkdir(exist_ok=True)  # where it writes before it is done
     config = IndexConfig(run_path=scratch, projection_dim=6)
 
     def run() -> Answer:
@@ -156,32 +158,51 @@ def bergson(rows: int, length: int) -> Callable[[], Answer]:
 
 
 def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], Check]:
-    """Return the check of this size: two rows alone, by autograd in float64, through the same sketch."""
+    """Return the check of this size: two rows alone, by autograd, through the same sketch written out.
+
+    With the model in float64 the hooks must agree to 1e-5.  The timed rows, in float32, must come as near to float64 as
+    autograd does in float32 (within a factor 2, or 1e-5): rounding inside the model is nobody's error.
+    """
 
     def check(answers: Mapping[str, Answer]) -> Check:
+        from llm_loop.gradients import Gradients
+
         policy = _policy()
-        sketches = [ShiftSketch.draw(p.numel(), SIZE, Luck(1).child("sketch").child("matrix", i))
-                    for i, p in enumerate(_matrices(policy))]  # fmt: skip
+        items = _rows(policy, rows, length)[:2]
+        single = _alone(policy, items)
         policy.model.double()
-        want = []
-        for row in _rows(policy, rows, length)[:2]:
-            ids, inside = policy.padded([row])
-            logits = policy.model(input_ids=ids, use_cache=False).logits[:, :-1]
-            logs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-            parts = torch.autograd.grad(BETA * (logs * inside[:, 1:]).sum(), _matrices(policy))
-            image = np.zeros(SIZE)
-            for part, sketch in zip(parts, sketches, strict=True):  # coordinate by coordinate, as its definition has it
-                place = np.arange(part.numel())
-                bucket = (place + sketch.shift.numpy()[place // SIZE]) % SIZE
-                np.add.at(image, bucket, (part.flatten() * sketch.sign).numpy())
-            want.append(torch.from_numpy(image))
-        got = torch.from_numpy(answers["ours"]["features"]).double()
-        target = torch.stack(want)
-        off = float(((got - target).norm(dim=-1) / target.norm(dim=-1)).max())
-        text = f"two rows of the batch against autograd alone in float64, relative: {off:.1e}"
-        return Check(off < 1e-5, text)
+        double = _alone(policy, items)
+        hooks = Gradients(policy, BETA, "shift", SIZE, Luck(1), 10**6)(items).values
+
+        def off(got: Tensor) -> float:
+            return float(((got - double).norm(dim=-1) / double.norm(dim=-1)).max())
+
+        mine, theirs, exact = off(torch.from_numpy(answers["ours"]["features"])), off(single), off(hooks)
+        return Check(exact < 1e-5 and mine < max(1e-5, 2 * theirs), f"two rows against autograd alone in float64, "
+                     f"relative: in float64 {exact:.1e}; as timed, in float32, {mine:.1e}, where autograd in float32 "
+                     f"is {theirs:.1e} off")  # fmt: skip
 
     return check
+
+
+def _alone(policy: Any, rows: list[Any]) -> Tensor:
+    """Return each row's sketched gradient by autograd on it alone; the sketch coordinate by coordinate."""
+    matrices = _matrices(policy)
+    sketches = [ShiftSketch.draw(p.numel(), SIZE, Luck(1).child("sketch").child("matrix", i))
+                for i, p in enumerate(matrices)]  # fmt: skip
+    images = []
+    for row in rows:
+        ids, inside = policy.padded([row])
+        logs = policy.model(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+        chosen = logs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        image = np.zeros(SIZE)
+        parts = torch.autograd.grad(BETA * (chosen * inside[:, 1:]).sum(), matrices)
+        for part, sketch in zip(parts, sketches, strict=True):
+            place = np.arange(part.numel())
+            bucket = (place + sketch.shift.numpy()[place // SIZE]) % SIZE
+            np.add.at(image, bucket, (part.flatten() * sketch.sign).double().numpy())
+        images.append(torch.from_numpy(image))
+    return torch.stack(images)
 
 
 def _matrices(policy: Any) -> list[Tensor]:
@@ -277,8 +298,10 @@ def generation_check(answers: Mapping[str, Answer]) -> Check:
 
 def _preferences(policy: Any) -> list[Any]:
     from llm_loop.learner import Preference
+    from llm_loop.models import Row
 
-    rows = _rows(policy, 16, 40)
+    drawn = _rows(policy, 16, 40)
+    rows = drawn[:8] + [Row(drawn[i].prompt, drawn[i + 8].response) for i in range(8)]  # a pair shares its prompt
     with policy.reference():
         known = policy.log_probs(rows, "benchmark").tolist()
     return [Preference(rows[i], rows[i + 8], known[i], known[i + 8]) for i in range(8)]
@@ -345,11 +368,11 @@ def dpo_check(answers: Mapping[str, Answer]) -> Check:
     policy.restore(policy.initial)
     pairs = _preferences(policy)
     base = torch.tensor([p.chosen_reference for p in pairs] + [p.rejected_reference for p in pairs])
-    ids, inside = policy.padded([p.chosen for p in pairs] + [p.rejected for p in pairs])
+    rows = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     solver = torch.optim.AdamW(policy.parameters.values(), 5e-4, weight_decay=0.0)
     losses = []
     for _ in range(TRAINED):
-        chosen, rejected = (policy.token_log_probs(ids, inside).sum(-1) - base).chunk(2)
+        chosen, rejected = (policy.token_log_probs(rows).sum(-1) - base).chunk(2)
         value = -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
         losses.append(value.item())
         solver.zero_grad()
@@ -364,22 +387,21 @@ def dpo_check(answers: Mapping[str, Answer]) -> Check:
 
 
 def loop() -> Callable[[], Answer]:
-    """One round of ActiveDPO on SmolLM2, small; the seconds of its stages against all seconds."""
+    """ActiveDPO in the quick preset, one seed; the seconds of its stages against all seconds."""
+    from bandits.results import read_json
     from llm_loop.cells import run_cell
-    from llm_loop.experiments import Alignment
+    from llm_loop.experiments import PRESETS
 
-    alignment = Alignment(rounds=1, batch=8, prompts_per_round=12, heldout=12, heldout_duels=6, probes=2, seeds=1)
+    alignment = replace(PRESETS["quick"][1], seeds=1)
 
     def run() -> Answer:
         with tempfile.TemporaryDirectory() as scratch:
             started = time.perf_counter()
             run_cell(alignment, "activedpo-normalised", 0, Path(scratch))
             elapsed = time.perf_counter() - started
-            from bandits.results import read_json
-
             stages: dict[str, Any] = read_json(Path(scratch) / "timing.json")
             rows = len((Path(scratch) / "rounds.csv").read_text().splitlines()) - 1
-        inside = sum(seconds for name, seconds in stages.items() if name not in ("outside", "total", "other"))
+        inside = sum(seconds for name, seconds in stages.items() if name != "other")
         return {"outside": max(0.0, 1 - inside / elapsed), "rows": float(rows)} | {
             f"stage_{name}": float(seconds) for name, seconds in stages.items()
         }
@@ -388,9 +410,9 @@ def loop() -> Callable[[], Answer]:
 
 
 def loop_check(answers: Mapping[str, Answer]) -> Check:
-    """The round was played and recorded (its mathematics is checked by the rows above and by the tests)."""
+    """All rounds were played and recorded (its mathematics is checked by the rows above and by the tests)."""
     mine = answers["ours"]
-    return Check(mine["rows"] == 2, f"{mine['rows']:.0f} rounds recorded, the initial model's among them")
+    return Check(mine["rows"] == 4, f"{mine['rows']:.0f} rounds recorded, the initial model's among them")
 
 
 def _gradient_row(rows: int, length: int, long: bool) -> Row:
@@ -439,7 +461,7 @@ ROWS = (
         repetitions=2,
     ),
     Row(
-        "llm-loop", "A round of the LLM loop", "SmolLM2-135M, 12 prompts x 3 responses x 20 tokens, 8 labels",
+        "llm-loop", "The LLM loop", "ActiveDPO's first seed of the quick preset, as in make llm-run; loading included",
         Contender("ours", loop, {}, LOOP), loop_check,
         (Target("figure", 0.05, "at most 5 % of the time outside model passes", "outside"),),
         repetitions=1, warm=False,

@@ -211,7 +211,15 @@ def measure(row: Row, threads: int, repetitions: int | None = None, profiled: bo
     timings = {name: worker.timing for name, worker in workers.items()}
     figures = {k: float(v) for k, v in answers[row.ours.name].items() if np.ndim(v) == 0}
     curves = {k: np.asarray(v).tolist() for k, v in answers[row.ours.name].items() if k[:2] in ("x:", "y:")}
-    return Measured(timings, figures, curves, row.check(answers), absent, shares)
+    return Measured(timings, figures, curves, _checked(row, answers), absent, shares)
+
+
+def _checked(row: Row, answers: Mapping[str, Answer]) -> Check:
+    """Return the row's check; one that breaks has not passed, and the rows after it are still measured."""
+    try:
+        return row.check(answers)
+    except Exception as error:
+        return Check(False, f"the check itself failed: {type(error).__name__}: {error}")
 
 
 def _give_up(row: Row, name: str, reason: AbsentError) -> None:

@@ -48,6 +48,7 @@ def record(row: Row, measured: Measured, machine: Mapping[str, str], threads: in
            commit: str) -> Record:  # fmt: skip
     """Return a measured row as JSON values, with the verdict on each target."""
     limit = row.limit.name if row.limit else None
+    own = [contender.name for contender in row.peers if contender.own]
     timings = measured.timings
     verdicts = [verdict(row, target, measured) for target in row.targets]
     return {
@@ -56,7 +57,7 @@ def record(row: Row, measured: Measured, machine: Mapping[str, str], threads: in
         "contenders": [
             {
                 "name": name, "seconds": t.seconds, "peak_gb": t.peak, "beside_gb": t.beside,
-                "part": (name == limit and "limit") or (name == "ours" and "ours") or "peer",
+                "part": (name == limit and "limit") or (name == "ours" and "ours") or (name in own and "own") or "peer",
                 "of_ours": str(Ratio.of(t.seconds, timings["ours"].seconds)),
             }
             for name, t in timings.items()
@@ -83,7 +84,7 @@ def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
     told = ""
     match target.of:
         case "peer":
-            peers = [timings[p.name] for p in row.peers if p.name in timings]
+            peers = [timings[p.name] for p in row.peers if p.name in timings and not p.own]
             at_least = True
             ratios = [Ratio.of(p.seconds, ours.seconds) for p in peers if p.seconds]
             best = min(ratios, key=lambda r: r.median, default=None)

@@ -20,7 +20,7 @@ class Contender:
 
     ``build(**settings)`` returns the function to be timed.  ``needs`` are modules that must be installed.  ``scale``
     multiplies the seconds of a run on a part of the workload.  ``repetitions`` overrides the row's, for slow peers; one
-    that runs once is not warmed.
+    that runs once is not warmed.  ``own`` marks another form of our own: it is told, and is nobody's peer.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     scale: float = 1.0
     repetitions: int | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ ROWS = (
         Contender("ours", shifts), check,
         (Target("peer", 5, "at least 5 times as fast as the fastest peer at equal Gram error"),),
         (
-            Contender("count-sketch, ours before", counts, repetitions=2),
+            Contender("count-sketch, scattered (own code)", counts, repetitions=2, own=True),
             Contender("scikit-learn, density 1/size", scikit, {"density": 1 / SIZE}, ("sklearn",), repetitions=3),
             Contender("scikit-learn, its default density", scikit, {"density": "auto"}, ("sklearn",), repetitions=2),
             Contender(f"TRAK BasicProjector ({PART} coordinates, times {P // PART})", trak, {"coordinates": PART},
