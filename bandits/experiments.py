@@ -183,7 +183,7 @@ class Simulation:
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": ("which duels to label: 7 strategies, 2 truths, 16 replicates (about 2 minutes)", Simulation()),
     "skewed": (
-        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about 2 minutes)",
+        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about a minute)",
         Simulation(
             contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
             truths=("ntk", "mlp"), replicates=32, inputs="skewed", audit=False,
