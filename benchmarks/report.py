@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bandits.plots import STYLE
 from bandits.results import read_json, write_frame, write_json, write_text
@@ -160,6 +161,13 @@ def growth(entry: Record) -> Figure:
             place.set(xscale="log", yscale="log", xlabel=axis.label,
                       title=f"{axis.name}: exponent {slope:.2f} (≤ {axis.promised:g})")  # fmt: skip
             place.title.set_fontsize(10)
+            ends = [x[0], x[len(x) // 2], x[-1]]
+            place.set_xticks(ends, [f"{size:.3g}" if size < 1000 else f"{size:.0f}" for size in ends])
+            place.xaxis.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
+            place.set_ylim(y.min() / 1.6, y.max() * 1.6)
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if y.max() / y.min() < 10 else (1,)))
+            place.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+            place.yaxis.set_minor_formatter(NullFormatter())
         axes[0].set_ylabel("seconds")
         figure.tight_layout()
     return figure
