@@ -12,7 +12,7 @@ from bandits import btl
 from bandits.arena import Points, SyntheticVectorArena, World
 from bandits.bounds import clopper_pearson, interpolation_norm, linearised, proposition
 from bandits.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
-from bandits.duels import Asked, Duels
+from bandits.duels import Asked, Duels, gather
 from bandits.errors import InputError
 from bandits.features import CountSketch, Dense, Rademacher
 from bandits.luck import Luck
@@ -229,6 +229,37 @@ class TestDesign:
             torch.testing.assert_close(torch.as_tensor(design.information())[r], logdet)
             column = design.condition(Dense(pool)).column(torch.tensor([2, 4]))
             torch.testing.assert_close(column[r], ridge * pool[r] @ torch.linalg.inv(v) @ pool[r, (2, 4)[r]])
+
+    @given(seed=seeds, ridge=st.floats(0.05, 20), asked=st.integers(1, 30), weighted=st.booleans())
+    def test_the_two_forms_agree_on_factored_duels(self, seed, ridge, asked, weighted):
+        """Asked duels have items of their own, the pool's duels share items: both ways to their inner products."""
+        luck = Luck(seed, replicates=(0, 1))
+        network = MLP(3, 10, 3)  # wide enough that its middle layer is kept in factors
+        weights = network.initial(luck.child("network"))
+        x, old = luck.child("pool").normal(5, 3), luck.child("past").normal(2 * asked, 3)
+        place = torch.arange(asked).expand(2, -1)
+        past = network.value_and_gradient(weights, old)[1].differences(Duels(place, place + asked))
+        pool = network.value_and_gradient(weights, x)[1].differences(Duels.within(1, 5, selves=True).expand(2))
+        if weighted:
+            past = past.scaled(luck.child("weights").uniform(asked))
+            pool = pool.scaled(luck.child("others").uniform(pool.count))
+        gram = past.dense().values @ past.dense().values.mT
+        torch.testing.assert_close(past.inner(past), gram)
+        torch.testing.assert_close(past.inner(past.scaled(torch.ones(2, asked, dtype=torch.float64))), gram)
+        designs = GramDesign(ridge), WhitenedDesign(ridge)
+        for design in designs:
+            design.append(past)
+        one, two = (design.condition(pool) for design in designs)
+        torch.testing.assert_close(one.projections.mT @ one.projections, two.projections.mT @ two.projections)
+        torch.testing.assert_close(one.remainders, two.remainders, rtol=1e-7, atol=1e-9)
+
+    @given(seed=seeds, count=st.integers(1, 6), strided=st.booleans())
+    def test_rows_are_gathered_replicate_by_replicate(self, seed, count, strided):
+        values = rows(seed, 5, 4, (3,))
+        values = values.mT.contiguous().mT if strided else values
+        index = (Luck(seed, replicates=(0, 1, 2)).uniform(count) * 5).long()
+        for r in range(3):
+            torch.testing.assert_close(gather(values, index)[r], values[r][index[r]], rtol=0, atol=0)
 
     @given(seed=seeds, ridge=st.floats(0.1, 10))
     def test_determinant_lemma_and_elliptical_potential(self, seed, ridge):

@@ -113,6 +113,21 @@ def test_the_same_luck_draws_the_same_and_other_luck_other_responses():
     assert one != other
 
 
+def test_drawing_leaves_no_trace_on_the_model():
+    """Weights, attention and every layer's ``forward`` are as before, also where somebody has replaced one."""
+    policy = tiny("tiny-llama")
+    base = policy.model.get_base_model()
+    hooked = next(module for module in base.modules() if type(module) is torch.nn.Linear)
+    hooked.forward = theirs = hooked.forward
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    attention = base.config._attn_implementation
+    sample(policy, [(1, 2, 3)], 2, Decoding(3), Luck(0), "test")
+    assert base.config._attn_implementation == attention
+    assert vars(hooked)["forward"] is theirs
+    assert [m for m in base.modules() if type(m) is torch.nn.Linear and "forward" in vars(m)] == [hooked]
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+
+
 @pytest.mark.parametrize("settings", [{"tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"rows": 0}])
 def test_decoding_refuses_what_cannot_be(settings):
     with pytest.raises(InputError, match="sampling needs"):
