@@ -167,9 +167,7 @@ class WhitenedDesign(Design):
     def condition(self, rows: Rows) -> Conditioned:
         """Return the rows as seen through ``V⁻¹``."""
         if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
-            seen = self._project(rows.items)
-            c = gather(seen.mT, rows.duels.first) - gather(seen.mT, rows.duels.second)
-            return Conditioned(rows, (c if rows.weights is None else c * rows.weights.unsqueeze(-1)).mT, self.ridge)
+            return Conditioned(rows, rows.along(self._project(rows.items), -1), self.ridge)
         return Conditioned(rows, self._project(rows), self.ridge)
 
     def _project(self, rows: Rows) -> Tensor:

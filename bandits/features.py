@@ -224,8 +224,8 @@ class Differences(Rows):
     def _weighted(self, gram: Tensor, dim: int) -> Tensor:
         return gram if self.weights is None else gram * self.weights.unsqueeze(-1 if dim == -2 else -2)
 
-    def _difference(self, gram: Tensor, dim: int) -> Tensor:
-        """Turn the item axis ``dim`` of a Gram matrix into this set's duel axis."""
+    def along(self, gram: Tensor, dim: int) -> Tensor:
+        """Turn the item axis ``dim`` (-2 or -1) of a matrix of inner products into this set's duel axis."""
         if gram.dim() == 2:
             pairs = gram.index_select(dim, self.duels.first) - gram.index_select(dim, self.duels.second)
             return self._weighted(pairs, dim)
@@ -236,7 +236,7 @@ class Differences(Rows):
     def inner(self, other: Differences) -> Tensor:
         """Return the duels' Gram matrix: from the items', ``D G D'ᵀ``, if duels share items, else side by side."""
         if self.items.count * other.items.count < 4 * self.count * other.count:
-            return other._difference(self._difference(self.items.inner(other.items), -2), -1)
+            return other.along(self.along(self.items.inner(other.items), -2), -1)
         gram = _sides_inner(self._sides(), None if other is self else other._sides())
         return other._weighted(self._weighted(gram, -2), -1)
 
