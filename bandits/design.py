@@ -175,7 +175,7 @@ class WhitenedDesign(Design):
         values = rows.dense().values
         if self._buffer is None:
             return values.new_zeros((*values.shape[:-2], 0, rows.count))
-        return self._buffer[..., : self._count, :] @ values.mT
+        return (values @ self._buffer[..., : self._count, :].mT).mT  # this order is the faster one for few rows
 
     def information(self) -> Tensor | float:
         """Return ``log det(V / ridge)``."""

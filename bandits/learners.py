@@ -7,6 +7,7 @@ Every learner minimises the theory's loss over all answers so far, ``-Σ log σ(
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,8 @@ from bandits.duels import Answers, Asked, Duels, gather
 from bandits.errors import InputError
 from bandits.features import Dense, Factored, Rows
 from bandits.luck import Luck
-from bandits.minimise import minimise
-from bandits.networks import MLP, Weights
+from bandits.minimise import Step, minimise
+from bandits.networks import MLP, Pass, Weights
 
 Layer = Literal["all", "last"]
 At = Literal["current", "initial"]
@@ -111,8 +112,78 @@ def _scale(squares: Float[Tensor, "*r s"]) -> Float[Tensor, "*r"]:
     return squares.sum(-1).sqrt().clamp(min=1e-150) / 2
 
 
+ROUGH = 1e-5  # share of G0 down to which single precision is used
+SINGLE = 1e6  # bound on (Σ σ'‖φ‖²)/λ, so on the Hessian's condition, up to which single precision can hold the metric
+
+
 def _flat(blocks: Weights) -> Float[Tensor, "*r p"]:
     return torch.cat([block.flatten(-2) for block in blocks], -1)
+
+
+class _Objective:
+    """A neural learner's loss as a function of one parameter vector, the network worked out in a precision of its own.
+
+    The vector, the loss and its gradient stay in the learner's precision.
+    """
+
+    def __init__(self, learner: NeuralLearner, x: Tensor, duels: Duels, won: Bool[Tensor, "*r s"],
+                 precision: torch.dtype | None = None) -> None:  # fmt: skip
+        """Take the inputs, the duels among them and the answers; evaluate the initial network."""
+        self.learner, self.duels, self.won, self._given = learner, duels, won, x
+        self.x = x.to(precision)
+        self.y, self.origin = won.to(x.dtype), _flat(learner.initial)
+        self.base, rows = learner.network.value_and_gradient(self._weights(self.origin), self.x)
+        self.initial_rows = learner._scaled(rows)
+        self._last: tuple[Tensor, Tensor, Pass] | None = None
+
+    def to(self, precision: torch.dtype) -> _Objective:
+        """Return the same loss with the network in another precision."""
+        return _Objective(self.learner, self._given, self.duels, self.won, precision)
+
+    @property
+    def noise(self) -> float:
+        """The relative error of a value."""
+        return 1e-14 if self.x.dtype == torch.float64 else 1e-7
+
+    def _weights(self, theta: Tensor) -> Weights:
+        return tuple(block.to(self.x.dtype) for block in self.learner._blocks(theta))
+
+    def _look(self, theta: Tensor) -> tuple[Tensor, Pass]:
+        """Return the duels' margins, and the pass that they came from; those of the last vector are remembered."""
+        if self._last is None or self._last[0] is not theta:
+            look = self.learner.network.forward(self._weights(theta), self.x)
+            margin = self.duels.difference(self.learner.scale * (look.values - self.base)).to(theta.dtype)
+            self._last = theta, margin, look
+        return self._last[1:]
+
+    def _pull(self, look: Pass, weights: Float[Tensor, "*r s"]) -> Tensor:
+        """Return ``Jᵀ w``, ``J`` the gradients of the duels' margins."""
+        items = _scatter(self.duels, (self.learner.scale * weights).to(self.x.dtype), self.x.shape[-2])
+        return _flat(look.pull(items)).to(weights.dtype)
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return the loss, and what works out its gradient."""
+        margin, look = self._look(theta)
+        lam, drift = self.learner.regularisation, theta - self.origin
+        value = loss(margin, self.won) + lam / 2 * drift.square().sum(-1)
+        return value, lambda: self._pull(look, torch.sigmoid(margin) - self.y) + lam * drift
+
+    def metric(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the product with ``(λI + JᵀDJ)⁻¹ = (I - Jᵀ√D (λI + √D K √D)⁻¹ √D J) / λ``, ``K = JJᵀ`` (Woodbury)."""
+        margin, look = self._look(theta)
+        rows, lam = self.learner._scaled(look.gradient()), self.learner.regularisation
+        pairs, root = rows.differences(self.duels), slope(margin).sqrt()
+        system = root.unsqueeze(-1) * pairs.inner(pairs) * root.unsqueeze(-2)
+        system.diagonal(dim1=-2, dim2=-1).add_(lam)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+
+        def product(vector: Tensor) -> Tensor:
+            along = root * self.duels.difference(rows.times(self._weights(vector)))
+            dual = root * (inverse @ along.unsqueeze(-1)).squeeze(-1)
+            items = _scatter(self.duels, dual.to(self.x.dtype), self.x.shape[-2])
+            return (vector - _flat(rows.combined(items))) / lam
+
+        return product
 
 
 class NeuralLearner(Learner):
@@ -169,43 +240,31 @@ class NeuralLearner(Learner):
     def fit(self) -> Fit:
         """Minimise from where the last fit ended, by BFGS whose first metric is the Gauss-Newton matrix there.
 
-        With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends
-        there, and claims about ``θ_t`` as a minimiser can then not be judged.  Softplus and tanh converge.
+        The metric is renewed once, when the gradient has fallen to a tenth of ``G0``.  Up to ``ROUGH`` the network is
+        worked out in single precision, whose gradients are good to about ``1e-7 G0``; the rest, and what is said of
+        the end, is in the precision of the items.  With ReLU the minimiser sits on kinks, where the gradient jumps and
+        never becomes small: no smooth method ends there, and claims about ``θ_t`` as a minimiser can then not be
+        judged; where such a fit ends depends on every rounding, so it is in the precision of the items throughout.
+        Softplus and tanh converge.
         """
-        x, duels, won = self._asked()
-        y, lam, origin = won.to(x.dtype), self.regularisation, _flat(self.initial)
-        base = self.network.value(self.initial, x)
-
-        def look(theta: Tensor) -> tuple[Tensor, Factored]:
-            values, rows = self.network.value_and_gradient(self._blocks(theta), x)
-            return duels.difference(self.scale * (values - base)), self._scaled(rows)
-
-        def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
-            margin, rows = look(theta)
-            pull = rows.combined(_scatter(duels, torch.sigmoid(margin) - y, x.shape[-2]))
-            drift = theta - origin
-            return loss(margin, won) + lam / 2 * drift.square().sum(-1), _flat(pull) + lam * drift
-
-        start = _flat(self.weights)
-        margin, rows = look(start)
-        pairs = rows.differences(duels)
-        root = slope(margin).sqrt()
-        system = root.unsqueeze(-1) * pairs.inner(pairs) * root.unsqueeze(-2)
-        system.diagonal(dim1=-2, dim2=-1).add_(lam)
-        factor = torch.linalg.cholesky(system)
-
-        def precondition(vector: Tensor) -> Tensor:
-            """Multiply by ``(λI + JᵀDJ)⁻¹ = (I - Jᵀ√D (λI + √D K √D)⁻¹ √D J) / λ``, ``K = JJᵀ`` (Woodbury)."""
-            along = root * duels.difference(rows.times(self._blocks(vector)))
-            dual = root * torch.cholesky_solve(along.unsqueeze(-1), factor).squeeze(-1)
-            return (vector - _flat(rows.combined(_scatter(duels, dual, x.shape[-2])))) / lam
-
-        reference = _scale(
-            self._scaled(self.network.value_and_gradient(self.initial, x)[1]).differences(duels).squares()
-        )
-        minimum = minimise(evaluate, start, precondition, self.tolerance * reference, self.iterations)
-        self.weights = self._blocks(minimum.x)
-        return Fit(minimum.gradient / reference, minimum.iterations)
+        exact = _Objective(self, *self._asked())
+        reference = _scale(exact.initial_rows.differences(exact.duels).squares())
+        stages: tuple[tuple[_Objective, float], ...] = ((exact, 0.0),)
+        if self.network.smooth:
+            sound = bool((reference.square() < SINGLE * self.regularisation).all())
+            rough = exact.to(torch.float32) if sound else exact
+            stages = (rough, 0.1), (rough, ROUGH), *stages
+        theta, left = _flat(self.weights), torch.full_like(reference, self.iterations, dtype=torch.int64)
+        steps: tuple[Step, ...] = ()
+        metric = stages[0][0].metric(theta)
+        for stage, (objective, goal) in enumerate(stages):
+            if stage == 1 and steps:
+                metric, steps = objective.metric(theta), ()
+            tolerance = max(goal, self.tolerance) * reference
+            minimum = minimise(objective.evaluate, theta, metric, tolerance, left, steps=steps, noise=objective.noise)
+            theta, steps, left = minimum.x, minimum.steps, left - minimum.iterations
+        self.weights = self._blocks(theta)
+        return Fit(minimum.gradient / reference, self.iterations - int(left.min()))
 
     def _blocks(self, vector: Float[Tensor, "*r p"]) -> Weights:
         """Return a parameter vector as weight matrices."""

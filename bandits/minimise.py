@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 Vector = Float[Tensor, "*r p"]
@@ -19,16 +19,7 @@ TRIES = 3  # a good metric needs one or two; at a kink no number helps
 
 
 @dataclass(frozen=True)
-class Minimum:
-    """Where a minimisation ended, the norm of the gradient there, and the iterations spent."""
-
-    x: Vector
-    gradient: Float[Tensor, "*r"]
-    iterations: int
-
-
-@dataclass(frozen=True)
-class _Step:
+class Step:
     """A step, the change of the gradient along it, and the inverse of their inner product (0 unless it is positive)."""
 
     x: Vector
@@ -36,10 +27,21 @@ class _Step:
     inverse: Float[Tensor, "*r"]
 
     @classmethod
-    def of(cls, x: Vector, gradient: Vector) -> _Step:
+    def of(cls, x: Vector, gradient: Vector) -> Step:
+        """Return the step with its inverse curvature."""
         curvature = _inner(x, gradient)
         floor = 1e-12 * (_inner(x, x) * _inner(gradient, gradient)).sqrt()
         return cls(x, gradient, torch.where(curvature > floor, 1 / curvature, 0.0))
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where a minimisation ended, the norm of the gradient there, the iterations spent, and the steps remembered."""
+
+    x: Vector
+    gradient: Float[Tensor, "*r"]
+    iterations: Int64[Tensor, "*r"]
+    steps: tuple[Step, ...]
 
 
 def _inner(a: Vector, b: Vector) -> Float[Tensor, "*r"]:
@@ -47,50 +49,58 @@ def _inner(a: Vector, b: Vector) -> Float[Tensor, "*r"]:
 
 
 def minimise(
-    evaluate: Callable[[Vector], tuple[Float[Tensor, "*r"], Vector]],
+    evaluate: Callable[[Vector], tuple[Float[Tensor, "*r"], Callable[[], Vector]]],
     start: Vector,
     precondition: Callable[[Vector], Vector],
     tolerance: Float[Tensor, "*r"],
-    iterations: int,
+    iterations: Int64[Tensor, "*r"] | int,
     memory: int = 60,
+    steps: tuple[Step, ...] = (),
+    noise: float = 1e-14,
 ) -> Minimum:
-    """Minimise in every replicate until the gradient's norm is at most its ``tolerance``.
+    """Minimise in every replicate until its gradient's norm is at most ``tolerance`` or its ``iterations`` are spent.
 
-    ``evaluate`` returns values and gradients; ``precondition`` multiplies by a fixed positive definite approximation of
-    the inverse Hessian, from which the two-loop recursion starts (Nocedal and Wright 2006, algorithm 7.4).  Steps are
-    shortened until the value falls enough (Armijo).  A replicate whose steps no longer lower its value stops where it
-    is; the gradient norm that is returned tells.  The last ``memory`` steps are kept, fewer (but 12) where they are so
-    large that ``NUMBERS`` would be exceeded: a step costs two inner products, forgetting one costs passes.
+    ``evaluate`` returns values, and what works out the gradients there (steps that are too long need none);
+    ``precondition`` multiplies by a fixed positive definite approximation of the inverse Hessian, from which the
+    two-loop recursion starts (Nocedal and Wright 2006, algorithm 7.4); ``steps`` are those of an earlier minimisation
+    of nearly the same function.  Steps are shortened until the value falls enough (Armijo), or, where it changes by
+    less than its relative ``noise``, until the slope has (the approximate Wolfe condition, Hager and Zhang 2005,
+    eq. 4.1).  A replicate whose steps no longer do either stops where it is; the gradient norm that is returned tells.
+    The last ``memory`` steps are kept, fewer (but 12) where they are so large that ``NUMBERS`` would be exceeded: a
+    step costs two inner products, forgetting one costs passes.
     """
     memory = min(memory, max(12, NUMBERS // start.numel()))
     x = start
-    value, gradient = evaluate(x)
+    value, slopes = evaluate(x)
+    gradient = slopes()
     running: Bool[Tensor, "*r"] = torch.ones_like(value, dtype=torch.bool)
-    steps: list[_Step] = []
-    spent = 0
-    for spent in range(iterations + 1):
-        running = running & (torch.linalg.vector_norm(gradient, dim=-1) > tolerance)
-        if spent == iterations or not bool(running.any()):
-            break
+    spent = torch.zeros_like(value, dtype=torch.int64)
+    while True:
+        running = running & (torch.linalg.vector_norm(gradient, dim=-1) > tolerance) & (spent < iterations)
+        if not bool(running.any()):
+            return Minimum(x, torch.linalg.vector_norm(gradient, dim=-1), spent, steps)
+        spent = spent + running
         direction = -_inverse_hessian(gradient, steps, precondition)
         slope = _inner(gradient, direction)
         length = torch.where(running, 1.0, torch.zeros_like(value))
         for _ in range(TRIES):
             trial = x + length.unsqueeze(-1) * direction
-            trial_value, trial_gradient = evaluate(trial)
-            short = running & ~(trial_value <= value + 1e-4 * length * slope + 1e-14 * value.abs())
+            trial_value, slopes = evaluate(trial)
+            short = running & ~(trial_value <= value + 1e-4 * length * slope)
+            level = short & (trial_value <= value + noise * value.abs())
+            if bool(level.any()):
+                short = short & ~(level & (_inner(slopes(), direction) <= -0.8 * slope))
             if not bool(short.any()):
                 break
             length = torch.where(short, length / 4, length)
         running = running & ~short
         keep = running.unsqueeze(-1)
-        trial, trial_gradient = torch.where(keep, trial, x), torch.where(keep, trial_gradient, gradient)
-        steps = [*steps, _Step.of(trial - x, trial_gradient - gradient)][-memory:]
+        trial, trial_gradient = torch.where(keep, trial, x), torch.where(keep, slopes(), gradient)
+        steps = (*steps, Step.of(trial - x, trial_gradient - gradient))[-memory:]
         x, value, gradient = trial, torch.where(running, trial_value, value), trial_gradient
-    return Minimum(x, torch.linalg.vector_norm(gradient, dim=-1), spent)
 
 
-def _inverse_hessian(gradient: Vector, steps: list[_Step], precondition: Callable[[Vector], Vector]) -> Vector:
+def _inverse_hessian(gradient: Vector, steps: tuple[Step, ...], precondition: Callable[[Vector], Vector]) -> Vector:
     """Return the BFGS approximation of ``H⁻¹ gradient`` by the two-loop recursion."""
     weights = []
     for step in reversed(steps):

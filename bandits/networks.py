@@ -61,6 +61,11 @@ class MLP:
         """The factor after the activation: ``E[gain² act(z)²] = 1`` for standard normal ``z``."""
         return {"relu": math.sqrt(2.0), "tanh": 1.5925374197, "softplus": 1.0418668355}[self.activation]
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the gradient is continuous in the weights."""
+        return self.activation != "relu"
+
     def initial(self, luck: Luck) -> Weights:
         """Draw ``θ0``: every weight N(0, 1), layer by layer."""
         return tuple(luck.child("layer", i).normal(*shape) for i, shape in enumerate(self.shapes))
@@ -75,43 +80,72 @@ class MLP:
             return torch.relu(z) * self._scale
         return (torch.tanh(z) if self.activation == "tanh" else torch.nn.functional.softplus(z)) * self._scale
 
-    def _through(self, signal: Tensor, z: Tensor) -> Tensor:
-        """Return ``g · act'(z) ⊙ signal / √m``."""
-        signal = signal * self._scale
+    def _derivative(self, z: Tensor, signal: Tensor) -> Tensor:
+        """Return ``act'(z) ⊙ signal``."""
         if self.activation == "relu":
             return torch.ops.aten.threshold_backward(signal, z, 0)
         return signal * (1 - torch.tanh(z).square() if self.activation == "tanh" else torch.sigmoid(z))
 
-    def _forward(self, weights: Weights, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the scaled inputs ``h_{l-1}/√fan_in`` of every layer and the pre-activations of the hidden ones."""
+    def forward(self, weights: Weights, x: Float[Tensor, "*r n i"]) -> Pass:
+        """Evaluate ``f(x; θ)`` for every row of ``x``, ready for its gradients."""
         scaled, pre = [x / math.sqrt(self.inputs)], []
         for matrix in weights[:-1]:
             pre.append(scaled[-1] @ matrix.mT)
             scaled.append(self._activate(pre[-1]))
-        return scaled, pre
+        return Pass(self, weights, tuple(scaled), tuple(pre))
 
     def value(self, weights: Weights, x: Float[Tensor, "*r n i"]) -> Float[Tensor, "*r n"]:
         """Return ``f(x; θ)`` for every row of ``x``."""
-        scaled, _ = self._forward(weights, x)
-        return (scaled[-1] @ weights[-1].mT).squeeze(-1)
+        return self.forward(weights, x).values
 
     def value_and_gradient(
         self, weights: Weights, x: Float[Tensor, "*r n i"]
     ) -> tuple[Float[Tensor, "*r n"], Factored]:
-        """Return ``f(x; θ)`` and ``∇_θ f(x; θ)`` for every row, the gradient as one outer product per layer.
-
-        ``∂f/∂W_l = δ_l (h_{l-1}/√fan_in)ᵀ`` with ``δ_L = 1`` and ``δ_l = act'(z_l) ⊙ W_{l+1}ᵀ δ_{l+1} / √m``.
-        Cost: one forward and one backward pass.
-        """
-        scaled, pre = self._forward(weights, x)
-        values = (scaled[-1] @ weights[-1].mT).squeeze(-1)
-        left = [torch.ones_like(values).unsqueeze(-1)]
-        signal = weights[-1].expand_as(pre[-1])
-        for z, matrix in zip(reversed(pre), (*reversed(weights[1:-1]), None), strict=True):
-            left.append(self._through(signal, z))
-            signal = left[-1] if matrix is None else left[-1] @ matrix
-        return values, Factored(tuple(reversed(left)), tuple(scaled))
+        """Return ``f(x; θ)`` and ``∇_θ f(x; θ)`` for every row; cost: one forward and one backward pass."""
+        forward = self.forward(weights, x)
+        return forward.values, forward.gradient()
 
     def embedding(self, weights: Weights, x: Float[Tensor, "*r n i"]) -> Dense:
         """Return the last layer's features ``h_{L-1}/√m``: the gradient with respect to the last layer alone."""
-        return Dense(self._forward(weights, x)[0][-1])
+        return Dense(self.forward(weights, x).scaled[-1])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass: the scaled inputs ``h_{l-1}/√fan_in`` of every layer, and the hidden layers' ``z_l``."""
+
+    network: MLP
+    weights: Weights
+    scaled: tuple[Float[Tensor, "*r n _"], ...]
+    pre: tuple[Float[Tensor, "*r n _"], ...]
+
+    @property
+    def values(self) -> Float[Tensor, "*r n"]:
+        """Return ``f(x; θ)`` of every row."""
+        return (self.scaled[-1] @ self.weights[-1].mT).squeeze(-1)
+
+    def gradient(self) -> Factored:
+        """Return ``∇_θ f(x; θ)`` of every row, one outer product per layer.
+
+        ``∂f/∂W_l = δ_l (h_{l-1}/√fan_in)ᵀ`` with ``δ_L = 1`` and ``δ_l = g·act'(z_l) ⊙ W_{l+1}ᵀ δ_{l+1} / √m``.
+        """
+        return Factored(self._back(torch.ones_like(self.scaled[-1][..., :1])), self.scaled)
+
+    def pull(self, weights: Float[Tensor, "*r n"]) -> Weights:
+        """Return ``Σ weight_i ∇_θ f(x_i; θ)`` as weight matrices; no row is formed."""
+        signals = self._back(weights.unsqueeze(-1))
+        return tuple(
+            a.mT @ b if a.shape[-1] <= b.shape[-1] else (b.mT @ a).mT for a, b in zip(signals, self.scaled, strict=True)
+        )
+
+    def _back(self, last: Float[Tensor, "*r n 1"]) -> tuple[Float[Tensor, "*r n _"], ...]:
+        """Return the signals ``δ_l`` of all layers, the last layer's being given."""
+        signals = [last]
+        for z, matrix in zip(reversed(self.pre), reversed(self.weights[1:]), strict=True):
+            # The factor g/√m goes where there are fewer numbers: the last layer's signal is one column.
+            if len(signals) == 1:
+                back = (self.network._scale * last) * matrix
+            else:
+                back = (signals[-1] @ matrix).mul_(self.network._scale)
+            signals.append(self.network._derivative(z, back))
+        return tuple(reversed(signals))

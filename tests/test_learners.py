@@ -183,7 +183,7 @@ class TestPolicy:
 def test_one_table_kept_once_gives_the_same_fit(network, luck, items, arena):
     """Duels of one table asked again and again: stored once or copied for every duel, the minimiser is the same."""
     initial = network.initial(luck.child("network"))
-    kept, copied = (NeuralLearner(network, initial, 0.8, same_table=same) for same in (True, False))
+    kept, copied = (NeuralLearner(network, initial, 0.8, tolerance=1e-10, same_table=same) for same in (True, False))
     for learner in (kept, copied):
         for _ in range(2):
             learner.observe(items, arena.ask(ALL))
@@ -198,6 +198,44 @@ def test_the_minimum_is_pulled_to_theta_zero(network, luck, items, arena):
     learner.fit()
     assert float(learner.rewards(items).abs().max()) < 1e-5
     assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
+
+
+def precisions(monkeypatch, learner: NeuralLearner) -> list[torch.dtype]:
+    """Fit, and return the precisions in which the network was worked out."""
+    seen: list[torch.dtype] = []
+    inner = MLP.forward
+
+    def spied(self, weights, x):
+        seen.append(x.dtype)
+        return inner(self, weights, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLP, "forward", spied)
+        learner.fit()
+    return seen
+
+
+def test_single_precision_only_far_from_the_end(monkeypatch, network, luck, items, arena):
+    """Most passes of a fit are in single precision, the last in double, and the minimiser is double's alone."""
+    initial = network.initial(luck.child("network"))
+    both, double = (NeuralLearner(network, initial, 0.8, tolerance=1e-9) for _ in range(2))
+    answers = arena.ask(ALL)
+    both.observe(items, answers)
+    double.observe(items, answers)
+    mixed = precisions(monkeypatch, both)
+    assert mixed.count(torch.float32) > mixed.count(torch.float64)
+    assert mixed[-1] == torch.float64
+    with monkeypatch.context() as patch:
+        patch.setattr("bandits.learners.SINGLE", 0.0)
+        assert set(precisions(monkeypatch, double)) == {torch.float64}
+    torch.testing.assert_close(both.rewards(items), double.rewards(items), rtol=0, atol=1e-7)
+
+
+def test_a_steep_loss_is_fitted_in_double_precision_alone(monkeypatch, network, luck, items, arena):
+    """With λ = 1e-6 the Hessian's condition is beyond single precision."""
+    learner = NeuralLearner(network, network.initial(luck), 1e-6)
+    learner.observe(items, arena.ask(ALL))
+    assert set(precisions(monkeypatch, learner)) == {torch.float64}
 
 
 def test_the_neural_fit_is_scipys(network, luck, arena):
