@@ -88,55 +88,78 @@ class Design(ABC):
         return self.condition(rows).widths
 
 
-class GramDesign(Design):
-    """The dual form: keeps the answered rows and the Cholesky factor ``L`` of ``K + ridge·I``.
+PANEL = 128  # answered rows that are kept together when they come one by one
 
-    Any rows will do.  Conditioning ``n`` rows costs one Gram block and ``O(S² n)``; appending ``b`` rows ``O(S² b)``.
+
+@dataclass(frozen=True)
+class _Panel:
+    """Answered rows that lie side by side: ``(left corner)`` are their rows of ``L``."""
+
+    rows: Rows
+    left: Float[Tensor, "*r p before"]
+    corner: Float[Tensor, "*r p p"]
+
+
+class GramDesign(Design):
+    """The dual form: keeps the answered rows and the Cholesky factor ``L`` of ``K + ridge·I``, in panels of rows.
+
+    Any rows will do.  Conditioning ``n`` rows costs one Gram block and ``O(S² n)``; appending ``b`` rows that were
+    conditioned before copies one panel: many small appends read ``L`` once each and never move it.
     """
 
     def __init__(self, ridge: float) -> None:
         """Begin with no answered duel."""
         super().__init__(ridge)
-        self.past: Rows | None = None
-        self._factor: Tensor | None = None
+        self._panels: list[_Panel] = []
 
     def extend(self, seen: Conditioned) -> None:
         """Extend ``L`` by a block row: ``[L 0; Cᵀ chol(K_bb + ridge - CᵀC)]``."""
-        rows, c = seen.rows, seen.projections
+        rows, left = seen.rows, seen.projections.mT
         gram = rows.inner(rows)
         own = gram + self.ridge * torch.eye(rows.count, dtype=gram.dtype, device=gram.device)
-        corner = torch.linalg.cholesky(own - c.mT @ c)
-        if self.past is None or self._factor is None:
-            self.past, self._factor = rows, corner
+        corner = torch.linalg.cholesky(own - left @ left.mT)
+        last = self._panels[-1] if self._panels else None
+        if last is None or last.rows.count + rows.count > PANEL:
+            self._panels.append(_Panel(rows, left.contiguous(), corner))
             return
-        top = torch.cat([self._factor, torch.zeros_like(c)], -1)
-        self._factor = torch.cat([top, torch.cat([c.mT, corner], -1)], -2)
-        self.past = self.past.join(rows)
-
-    def _project(self, rows: Rows) -> Tensor:
-        assert self.past is not None
-        assert self._factor is not None
-        return torch.linalg.solve_triangular(self._factor, self.past.inner(rows), upper=False)
+        left, beside = left.split([last.left.shape[-1], last.rows.count], -1)
+        top = torch.cat([last.corner, torch.zeros_like(beside).mT], -1)
+        corner = torch.cat([top, torch.cat([beside, corner], -1)], -2)
+        self._panels[-1] = _Panel(last.rows.join(rows), torch.cat([last.left, left], -2), corner)
 
     def condition(self, rows: Rows) -> Conditioned:
-        """Return the rows as seen through ``V⁻¹``."""
-        if self.past is None:
+        """Return the rows as seen through ``V⁻¹``: forward substitution, panel by panel."""
+        if not self._panels:
             squares = rows.squares()
             return Conditioned(rows, squares.new_zeros((*squares.shape[:-1], 0, rows.count)), self.ridge)
+        if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
+            return Conditioned(rows, rows.along(self._project(rows.items), -1), self.ridge)
         return Conditioned(rows, self._project(rows), self.ridge)
+
+    def _project(self, rows: Rows) -> Tensor:
+        """Return ``L⁻¹Φφ`` of the rows, as columns."""
+        found: list[Tensor] = []
+        for panel in self._panels:
+            own = panel.rows.inner(rows)
+            if found:
+                before = torch.cat(found, -2) if len(found) > 1 else found[0]
+                own = own - (before.mT @ panel.left.mT).mT  # this order is the faster one for few rows
+                found = [before]
+            found.append(torch.linalg.solve_triangular(panel.corner, own, upper=False))
+        return torch.cat(found, -2)
 
     def information(self) -> Tensor | float:
         """Return ``log det(V / ridge)``."""
-        if self._factor is None:
+        if not self._panels:
             return 0.0
-        diagonal = self._factor.diagonal(dim1=-2, dim2=-1)
+        diagonal = torch.cat([panel.corner.diagonal(dim1=-2, dim2=-1) for panel in self._panels], -1)
         return (2 * diagonal.log() - math.log(self.ridge)).sum(-1)
 
 
 class WhitenedDesign(Design):
     """The row form for dense rows: keeps ``W = L⁻¹Φ``, so that ``L⁻¹Φφ = Wφ`` is one matrix product.
 
-    Appending and conditioning cost ``O(S d)`` a row, linear in ``S``: for many small rounds (a regret experiment).
+    Appending and conditioning cost ``O(S d)`` a row, linear in ``S``: for many answers in few dimensions.
     """
 
     def __init__(self, ridge: float) -> None:

@@ -233,8 +233,13 @@ class Differences(Rows):
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
         return self._weighted(gram, dim)
 
-    def inner(self, other: Differences) -> Tensor:
-        """Return the duels' Gram matrix: from the items', ``D G D'ᵀ``, if duels share items, else side by side."""
+    def inner(self, other: Differences | Factored) -> Tensor:
+        """Return all inner products with other duels or items.
+
+        Those of duels come from their items', ``D G D'ᵀ``, if duels share items, else side by side.
+        """
+        if isinstance(other, Factored):
+            return self.along(self.items.inner(other), -2)
         if self.items.count * other.items.count < 4 * self.count * other.count:
             return other.along(self.along(self.items.inner(other.items), -2), -1)
         gram = _sides_inner(self._sides(), None if other is self else other._sides())

@@ -175,11 +175,12 @@ class _Objective:
         pairs, root = rows.differences(self.duels), slope(margin).sqrt()
         system = root.unsqueeze(-1) * pairs.inner(pairs) * root.unsqueeze(-2)
         system.diagonal(dim1=-2, dim2=-1).add_(lam)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        factor = torch.linalg.cholesky(system)
 
         def product(vector: Tensor) -> Tensor:
             along = root * self.duels.difference(rows.times(self._weights(vector)))
-            dual = root * (inverse @ along.unsqueeze(-1)).squeeze(-1)
+            half = torch.linalg.solve_triangular(factor, along.unsqueeze(-1), upper=False)
+            dual = root * torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(-1)
             items = _scatter(self.duels, dual.to(self.x.dtype), self.x.shape[-2])
             return (vector - _flat(rows.combined(items))) / lam
 

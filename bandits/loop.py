@@ -20,7 +20,7 @@ from bandits.btl import slope
 from bandits.design import Conditioned, Design, DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign
 from bandits.duels import Answers, Asked, Duels, Items
 from bandits.errors import InputError
-from bandits.features import Rows
+from bandits.features import Dense, Rows
 from bandits.luck import Luck
 from bandits.selector import Geometry, Pool, Strategy, select
 
@@ -58,7 +58,8 @@ class Plan:
     ``ridge`` is ``λ/κ`` and ``regularisation`` is ``λ`` (Fisher-weighted designs use it: κ is in their weights).
     ``refit`` is the growth of the number of answers after which the learner is fitted again (0: every round; 0.02: when
     2 % more are in).  ``selves`` offers every item against itself too, as in the regret setting.  ``temperature`` is β
-    of the policy whose entropy APLP reads.  ``many_rounds`` keeps dense rows of ``V`` so that a round costs O(answers).
+    of the policy whose entropy APLP reads.  ``many_rounds`` takes the rows of picked duels as they were looked at, so
+    that a round passes over ``V`` once.
     """
 
     rounds: int
@@ -103,17 +104,24 @@ class Belief:
         self._grows = geometry.gradients != "current" and geometry.weight == "none"
         self.extends = plan.many_rounds and self._grows
         """whether ``V`` takes the picked rows as they were looked at, so that a round passes over its rows once"""
-        self.design = self._empty()
+        self.design: Design = FixedDesign(self._ridge)  # until the first rows are seen
+        self._began = False
         self._same_table = plan.repeats and not plan.fresh
         self._past: Asked[Items] | None = None
 
-    def _empty(self) -> Design:
+    def _begin(self, rows: Rows) -> None:
+        """Choose the form of ``V`` that suits these rows: once, or every time where rows do not stay as they were."""
+        if self._began and self._grows:
+            return
+        self._began = True
         match self._geometry.metric:
             case "identity":
-                return FixedDesign(self._ridge)
+                self.design = FixedDesign(self._ridge)
             case "diagonal":
-                return DiagonalDesign(self._ridge)
-        return WhitenedDesign(self._ridge) if self.extends else GramDesign(self._ridge)
+                self.design = DiagonalDesign(self._ridge)
+            case "full":
+                whitened = self.extends and isinstance(rows, Dense)
+                self.design = WhitenedDesign(self._ridge) if whitened else GramDesign(self._ridge)
 
     def rows(self, learner: Learner, items: Items, duels: Duels) -> Rows:
         """Return the duels' features φ in this geometry."""
@@ -131,11 +139,11 @@ class Belief:
 
     def look(self, learner: Learner, items: Items, duels: Duels) -> Conditioned:
         """Return the duels on offer as seen through ``V⁻¹``."""
-        if not self._grows:
-            self.design = self._empty()
-            if self._past is not None:
-                self.design.append(self.rows(learner, self._past.items, self._past.duels))
-        return self.design.condition(self.rows(learner, items, duels))
+        rows = self.rows(learner, items, duels)
+        self._begin(rows)
+        if not self._grows and self._past is not None:
+            self.design.append(self.rows(learner, self._past.items, self._past.duels))
+        return self.design.condition(rows)
 
     def remember(self, learner: Learner, items: Items, duels: Duels, seen: Conditioned | None = None) -> None:
         """Add answered duels, before the learner is fitted to them; ``seen`` are their rows, if just looked at."""
@@ -143,7 +151,9 @@ class Belief:
             self.design.extend(seen)
         elif self._grows:
             asked = Asked.of(items, duels)
-            self.design.append(self.rows(learner, asked.items, asked.duels))
+            rows = self.rows(learner, asked.items, asked.duels)
+            self._begin(rows)
+            self.design.append(rows)
         else:
             asked = Asked.of(items, duels, self._same_table)
             self._past = asked if self._past is None else self._past.join(asked, self._same_table)

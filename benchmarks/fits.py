@@ -168,8 +168,8 @@ ROWS = (
         (Contender("torch L-BFGS", torch_lbfgs, repetitions=2),
          Contender("SciPy L-BFGS-B", scipy_lbfgs, repetitions=2)),
         repetitions=3,
-        bound="Passes over the network (68 % matrix products) on both sides: ours needs 50, and its metric "
-        "38 times (two products each); L-BFGS needs about 105. The metric, the Gauss-Newton matrix, leaves out the "
+        bound="Passes over the network on both sides: ours needs 40, most of them in single precision, and its metric "
+        "31 times (two products each); L-BFGS needs about 105.  The metric, the Gauss-Newton matrix, leaves out the "
         "residuals' own curvature, which BFGS has to learn; at λ = 1 and 1000 noisy answers it is not small.",
     ),
 )  # fmt: skip

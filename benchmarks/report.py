@@ -85,7 +85,9 @@ def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
     told = ""
     match target.of:
         case "peer":
-            peers = [timings[p.name] for p in row.peers if p.name in timings and not p.own]
+            peers = [
+                timings[p.name] for p in row.peers if p.name in timings and not p.own and target.against in ("", p.name)
+            ]
             at_least = True
             ratios = [Ratio.of(p.seconds, ours.seconds) for p in peers if p.seconds]
             best = min(ratios, key=lambda r: r.median, default=None)

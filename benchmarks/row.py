@@ -44,14 +44,16 @@ class Check:
 class Target:
     """What must be reached.
 
-    ``peer``: the fastest peer's seconds over ours, at least; ``limit``: ours over the limit's, at most; ``seconds`` and
-    ``memory`` (GB, peak) of ours, at most; ``figure``: a number of our answer, by name, at most.
+    ``peer``: the fastest peer's seconds over ours, or those of the one named by ``against``, at least; ``limit``: ours
+    over the limit's, at most; ``seconds`` and ``memory`` (GB, peak) of ours, at most; ``figure``: a number of our
+    answer, by name, at most.
     """
 
     of: Literal["peer", "limit", "seconds", "memory", "figure"]
     threshold: float
     text: str
     figure: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class _Trainer(DPOTrainer):
     Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
     the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
     wrong ones; tests compare ours with TRL's own).  The loss is written out here, since on a CPU TRL's fused head makes
-    logits for prompts and padding too, and makes them twice (``llm_loop.benchmark`` has the times).  Tests compare it
+    logits for prompts and padding too, and makes them twice (``python -m benchmarks dpo-step``).  Tests compare it
     and its gradients with TRL's, which ``own_loss=False`` uses.
     """
 

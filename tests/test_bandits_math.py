@@ -1,6 +1,7 @@
 """Properties of every piece of mathematics, each against a slow, obvious float64 reference."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -208,10 +209,15 @@ class TestRows:
 
 
 class TestDesign:
-    @pytest.mark.parametrize("kind", [GramDesign, WhitenedDesign])
-    @given(seed=seeds, ridge=st.floats(0.05, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-    def test_widths_and_information_are_those_of_the_explicit_matrix(self, kind, seed, ridge, sizes):
-        design, pool = kind(ridge), rows(seed, 6, 4, (2,))
+    @pytest.mark.parametrize(("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128)])
+    @given(seed=seeds, ridge=st.floats(0.05, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
+    def test_widths_and_information_are_those_of_the_explicit_matrix(self, kind, panel, seed, ridge, sizes):
+        with mock.patch("bandits.design.PANEL", panel):
+            self.compare_with_the_explicit_matrix(kind(ridge), seed, ridge, sizes)
+
+    @staticmethod
+    def compare_with_the_explicit_matrix(design, seed, ridge, sizes):
+        pool = rows(seed, 6, 4, (2,))
         past = torch.zeros(2, 0, 4, dtype=torch.float64)
         before = design.widths(Dense(pool))
         for i, size in enumerate(sizes):
@@ -230,8 +236,9 @@ class TestDesign:
             column = design.condition(Dense(pool)).column(torch.tensor([2, 4]))
             torch.testing.assert_close(column[r], ridge * pool[r] @ torch.linalg.inv(v) @ pool[r, (2, 4)[r]])
 
-    @given(seed=seeds, ridge=st.floats(0.05, 20), asked=st.integers(1, 30), weighted=st.booleans())
-    def test_the_two_forms_agree_on_factored_duels(self, seed, ridge, asked, weighted):
+    @given(seed=seeds, ridge=st.floats(0.05, 20), asked=st.integers(2, 30), weighted=st.booleans(),
+           panel=st.sampled_from([4, 128]))  # fmt: skip
+    def test_the_two_forms_agree_on_factored_duels(self, seed, ridge, asked, weighted, panel):
         """Asked duels have items of their own, the pool's duels share items: both ways to their inner products."""
         luck = Luck(seed, replicates=(0, 1))
         network = MLP(3, 10, 3)  # wide enough that its middle layer is kept in factors
@@ -247,8 +254,11 @@ class TestDesign:
         torch.testing.assert_close(past.inner(past), gram)
         torch.testing.assert_close(past.inner(past.scaled(torch.ones(2, asked, dtype=torch.float64))), gram)
         designs = GramDesign(ridge), WhitenedDesign(ridge)
+        half = torch.arange(asked).expand(2, -1).split([asked // 2, asked - asked // 2], -1)
         for design in designs:
-            design.append(past)
+            with mock.patch("bandits.design.PANEL", panel):
+                for part in half:
+                    design.append(past.take(part))
         one, two = (design.condition(pool) for design in designs)
         torch.testing.assert_close(one.projections.mT @ one.projections, two.projections.mT @ two.projections)
         torch.testing.assert_close(one.remainders, two.remainders, rtol=1e-7, atol=1e-9)
