@@ -206,8 +206,8 @@ ROWS = (
         ),
         repetitions=2, profiled=False,
         bound="Fits of ReLU networks take six tenths of the time (cProfile of a block of 10), in float64 since where "
-        "they end hangs on every rounding.  calvera does less: a diagonal of V in float32, one epoch in place of 5 BFGS "
-        "steps.",
+        "they end hangs on every rounding.  calvera does less: a diagonal of V in float32, and one epoch in place of 5 "
+        "BFGS steps.",
     ),
     Row(
         "simulate", "make simulate", "python -m bandits quick: 7 strategies, 2 truths, 16 replicates",
