@@ -249,7 +249,10 @@ class NeuralLearner(Learner):
         Softplus and tanh converge.
         """
         exact = _Objective(self, *self._asked())
-        reference = _scale(exact.initial_rows.differences(exact.duels).squares())
+        rows = exact.initial_rows
+        reference = _scale(rows.differences(exact.duels).squares())
+        # Items asked against themselves leave nothing but rounding: no gradient is small beside that.
+        reference = torch.maximum(reference, 1e-8 * _scale(rows.squares()))
         stages: tuple[tuple[_Objective, float], ...] = ((exact, 0.0),)
         if self.network.smooth:
             sound = bool((reference.square() < SINGLE * self.regularisation).all())

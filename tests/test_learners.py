@@ -200,6 +200,14 @@ def test_the_minimum_is_pulled_to_theta_zero(network, luck, items, arena):
     assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
 
 
+def test_items_against_themselves_are_fitted_at_once(network, luck, items, arena):
+    """Their gradient is rounding alone, and is not told as a fit that failed."""
+    learner = NeuralLearner(network, network.initial(luck), 1.0)
+    learner.observe(items, arena.ask(Duels(ALL.first[:, :3], ALL.first[:, :3])))
+    assert (learner.fit().gradient < 1e-6).all()
+    assert float(learner.rewards(items).abs().max()) < 1e-6
+
+
 def precisions(monkeypatch, learner: NeuralLearner) -> list[torch.dtype]:
     """Fit, and return the precisions in which the network was worked out."""
     seen: list[torch.dtype] = []
