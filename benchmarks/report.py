@@ -182,7 +182,7 @@ def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], pictu
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
     environment.filters["median"] = lambda seconds: f"{float(np.median(seconds)):.3g}"
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    shown = [known[row.name] | {"bound": row.bound} for row in rows if row.name in known]
+    shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
     text = environment.get_template("benchmarks.md.j2").render(
         entries=shown, missing=[row for row in rows if row.name not in known], picture=picture, mark=MARK,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from benchmarks.measure import memory
 from benchmarks.row import Answer, Check, Contender, Row, Target
 
 REPLICATES, ROUNDS = 20, 300
-HORIZON = PRESETS["ndb"][1].rounds
+HORIZON, STEPS = PRESETS["ndb"][1].rounds, PRESETS["ndb"][1].fit_iterations
 EVERY = f"calvera NeuralUCB, fitted every round (one replicate, times {REPLICATES})"
 ALONE = "one replicate at a time, own code"
 PER_CORE = REPLICATES / (os.cpu_count() or 1)  # replicates that a core would play one by one
@@ -195,7 +195,7 @@ _CORES: dict[str, Any] = {"repetitions": 2}
 ROWS = (
     Row(
         "simulator", "Simulator", f"NDB's setting (d=5, K=5, 2 x 50 ReLU), UCB, exact full V, {REPLICATES} replicates, "
-        f"{ROUNDS} rounds", Contender("ours", ours), check,
+        f"{STEPS} steps a fit, {ROUNDS} rounds", Contender("ours", ours), check,
         (Target("peer", 20, "at least 20 times calvera's rounds per second and replicate, fitted as it does by itself",
                 against=EVERY),),
         (
@@ -217,7 +217,7 @@ ROWS = (
     ),
     Row(
         "ndb", "Neural Dueling Bandits' horizon", f"NDB's setting, UCB, exact full V, {REPLICATES} replicates, "
-        f"{HORIZON} rounds", Contender("ours", ours, {"rounds": HORIZON}), check,
+        f"{STEPS} steps a fit, {HORIZON} rounds", Contender("ours", ours, {"rounds": HORIZON}), check,
         (_seconds("UCB", 300),), (Contender(ALONE, direct, {"rounds": HORIZON}, scale=PER_CORE, own=True),),
         repetitions=1, warm=False, long=True, profiled=False,
     ),
