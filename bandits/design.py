@@ -88,6 +88,20 @@ class Design(ABC):
         return self.condition(rows).widths
 
 
+class _FactorDesign(Design):
+    """A design that can apply ``L⁻¹``; abstract."""
+
+    def condition(self, rows: Rows) -> Conditioned:
+        """Return the rows as seen through ``V⁻¹``."""
+        if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
+            return Conditioned(rows, rows.along(self._project(rows.items), -1), self.ridge)
+        return Conditioned(rows, self._project(rows), self.ridge)
+
+    @abstractmethod
+    def _project(self, rows: Rows) -> Float[Tensor, "*r s n"]:
+        """Return ``L⁻¹Φφ`` of the rows, as columns."""
+
+
 PANEL = 128  # answered rows that are kept together when they come one by one
 
 
@@ -100,7 +114,7 @@ class _Panel:
     corner: Float[Tensor, "*r p p"]
 
 
-class GramDesign(Design):
+class GramDesign(_FactorDesign):
     """The dual form: keeps the answered rows and the Cholesky factor ``L`` of ``K + ridge·I``, in panels of rows.
 
     Any rows will do.  Conditioning ``n`` rows costs one Gram block and ``O(S² n)``; appending ``b`` rows that were
@@ -127,26 +141,18 @@ class GramDesign(Design):
         corner = torch.cat([top, torch.cat([beside, corner], -1)], -2)
         self._panels[-1] = _Panel(last.rows.join(rows), torch.cat([last.left, left], -2), corner)
 
-    def condition(self, rows: Rows) -> Conditioned:
-        """Return the rows as seen through ``V⁻¹``: forward substitution, panel by panel."""
+    def _project(self, rows: Rows) -> Tensor:
+        """Return ``L⁻¹Φφ`` of the rows by forward substitution, panel by panel."""
         if not self._panels:
             squares = rows.squares()
-            return Conditioned(rows, squares.new_zeros((*squares.shape[:-1], 0, rows.count)), self.ridge)
-        if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
-            return Conditioned(rows, rows.along(self._project(rows.items), -1), self.ridge)
-        return Conditioned(rows, self._project(rows), self.ridge)
-
-    def _project(self, rows: Rows) -> Tensor:
-        """Return ``L⁻¹Φφ`` of the rows, as columns."""
-        found: list[Tensor] = []
-        for panel in self._panels:
-            own = panel.rows.inner(rows)
-            if found:
-                before = torch.cat(found, -2) if len(found) > 1 else found[0]
-                own = own - (before.mT @ panel.left.mT).mT  # this order is the faster one for few rows
-                found = [before]
-            found.append(torch.linalg.solve_triangular(panel.corner, own, upper=False))
-        return torch.cat(found, -2)
+            return squares.new_zeros((*squares.shape[:-1], 0, rows.count))
+        first, *others = self._panels
+        found = torch.linalg.solve_triangular(first.corner, first.rows.inner(rows), upper=False)
+        for panel in others:
+            # This order of the product is the faster one for few rows.
+            own = panel.rows.inner(rows) - (found.mT @ panel.left.mT).mT
+            found = torch.cat([found, torch.linalg.solve_triangular(panel.corner, own, upper=False)], -2)
+        return found
 
     def information(self) -> Tensor | float:
         """Return ``log det(V / ridge)``."""
@@ -156,7 +162,7 @@ class GramDesign(Design):
         return (2 * diagonal.log() - math.log(self.ridge)).sum(-1)
 
 
-class WhitenedDesign(Design):
+class WhitenedDesign(_FactorDesign):
     """The row form for dense rows: keeps ``W = L⁻¹Φ``, so that ``L⁻¹Φφ = Wφ`` is one matrix product.
 
     Appending and conditioning cost ``O(S d)`` a row, linear in ``S``: for many answers in few dimensions.
@@ -186,12 +192,6 @@ class WhitenedDesign(Design):
         self._count = end
         gain = (2 * corner.diagonal(dim1=-2, dim2=-1).log() - math.log(self.ridge)).sum(-1)
         self._information = self._information + gain
-
-    def condition(self, rows: Rows) -> Conditioned:
-        """Return the rows as seen through ``V⁻¹``."""
-        if isinstance(rows, Differences) and rows.items.count < rows.count:  # duels share items: look at those
-            return Conditioned(rows, rows.along(self._project(rows.items), -1), self.ridge)
-        return Conditioned(rows, self._project(rows), self.ridge)
 
     def _project(self, rows: Rows) -> Tensor:
         """Return ``Wφ`` of the rows, as columns."""

@@ -218,7 +218,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         Simulation(contenders=tuple(STRATEGIES), truths=TRUTHS, replicates=64, rounds=20, prompts=400, width=128),
     ),
     "ndb": (
-        "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU (a quarter of an hour)",
+        "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU (2 minutes a strategy)",
         Simulation(
             experiment="regret", contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),
             truths=("square", "cosine"), replicates=20, rounds=2000, batch=1, prompts=1, responses=5, fresh=True,

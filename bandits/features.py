@@ -175,8 +175,15 @@ class Factored(Rows):
     def combined(self, weights: Float[Tensor, "*r n"]) -> tuple[Float[Tensor, "*r _ _"], ...]:
         """Return ``Σ weight_i row_i`` as weight matrices (``Jᵀ w``)."""
         scale = weights.unsqueeze(-1)
+        narrow = [a.shape[-1] <= b.shape[-1] for a, b in zip(self.left, self.right, strict=True)]
+        left = tuple(a * scale if yes else a for a, yes in zip(self.left, narrow, strict=True))
+        right = tuple(b if yes else b * scale for b, yes in zip(self.right, narrow, strict=True))
+        return Factored(left, right).total()
+
+    def total(self) -> tuple[Float[Tensor, "*r _ _"], ...]:
+        """Return ``Σ row_i`` as weight matrices."""
         return tuple(
-            (a * scale).mT @ b if a.shape[-1] <= b.shape[-1] else ((b * scale).mT @ a).mT
+            a.mT @ b if a.shape[-1] <= b.shape[-1] else (b.mT @ a).mT
             for a, b in zip(self.left, self.right, strict=True)
         )
 

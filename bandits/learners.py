@@ -132,8 +132,8 @@ class _Objective:
         self.learner, self.duels, self.won, self._given = learner, duels, won, x
         self.x = x.to(precision)
         self.y, self.origin = won.to(x.dtype), _flat(learner.initial)
-        self.base, rows = learner.network.value_and_gradient(self._weights(self.origin), self.x)
-        self.initial_rows = learner._scaled(rows)
+        self.initial = learner.network.forward(self._weights(self.origin), self.x)
+        self.base = self.initial.values
         self._last: tuple[Tensor, Tensor, Pass] | None = None
 
     def to(self, precision: torch.dtype) -> _Objective:
@@ -249,7 +249,7 @@ class NeuralLearner(Learner):
         Softplus and tanh converge.
         """
         exact = _Objective(self, *self._asked())
-        rows = exact.initial_rows
+        rows = self._scaled(exact.initial.gradient())
         reference = _scale(rows.differences(exact.duels).squares())
         # Items asked against themselves leave nothing but rounding: no gradient is small beside that.
         reference = torch.maximum(reference, 1e-8 * _scale(rows.squares()))

@@ -133,10 +133,7 @@ class Pass:
 
     def pull(self, weights: Float[Tensor, "*r n"]) -> Weights:
         """Return ``Σ weight_i ∇_θ f(x_i; θ)`` as weight matrices; no row is formed."""
-        signals = self._back(weights.unsqueeze(-1))
-        return tuple(
-            a.mT @ b if a.shape[-1] <= b.shape[-1] else (b.mT @ a).mT for a, b in zip(signals, self.scaled, strict=True)
-        )
+        return Factored(self._back(weights.unsqueeze(-1)), self.scaled).total()
 
     def _back(self, last: Float[Tensor, "*r n 1"]) -> tuple[Float[Tensor, "*r n _"], ...]:
         """Return the signals ``δ_l`` of all layers, the last layer's being given."""
