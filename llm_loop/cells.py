@@ -1,6 +1,6 @@
 """Owns how a cell is carried out: play, measure, record, resume; and how cells are run side by side.
 
-What is written, and where, is told in ``llm_loop.experiments``.  Knows nothing of the report.
+What is written, and where, is told in ``llm_loop.config``.  Knows nothing of the report.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bandits.errors import InputError
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from bandits.loop import Round, play
-from bandits.luck import Luck
-from bandits.results import RunDirectory, read_json, write_json, write_text
-from bandits.selector import APLP, STRATEGIES, Geometry, LabelEntropy, Random, Strategy
-from llm_loop import prompts as prompt_sets
-from llm_loop.arena import Table, TextArena, Texts
+from bandits.runs.directory import RunDirectory, read_json, write_json, write_text
+from bandits.selector import APLP, STRATEGIES, FeatureSpace, LabelEntropy, Random, Strategy
+from llm_loop.arena import Completions, Table, TextArena
+from llm_loop.config import Alignment
+from llm_loop.data import prompts as prompt_sets
 from llm_loop.diagnostics import drift, rank_correlation, reasons
-from llm_loop.evaluate import distinct
-from llm_loop.experiments import Alignment
 from llm_loop.gradients import Gradients
 from llm_loop.launch import is_main, main_first, processes, wait
 from llm_loop.learner import DPOLearner, Fit
 from llm_loop.models import Policy, Row, load_policy
+from llm_loop.report.evaluate import distinct
+from llm_loop.rewards.scorers import Scorer, checked, load_scorer
 from llm_loop.sampling import sample
-from llm_loop.scorers import Scorer, checked, load_scorer
 
 Record = dict[str, Any]
 
@@ -48,12 +48,13 @@ Record = dict[str, Any]
 class Heldout:
     """Held-out prompts, their fixed duels and probes, and what is measured on them."""
 
-    def __init__(self, alignment: Alignment, prompts: Sequence[str], policy: Policy, scorer: Scorer, judge: Scorer,
-                 luck: Luck) -> None:  # fmt: skip
+    def __init__(
+        self, alignment: Alignment, prompts: Sequence[str], policy: Policy, scorer: Scorer, judge: Scorer, key: Key
+    ) -> None:
         """Take the first held-out prompts."""
         if len(prompts) < alignment.heldout:
             raise InputError(f"{alignment.heldout} held-out prompts asked for, but the prompt set has {len(prompts)}")
-        self.alignment, self.policy, self.scorer, self.judge, self.luck = alignment, policy, scorer, judge, luck
+        self.alignment, self.policy, self.scorer, self.judge, self.key = alignment, policy, scorer, judge, key
         self.prompts = tuple(prompts[: alignment.heldout])
         self.encoded = policy.encode(self.prompts, alignment.prompt_tokens)
         self.rows: tuple[Row, ...] = ()
@@ -65,7 +66,7 @@ class Heldout:
         """Draw the fixed responses from the initial model, which the policy must be; return them as JSON values."""
         count = self.alignment.heldout_duels
         rows, _ = sample(
-            self.policy, self.encoded[:count], 2, self.alignment.decoding, self.luck.child("fixed"), "evaluate"
+            self.policy, self.encoded[:count], 2, self.alignment.decoding, self.key.fold_in("fixed"), "evaluate"
         )
         with self.policy.meter.stage("evaluate"):
             texts = [self.policy.decode(row.response) for row in rows]
@@ -89,7 +90,7 @@ class Heldout:
     def measure(self, learner: DPOLearner) -> Record:
         """Let the policy answer the held-out prompts, always with the same uniform numbers; return rows of tables."""
         policy, start = self.policy, learner.at_start
-        rows, logs = sample(policy, self.encoded, 1, self.alignment.decoding, self.luck.child("answers"), "evaluate")
+        rows, logs = sample(policy, self.encoded, 1, self.alignment.decoding, self.key.fold_in("answers"), "evaluate")
         if start:
             ratios, margins = torch.zeros(len(rows)), torch.zeros(len(self.rows))
         else:
@@ -103,11 +104,21 @@ class Heldout:
         columns = zip(self.prompts, rows, texts, rewards, judged, ratios.tolist(), strict=True)
         evaluations, samples = [], []
         for i, (prompt, row, text, reward, judge, ratio) in enumerate(columns):
-            evaluations.append({"prompt_index": i, "reward": reward, "judge": judge, "log_ratio": ratio,
-                                "tokens": len(row.response), "distinct_2": distinct(text)})  # fmt: skip
+            evaluations.append(
+                {
+                    "prompt_index": i,
+                    "reward": reward,
+                    "judge": judge,
+                    "log_ratio": ratio,
+                    "tokens": len(row.response),
+                    "distinct_2": distinct(text),
+                }
+            )
             samples.append({"prompt_index": i, "prompt": prompt, "response": text})
-        pairs = [(margins[2 * i] - margins[2 * i + 1], self.true[2 * i] - self.true[2 * i + 1])
-                 for i in range(len(self.rows) // 2)]  # fmt: skip
+        pairs = [
+            (margins[2 * i] - margins[2 * i + 1], self.true[2 * i] - self.true[2 * i + 1])
+            for i in range(len(self.rows) // 2)
+        ]
         duels = [{"prompt_index": i, "margin": float(a), "true_margin": b} for i, (a, b) in enumerate(pairs)]
         return {"evaluations": evaluations, "duels": duels, "samples": samples}
 
@@ -115,29 +126,42 @@ class Heldout:
 class Cell:
     """One strategy with one seed: its policy, arena, learner and records.
 
-    Under ``accelerate launch`` all processes play the same cell on the same luck and share the work of DPO alone; only
+    Under ``accelerate launch`` all processes play the same cell on the same key and share the work of DPO alone; only
     the main one writes.
     """
 
     def __init__(self, alignment: Alignment, strategy: str, seed: int, folder: Path, write: bool = True) -> None:
         """Build everything, and take up what a run that was stopped left in the folder."""
         self.alignment, self.name, self.seed, self.folder, self.write = alignment, strategy, seed, folder, write
-        shared, luck = Luck(alignment.seed), Luck(alignment.seed).child("seed", seed)
+        shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
         texts = prompt_sets.load(alignment.prompts, shared)
-        self.policy = load_policy(alignment.model, alignment.adapter, luck, alignment.device, alignment.dtype)
+        self.policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
         self.policy.batch_tokens = alignment.score_tokens
         scorer = load_scorer(alignment.reward, alignment.device, alignment.dtype)
         judge = load_scorer(alignment.judge, alignment.device, alignment.dtype)
         self.arena = TextArena(
-            self.policy, scorer, texts.train, luck=luck.child("arena"), prompts_per_round=alignment.prompts_per_round,
-            responses=alignment.responses, decoding=alignment.decoding, oracle=alignment.oracle, batch=alignment.batch,
+            self.policy,
+            scorer,
+            texts.train,
+            key=key.fold_in("arena"),
+            prompts_per_round=alignment.prompts_per_round,
+            responses=alignment.responses,
+            decoding=alignment.decoding,
+            oracle=alignment.oracle,
+            batch=alignment.batch,
             prompt_tokens=alignment.prompt_tokens,
-        )  # fmt: skip
-        gradients = Gradients(self.policy, alignment.beta, alignment.sketch, alignment.sketch_size,
-                              luck.child("gradients"), alignment.feature_tokens)  # fmt: skip
-        self.learner = DPOLearner(self.policy, alignment.training, gradients, luck.child("learner"))
-        self.heldout = Heldout(alignment, texts.heldout, self.policy, scorer, judge, luck.child("heldout"))
-        self.luck = luck.child("play")
+        )
+        gradients = Gradients(
+            self.policy,
+            alignment.beta,
+            alignment.sketch,
+            alignment.sketch_size,
+            key.fold_in("gradients"),
+            alignment.feature_tokens,
+        )
+        self.learner = DPOLearner(self.policy, alignment.training, gradients, key.fold_in("learner"))
+        self.heldout = Heldout(alignment, texts.heldout, self.policy, scorer, judge, key.fold_in("heldout"))
+        self.key = key.fold_in("play")
         self.records: list[Record] = []
         while (path := self._record(len(self.records))).exists():
             self.records.append(read_json(path))
@@ -165,7 +189,7 @@ class Cell:
         if replay:
             self.last_probe = self._probe_at(len(replay))
         strategy = strategy_of(self.name)
-        for round in play(self.arena, self.learner, strategy, self.alignment.plan, self.luck, replay):
+        for round in play(self.arena, self.learner, strategy, self.alignment.plan, self.key, replay):
             row = self._pool_row(round) | self._fit_row(round.fit)
             row |= self._tokens() | self._probe()
             record = {"row": row, "picks": round.picks.tolist(), "candidates": self._candidates(round)}
@@ -203,7 +227,7 @@ class Cell:
         k = self.alignment.responses
         encoded = [self.arena.encoded[i] for i in table["prompt_indices"] for _ in range(k)]
         rows = tuple(Row(p, tuple(r)) for p, r in zip(encoded, table["responses"], strict=True))
-        items = Texts(rows, k, torch.tensor(table["log_probs"], dtype=torch.float64))
+        items = Completions(rows, k, torch.tensor(table["log_probs"], dtype=torch.float64))
         self.arena.tables[number - 1] = Table(
             items,
             tuple(table["texts"]),
@@ -216,10 +240,13 @@ class Cell:
     def _table(self) -> Record:
         table = self.arena.table
         return {
-            "prompt_indices": list(table.prompt_indices), "responses": [list(row.response) for row in table.items.rows],
-            "texts": list(table.texts), "log_probs": table.items.log_probs.tolist(), "rewards": table.rewards.tolist(),
+            "prompt_indices": list(table.prompt_indices),
+            "responses": [list(row.response) for row in table.items.rows],
+            "texts": list(table.texts),
+            "log_probs": table.items.log_probs.tolist(),
+            "rewards": table.rewards.tolist(),
             "reference": self.learner.reference(table.items.rows).tolist(),
-        }  # fmt: skip
+        }
 
     def _tokens(self) -> Record:
         """Return the tokens of the method's stages since the round began."""
@@ -236,29 +263,32 @@ class Cell:
         """Measure how far features have moved; the current ones become the last."""
         now = self.learner.gradients(self.heldout.probes, "probe").values
         row = {
-            "gradient_drift": drift(now, self.initial_probe), "gradient_step": drift(now, self.last_probe),
+            "gradient_drift": drift(now, self.initial_probe),
+            "gradient_step": drift(now, self.last_probe),
             "kernel_drift": drift(now @ now.mT, self.initial_probe @ self.initial_probe.mT),
             "kernel_step": drift(now @ now.mT, self.last_probe @ self.last_probe.mT),
-        }  # fmt: skip
+        }
         self.last_probe = now
         return row
 
     def _pool_row(self, round: Round) -> Record:
         """Return the diagnostics of a round's pool."""
-        pool, geometry = round.pool, strategy_of(self.name).geometry
+        pool, space = round.pool, strategy_of(self.name).space
         assert pool is not None
         offered = pool.available
         margins, truth = pool.margins, pool.duels.difference(self.arena.rewards)
         lengths = torch.tensor([len(row.response) for row in self.arena.table.items.rows], dtype=torch.float64)
         picked = pool.duels.take(round.picks)
-        per_prompt = [self.arena.table.texts[i : i + self.alignment.responses]
-                      for i in range(0, len(lengths), self.alignment.responses)]  # fmt: skip
+        per_prompt = [
+            self.arena.table.texts[i : i + self.alignment.responses]
+            for i in range(0, len(lengths), self.alignment.responses)
+        ]
         gains = reasons(pool.features, round.picks).gain[round.picks]
         # Where V is made anew every round, what the loop tells is from before this round's duels.
-        grown = geometry.gradients != "current" and geometry.weight == "none"
+        grown = space.gradients != "current" and space.weight == "none"
         return {
             "labels": (round.number + 1) * self.alignment.batch,
-            "zero_A_gradient_share": self.learner.gradients.zero_share if geometry.layer == "all" else math.nan,
+            "zero_A_gradient_share": self.learner.gradients.zero_share if space.layer == "all" else math.nan,
             "zero_margin_share": float((margins[offered] == 0).double().mean()),
             "duplicates_dropped": sum(len(texts) - len(set(texts)) for texts in per_prompt),
             "duels_offered": int(offered.sum()),
@@ -285,15 +315,27 @@ class Cell:
         rows = []
         for i, (a, b) in enumerate(zip(round.duels.first.tolist(), round.duels.second.tolist(), strict=True)):
             prompt = table.prompt_indices[a // k]
-            rows.append({
-                "candidate": i, "prompt_index": prompt, "prompt": self.arena.prompts[prompt],
-                "response_1": table.texts[a], "response_2": table.texts[b],
-                "reward_1": rewards[a], "reward_2": rewards[b],
-                "tokens_1": len(table.items.rows[a].response), "tokens_2": len(table.items.rows[b].response),
-                "margin": float(pool.margins[i]), "width": float(pool.features.widths[i]),
-                "offered": bool(pool.available[i]), "picked_position": order.get(i), "log_det_gain": float(why.gain[i]),
-                "nearest_picked_duel": int(why.nearest[i]), "nearest_cosine": float(why.cosine[i]), "label": won.get(i),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "candidate": i,
+                    "prompt_index": prompt,
+                    "prompt": self.arena.prompts[prompt],
+                    "response_1": table.texts[a],
+                    "response_2": table.texts[b],
+                    "reward_1": rewards[a],
+                    "reward_2": rewards[b],
+                    "tokens_1": len(table.items.rows[a].response),
+                    "tokens_2": len(table.items.rows[b].response),
+                    "margin": float(pool.margins[i]),
+                    "width": float(pool.features.widths[i]),
+                    "offered": bool(pool.available[i]),
+                    "picked_position": order.get(i),
+                    "log_det_gain": float(why.gain[i]),
+                    "nearest_picked_duel": int(why.nearest[i]),
+                    "nearest_cosine": float(why.cosine[i]),
+                    "label": won.get(i),
+                }
+            )
         return rows
 
     def _preferences(self, round: Round) -> list[Record]:
@@ -305,8 +347,13 @@ class Cell:
             duels.first.tolist(), duels.second.tolist(), round.answers.first_won.tolist(), strict=True
         ):
             good, bad = (a, b) if won else (b, a)
-            rows.append({"prompt": self.arena.prompts[table.prompt_indices[a // k]], "chosen": table.texts[good],
-                         "rejected": table.texts[bad]})  # fmt: skip
+            rows.append(
+                {
+                    "prompt": self.arena.prompts[table.prompt_indices[a // k]],
+                    "chosen": table.texts[good],
+                    "rejected": table.texts[bad],
+                }
+            )
         return rows
 
     def _tables(self) -> None:
@@ -314,23 +361,28 @@ class Cell:
         if not self.write:
             return
         for table in ("samples", "preferences"):
-            lines = [json.dumps(line | {"round": number}, ensure_ascii=False) + "\n"
-                     for number, record in enumerate(self.records) for line in record.get(table, [])]  # fmt: skip
+            lines = [
+                json.dumps(line | {"round": number}, ensure_ascii=False) + "\n"
+                for number, record in enumerate(self.records)
+                for line in record.get(table, [])
+            ]
             write_text(self.folder / f"{table}.jsonl", "".join(lines))
         for table in ("candidates", "evaluations", "duels", "rounds"):
-            rows = [{"strategy": self.name, "seed": self.seed, "round": number} | row
-                    for number, record in enumerate(self.records)
-                    for row in ([record["row"]] if table == "rounds" else record.get(table, []))]  # fmt: skip
-            # Texts in quotes, whatever is in them: a bare carriage return would end a row for some readers.
+            rows = [
+                {"strategy": self.name, "seed": self.seed, "round": number} | row
+                for number, record in enumerate(self.records)
+                for row in ([record["row"]] if table == "rounds" else record.get(table, []))
+            ]
+            # Completions in quotes, whatever is in them: a bare carriage return would end a row for some readers.
             text = pd.DataFrame(rows).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
             write_text(self.folder / f"{table}.csv", text)
 
 
 def strategy_of(name: str) -> Strategy:
-    """Return a strategy; one that reads no features is measured in ActiveDPO's geometry, to compare widths."""
+    """Return a strategy; one that reads no features is measured in ActiveDPO's space, to compare widths."""
     strategy = STRATEGIES[name]
     if isinstance(strategy, Random | LabelEntropy | APLP):
-        return replace(strategy, geometry=Geometry(normalise="response"))
+        return replace(strategy, space=FeatureSpace(normalise="response"))
     return strategy
 
 

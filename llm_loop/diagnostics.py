@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from scipy import stats
 from torch import Tensor
 
-from bandits.design import Conditioned
+from bandits.core.design import Posterior
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Reasons:
     nearest: Int64[Tensor, " n"]
     """the picked duel of this round with the largest cosine, another one than itself (itself, if it is the only one)"""
     cosine: Float[Tensor, " n"]
-    """``|⟨φ, φ'⟩| / (‖φ‖ ‖φ'‖)`` with that duel, in the geometry of ``V⁻¹``; 0 for a zero feature"""
+    """``|⟨φ, φ'⟩| / (‖φ‖ ‖φ'‖)`` with that duel, in the space of ``V⁻¹``; 0 for a zero feature"""
 
 
-def reasons(pool: Conditioned, picks: Int64[Tensor, " b"]) -> Reasons:
+def reasons(pool: Posterior, picks: Int64[Tensor, " b"]) -> Reasons:
     """Return the reasons of all duels of a pool, given the picks in their order."""
     chosen = pool.rows.take(picks)
     seen = pool.projections[:, picks]
@@ -37,7 +37,7 @@ def reasons(pool: Conditioned, picks: Int64[Tensor, " b"]) -> Reasons:
     steps = torch.linalg.cholesky(own + pool.ridge * torch.eye(len(picks), dtype=own.dtype)).diagonal()
     gain = torch.log1p(pool.widths.square())
     gain[picks] = 2 * steps.log() - math.log(pool.ridge)
-    norms = pool.remainders.sqrt()
+    norms = pool.residuals.sqrt()
     scale = norms.unsqueeze(-1) * norms[picks]
     cosine = torch.where(scale > 0, gram / scale, 0.0).abs().clamp(max=1)
     if len(picks) > 1:

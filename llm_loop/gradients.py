@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bandits.errors import InputError
-from bandits.features import CountSketch, Dense, Rademacher, ShiftSketch
-from bandits.luck import Luck
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.core.rows import CountSketch, Dense, Rademacher, ShiftSketch
 from llm_loop.models import Policy, Row, batches
 
 Kind = Literal["none", "shift", "count", "sjlt", "rademacher", "factored"]
@@ -31,7 +31,7 @@ SJLT_NONZEROS = 4
 class Projection(ABC):
     """A linear map of LoRA gradients, matrix by matrix; abstract.  Inner products are kept in expectation.
 
-    ``shapes`` are the matrices' shapes (outputs, inputs) in the model's order.  One luck gives one map, for all rounds.
+    ``shapes`` are the matrices' shapes (outputs, inputs) in the model's order.  One key gives one map, for all rounds.
     """
 
     size: int
@@ -58,9 +58,9 @@ class Exact(Projection):
 class Shifted(Projection):
     """Count-sketch by cyclic shifts, a map of its own for every matrix: nothing is scattered, so it is the fastest."""
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, luck: Luck, device: str) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, key: Key, device: str) -> None:
         self.size = size
-        draws = (ShiftSketch.draw(a * b, size, luck.child("matrix", i)) for i, (a, b) in enumerate(shapes))
+        draws = (ShiftSketch.draw(a * b, size, key.fold_in("matrix", i)) for i, (a, b) in enumerate(shapes))
         self._parts = [replace(part, sign=part.sign.to(device, torch.float32)) for part in draws]
 
     def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
@@ -69,11 +69,11 @@ class Shifted(Projection):
 
 
 class Counted(Projection):
-    """Count-sketch (one non-zero per coordinate) or SJLT (several): ``bandits.features.CountSketch``, cut in blocks."""
+    """Count-sketch (one non-zero per coordinate) or SJLT (several): ``core.rows.CountSketch``, cut in blocks."""
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, nonzeros: int, luck: Luck, device: str) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, nonzeros: int, key: Key, device: str) -> None:
         sizes = [a * b for a, b in shapes]
-        whole = CountSketch.draw(sum(sizes), size, luck, nonzeros)
+        whole = CountSketch.draw(sum(sizes), size, key, nonzeros)
         self.size = size
         self._parts = [
             CountSketch(b.to(device), s.to(device, torch.float32), size)
@@ -95,14 +95,14 @@ class Signs(Projection):
     reached; for reference, not for speed.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, luck: Luck, device: str) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, key: Key, device: str) -> None:
         self.size = size
-        self._shapes, self._luck, self._device = shapes, luck, device
+        self._shapes, self._luck, self._device = shapes, key, device
 
     def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
         """Multiply by this matrix's signs."""
         a, b = self._shapes[matrix]
-        signs = Rademacher.draw(a * b, self.size, self._luck.child("matrix", matrix))
+        signs = Rademacher.draw(a * b, self.size, self._luck.fold_in("matrix", matrix))
         out += gradient.flatten(1) @ signs.matrix.to(self._device, torch.float32)
 
 
@@ -113,12 +113,12 @@ class Sides(Projection):
     between different matrices vanish in expectation.  Cost a row: ``O(P · size / rank)``.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, rank: int, luck: Luck, device: str) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, rank: int, key: Key, device: str) -> None:
         if size % rank:
             raise InputError(f"a factored sketch needs a size divisible by LoRA's rank {rank}, got {size}")
         self.size, self._rank = size, rank
         self._signs = [
-            Rademacher.draw(max(shape), size // rank, luck.child("matrix", i)).matrix.to(device, torch.float32)
+            Rademacher.draw(max(shape), size // rank, key.fold_in("matrix", i)).matrix.to(device, torch.float32)
             for i, shape in enumerate(shapes)
         ]
 
@@ -129,22 +129,22 @@ class Sides(Projection):
 
 
 def projection(
-    kind: Kind, shapes: Sequence[tuple[int, int]], size: int, rank: int, luck: Luck, device: str
+    kind: Kind, shapes: Sequence[tuple[int, int]], size: int, rank: int, key: Key, device: str
 ) -> Projection:
     """Return a projection by name; ``size`` is ignored by ``none``."""
     match kind:
         case "none":
             return Exact(shapes)
         case "shift":
-            return Shifted(shapes, size, luck, device)
+            return Shifted(shapes, size, key, device)
         case "count":
-            return Counted(shapes, size, 1, luck, device)
+            return Counted(shapes, size, 1, key, device)
         case "sjlt":
-            return Counted(shapes, size, SJLT_NONZEROS, luck, device)
+            return Counted(shapes, size, SJLT_NONZEROS, key, device)
         case "rademacher":
-            return Signs(shapes, size, luck, device)
+            return Signs(shapes, size, key, device)
         case "factored":
-            return Sides(shapes, size, rank, luck, device)
+            return Sides(shapes, size, rank, key, device)
     raise InputError(f"unknown sketch {kind!r}; choose from {', '.join(KINDS)}")
 
 
@@ -160,7 +160,7 @@ class _Pass:
 class Gradients:
     """Per-response gradients of ``β log π_θ(y|x)`` at the policy's current θ."""
 
-    def __init__(self, policy: Policy, beta: float, kind: Kind, size: int, luck: Luck, batch_tokens: int = 512) -> None:
+    def __init__(self, policy: Policy, beta: float, kind: Kind, size: int, key: Key, batch_tokens: int = 512) -> None:
         """Draw the projection; it stays the same as θ moves."""
         if not beta > 0:
             raise InputError(f"β must be positive, got {beta}")
@@ -171,7 +171,7 @@ class Gradients:
             self._matrices += [layer.lora_A["default"], layer.lora_B["default"]]
             self._sides += ["A", "B"]
         shapes = [(m.out_features, m.in_features) for m in self._matrices]
-        self.map = projection(kind, shapes, size, policy.adapter.rank, luck.child("sketch"), str(policy.device))
+        self.map = projection(kind, shapes, size, policy.adapter.rank, key.fold_in("sketch"), str(policy.device))
         self.zero_share = float("nan")
         """of the last call: the share of (response, A-matrix) pairs whose gradient is exactly 0 (1 while B = 0)"""
 

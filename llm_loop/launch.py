@@ -1,6 +1,6 @@
 """Owns what several processes of one run must agree on, where ``accelerate launch`` started them.
 
-All play the same cells on the same luck and share the work of DPO alone; only the main one writes.
+All play the same cells on the same key and share the work of DPO alone; only the main one writes.
 """
 
 from __future__ import annotations

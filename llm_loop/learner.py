@@ -19,11 +19,11 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from bandits.duels import Answers
-from bandits.errors import InputError
-from bandits.features import Dense
-from bandits.luck import Luck
-from llm_loop.arena import Texts
+from bandits.core.duels import Answers
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.core.rows import Dense
+from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
 from llm_loop.models import Policy, Row, seeded, token_log_probs
@@ -125,7 +125,7 @@ def _lent(policy: Policy) -> Iterator[None]:
 
 
 def fit_dpo(
-    policy: Policy, preferences: Sequence[Preference], training: Training, luck: Luck, own_loss: bool = True
+    policy: Policy, preferences: Sequence[Preference], training: Training, key: Key, own_loss: bool = True
 ) -> Fit:
     """Train LoRA's matrices from where they are by DPO on these preferences; return how it went.
 
@@ -134,28 +134,52 @@ def fit_dpo(
     """
     if not preferences:
         raise InputError("DPO needs at least one preference")
-    data = Dataset.from_list([
-        {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
-         "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
-         "ref_rejected_logps": p.rejected_reference}
-        for p in preferences
-    ])  # fmt: skip
+    data = Dataset.from_list(
+        [
+            {
+                "prompt_ids": list(p.chosen.prompt),
+                "chosen_ids": list(p.chosen.response),
+                "rejected_ids": list(p.rejected.response),
+                "ref_chosen_logps": p.chosen_reference,
+                "ref_rejected_logps": p.rejected_reference,
+            }
+            for p in preferences
+        ]
+    )
     share = training.batch // processes()  # of a batch, where a launcher started several processes
     if share < 1:
         raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
     tokens = training.epochs * sum(p.chosen.tokens + p.rejected.tokens for p in preferences)
-    with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(luck), _lent(policy):
+    with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(key), _lent(policy):
         arguments = DPOConfig(
-            output_dir=scratch, beta=training.beta, learning_rate=training.rate, num_train_epochs=training.epochs,
-            per_device_train_batch_size=share, lr_scheduler_type=training.schedule,
-            max_grad_norm=training.clip, weight_decay=0.0, max_length=None, gradient_checkpointing=False, bf16=False,
-            use_cpu=policy.device.type == "cpu", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-            dataloader_pin_memory=False, seed=int(luck.child("order").generators()[0].integers(2**31)),
-        )  # fmt: skip
+            output_dir=scratch,
+            beta=training.beta,
+            learning_rate=training.rate,
+            num_train_epochs=training.epochs,
+            per_device_train_batch_size=share,
+            lr_scheduler_type=training.schedule,
+            max_grad_norm=training.clip,
+            weight_decay=0.0,
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=policy.device.type == "cpu",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=int(key.fold_in("order").generators()[0].integers(2**31)),
+        )
         trainer = _Trainer(
-            model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
-            pull=training.regularisation / len(preferences), start=policy.initial, own_loss=own_loss,
-        )  # fmt: skip
+            model=policy.model,
+            args=arguments,
+            train_dataset=data,
+            processing_class=policy.tokenizer,
+            pull=training.regularisation / len(preferences),
+            start=policy.initial,
+            own_loss=own_loss,
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -165,9 +189,9 @@ def fit_dpo(
 class DPOLearner:
     """The loop's learner on a real policy: ``rewards`` are implicit, ``features`` LoRA gradients, ``fit`` is DPO."""
 
-    def __init__(self, policy: Policy, training: Training, gradients: Gradients, luck: Luck) -> None:
+    def __init__(self, policy: Policy, training: Training, gradients: Gradients, key: Key) -> None:
         """Begin at the reference."""
-        self.policy, self.training, self.gradients, self.luck = policy, training, gradients, luck
+        self.policy, self.training, self.gradients, self.key = policy, training, gradients, key
         self.preferences: list[Preference] = []
         self.fits = 0
         self._new = 0
@@ -200,7 +224,7 @@ class DPOLearner:
             cache.update(zip(missing, self.policy.log_probs(missing, "score").tolist(), strict=True))
         return torch.tensor([cache[row] for row in rows], dtype=torch.float64)
 
-    def rewards(self, items: Texts) -> Float[Tensor, " n"]:
+    def rewards(self, items: Completions) -> Float[Tensor, " n"]:
         """Return ``β log π_θ(y|x)/π_ref(y|x)``, in log-odds; exactly 0 at the start."""
         if self.at_start:  # what the policy drew with is the reference's
             self.note(items.rows, reference=items.log_probs)
@@ -208,7 +232,7 @@ class DPOLearner:
         reference = self.reference(items.rows)
         return self.training.beta * (self.current(items.rows) - reference)
 
-    def features(self, items: Texts, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Dense:
+    def features(self, items: Completions, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Dense:
         """Return each item's gradient of its implicit reward, or its last hidden state; equal items count once."""
         rows = list(dict.fromkeys(items.rows))
         if at == "initial" and not self.at_start:
@@ -222,14 +246,14 @@ class DPOLearner:
     def _features(self, rows: Sequence[Row], layer: Literal["all", "last"]) -> Dense:
         return embeddings(self.policy, rows) if layer == "last" else self.gradients(rows)
 
-    def entropy(self, items: Texts, rewards: Tensor, temperature: float) -> Float[Tensor, " p"]:
+    def entropy(self, items: Completions, rewards: Tensor, temperature: float) -> Float[Tensor, " p"]:
         """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.
 
         The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response; the responses are its own draws.
         """
         return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
 
-    def observe(self, items: Texts, answers: Answers) -> None:
+    def observe(self, items: Completions, answers: Answers) -> None:
         """Remember answered duels as preferences."""
         reference = self.reference(items.rows).tolist()
         pairs = zip(
@@ -242,12 +266,12 @@ class DPOLearner:
 
     def fit(self) -> Fit:
         """Run DPO; afterwards the current policy's log-probabilities are forgotten."""
-        luck = self.luck.child("fit", len(self.preferences))
+        key = self.key.fold_in("fit", len(self.preferences))
         if self.training.data == "all":
             self.policy.restore(self.policy.initial)
-            fit = fit_dpo(self.policy, self.preferences, self.training, luck)
+            fit = fit_dpo(self.policy, self.preferences, self.training, key)
         else:
-            fit = fit_dpo(self.policy, self.preferences[-self._new :], self.training, luck)
+            fit = fit_dpo(self.policy, self.preferences[-self._new :], self.training, key)
         self._current.clear()
         return fit
 

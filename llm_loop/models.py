@@ -35,10 +35,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bandits.errors import InputError
-from bandits.luck import Luck
-from bandits.results import write_bytes, write_json
-from llm_loop import assets
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.runs.directory import write_bytes, write_json
+from llm_loop.data import assets
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,10 +74,10 @@ class Meter:
 
 
 @contextmanager
-def seeded(luck: Luck) -> Iterator[None]:
+def seeded(key: Key) -> Iterator[None]:
     """Seed the global generators for a library that draws from them, and put them back as they were."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries draw from it)
-    seed = int(luck.generators()[0].integers(2**31))
+    seed = int(key.generators()[0].integers(2**31))
     with torch.random.fork_rng():
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
@@ -105,7 +105,7 @@ class Adapter:
 class Policy:
     """``π_θ(y|x)``: a causal language model whose only trained weights are LoRA's."""
 
-    def __init__(self, model: Any, tokenizer: Any, adapter: Adapter, luck: Luck, device: str = "cpu") -> None:
+    def __init__(self, model: Any, tokenizer: Any, adapter: Adapter, key: Key, device: str = "cpu") -> None:
         """Put a fresh adapter (A random, B = 0) on a model.
 
         Raises ``InputError`` if the model lacks the target modules, the tokenizer an end token, or the machine the
@@ -123,10 +123,15 @@ class Policy:
         # Padding is masked everywhere; a tokenizer without a pad token pads with its end token.
         self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         config = LoraConfig(
-            r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets), lora_dropout=0.0,
-            bias="none", task_type="CAUSAL_LM", fan_in_fan_out=model.config.model_type == "gpt2",
-        )  # fmt: skip
-        with seeded(luck.child("adapter")):
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            target_modules=list(adapter.targets),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=model.config.model_type == "gpt2",
+        )
+        with seeded(key.fold_in("adapter")):
             self.model = get_peft_model(model, config)
         self.model.to(self.device).eval()
         self.meter = Meter()
@@ -276,7 +281,7 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not available here; use cpu")
 
 
-def load_policy(name: str, adapter: Adapter, luck: Luck, device: str = "cpu", dtype: str = "float32") -> Policy:
+def load_policy(name: str, adapter: Adapter, key: Key, device: str = "cpu", dtype: str = "float32") -> Policy:
     """Return the policy of a named asset, a local directory, a hub id, or a tiny random model (``TINY``).
 
     A hub id is looked up in the local hub cache first; the network is used only if it is not there.
@@ -284,8 +289,8 @@ def load_policy(name: str, adapter: Adapter, luck: Luck, device: str = "cpu", dt
     """
     check_device(device)
     if name in TINY:
-        tiny = tiny_model(name, luck.child("model")).to(DTYPES[dtype])
-        return Policy(tiny, byte_tokenizer(), adapter, luck, device)
+        tiny = tiny_model(name, key.fold_in("model")).to(DTYPES[dtype])
+        return Policy(tiny, byte_tokenizer(), adapter, key, device)
     source: str | Path = name
     if name in assets.ASSETS:
         source = assets.policy_directory(name)
@@ -306,7 +311,7 @@ def load_policy(name: str, adapter: Adapter, luck: Luck, device: str = "cpu", dt
         raise InputError(
             f"cannot load model {name!r}: {reason[:200]}; give {known}, a local directory or a hub id"
         ) from None
-    return Policy(model, tokenizer, adapter, luck, device)
+    return Policy(model, tokenizer, adapter, key, device)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -319,23 +324,42 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
 
 
-def tiny_model(name: str, luck: Luck, width: int = 32, layers: int = 2) -> Any:
+def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
     """Return a random model of 2 layers over the byte tokenizer's vocabulary, of Llama's, Gemma's or GPT-2's kind."""
     vocabulary = len(ByteLevel.alphabet()) + 1
     # Weights larger than usual: the model then has preferences, and its adapter something to move.
-    common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": vocabulary - 1,
-              "pad_token_id": vocabulary - 1, "initializer_range": 0.2}  # fmt: skip
-    stack = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+    common = {
+        "vocab_size": vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+        "initializer_range": 0.2,
+    }
+    stack = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
     match name:
         case "tiny-llama":
             config: Any = LlamaConfig(**common, **stack)
         case "tiny-gemma":
             config = Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
         case "tiny-gpt2":
-            config = GPT2Config(**common, n_embd=width, n_layer=layers, n_head=4, n_positions=512,
-                                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+            config = GPT2Config(
+                **common,
+                n_embd=width,
+                n_layer=layers,
+                n_head=4,
+                n_positions=512,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
         case _:
             raise InputError(f"unknown tiny model {name!r}; choose from {', '.join(TINY)}")
-    with seeded(luck):
+    with seeded(key):
         return AutoModelForCausalLM.from_config(config).float()

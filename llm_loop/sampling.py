@@ -20,8 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bandits.errors import InputError
-from bandits.luck import Luck
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from llm_loop.models import Policy, Row
 
 GROUPED = "grouped"
@@ -144,13 +144,13 @@ def draw(
 
 @torch.no_grad()
 def sample(
-    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, luck: Luck, stage: str
+    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, key: Key, stage: str
 ) -> tuple[list[Row], Float[Tensor, " n"]]:
     """Return ``responses`` rows for every prompt, prompt by prompt, and ``log π_θ(y|x)`` of each in nats.
 
     A response ends with the end token, or is cut at ``decoding.tokens``.
     """
-    uniforms = luck.uniform(len(prompts) * responses, decoding.tokens).to(policy.device)
+    uniforms = key.uniform(len(prompts) * responses, decoding.tokens).to(policy.device)
     rows: list[Row | None] = [None] * (len(prompts) * responses)
     log_probs = torch.zeros(len(rows), dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
@@ -160,8 +160,9 @@ def sample(
             part = order[start : start + size]
             places = torch.tensor([i * responses + k for i in part for k in range(responses)])
             with policy.meter.stage(stage):
-                tokens, lengths, logs = _decode(policy, [prompts[i] for i in part], responses, decoding,
-                                                uniforms[places.to(policy.device)])  # fmt: skip
+                tokens, lengths, logs = _decode(
+                    policy, [prompts[i] for i in part], responses, decoding, uniforms[places.to(policy.device)]
+                )
             log_probs[places] = logs
             for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
                 rows[place] = Row(prompts[place // responses], tuple(row[:length]))
@@ -184,8 +185,18 @@ def _decode(
     cache = StaticCache(config=model.config, max_cache_len=longest + limit)
     places = (mask[:, :longest].cumsum(-1) - 1).clamp(min=0)
     last = torch.tensor([longest - 1], device=device)  # as an index: a slice would make the product over it slow
-    logits = model(input_ids=ids, attention_mask=mask[:, :longest], position_ids=places, cache=cache, use_cache=True,
-                   logits_to_keep=last).logits[:, -1].float()  # fmt: skip
+    logits = (
+        model(
+            input_ids=ids,
+            attention_mask=mask[:, :longest],
+            position_ids=places,
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        .logits[:, -1]
+        .float()
+    )
     n = len(prompts) * responses
     copies = torch.arange(len(prompts), device=device).repeat_interleave(responses)
     cache.reorder_cache(copies)
@@ -209,6 +220,15 @@ def _decode(
             cache.reorder_cache(kept)
             alive, mask, place, token, going = alive[kept], mask[kept], place[kept], token[kept], going[kept]
         place = place + 1
-        logits = model(input_ids=token[:, None], attention_mask=mask[:, : longest + step + 1],
-                       position_ids=place[:, None], cache=cache, use_cache=True).logits[:, -1].float()  # fmt: skip
+        logits = (
+            model(
+                input_ids=token[:, None],
+                attention_mask=mask[:, : longest + step + 1],
+                position_ids=place[:, None],
+                cache=cache,
+                use_cache=True,
+            )
+            .logits[:, -1]
+            .float()
+        )
     return tokens, lengths, logs

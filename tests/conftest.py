@@ -1,19 +1,19 @@
-"""Shape checks at run time for the whole core, and small worlds that the tests share."""
+"""Shape checks at run time for the whole core, and small problems that the tests share."""
 
 from jaxtyping import install_import_hook
 
 with install_import_hook("bandits", "shapes.check"):
-    import bandits.experiments  # noqa: F401
+    import bandits.sim.experiments  # noqa: F401
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-from bandits.arena import Points, SyntheticVectorArena, World
-from bandits.luck import Luck
-from bandits.networks import MLP
-from bandits.rewards import Cosine
+from bandits.core.rng import Key
+from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
+from bandits.sim.networks import MLP
+from bandits.sim.truths import Cosine
 
 hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
@@ -21,8 +21,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def luck() -> Luck:
-    return Luck(7, (0, 1, 2))
+def key() -> Key:
+    return Key(7, (0, 1, 2))
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def network() -> MLP:
 
 
 @pytest.fixture
-def arena(luck: Luck) -> SyntheticVectorArena:
-    world = World(Cosine(), luck.child("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
-    return SyntheticVectorArena(3, world=world, batch=5)
+def arena(key: Key) -> SyntheticVectorArena:
+    problem = Problem(Cosine(), key.fold_in("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
+    return SyntheticVectorArena(3, problem=problem, batch=5)
 
 
 @pytest.fixture
-def items(arena: SyntheticVectorArena) -> Points:
+def items(arena: SyntheticVectorArena) -> Inputs:
     return arena.show(0)
 
 

@@ -10,24 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bandits.audit import Audit, Bounds, rank_correlation
-from bandits.bounds import interpolation_norm
-from bandits.btl import kappa
-from bandits.duels import Duels
-from bandits.experiments import Simulation, run_cell
-from bandits.learners import NeuralLearner, PolicyLearner
-from bandits.report import bound_verdicts
-from bandits.summary import Coverage, compare, empirical_multiplier, mean_interval, verdict
+from bandits.core.bounds import interpolation_norm
+from bandits.core.duels import Duels
+from bandits.core.oracles import kappa
+from bandits.runs.stats import Coverage, compare, empirical_multiplier, mean_interval, verdict
+from bandits.sim.audit import Audit, Bounds, rank_correlation
+from bandits.sim.experiments import Simulation, run_cell
+from bandits.sim.learners import NeuralLearner, PolicyLearner
+from bandits.sim.report import bound_verdicts
 
 
 @pytest.mark.parametrize("kind", ["neural", "policy"])
-def test_every_column_is_what_its_formula_says(kind, network, luck, arena):
+def test_every_column_is_what_its_formula_says(kind, network, key, arena):
     """All numbers of a measured round, re-derived from explicit gradients and matrices."""
     bounds = Bounds(kappa(2.0), 0.7, 0.05)
-    items, rewards = arena.world.everything()
-    initial = network.initial(luck.child("network"))
-    learner = (NeuralLearner(network, initial, 0.7) if kind == "neural"
-               else PolicyLearner(network, initial, 0.7, beta=0.5))  # fmt: skip
+    items, rewards = arena.problem.everything()
+    initial = network.initial(key.fold_in("network"))
+    learner = (
+        NeuralLearner(network, initial, 0.7) if kind == "neural" else PolicyLearner(network, initial, 0.7, beta=0.5)
+    )
     audit = Audit(learner, items, rewards, bounds)
     shown, duels = arena.show(0), Duels.within(8, 3).take(torch.tensor([0, 3, 8, 11, 19])).expand(3)
     for _ in range(2):
@@ -58,20 +59,36 @@ def test_every_column_is_what_its_formula_says(kind, network, luck, arena):
         fitted = asked.difference(learner.rewards(shown)[r]).abs()
         slopes = torch.sigmoid(torch.maximum(fitted, asked.difference(arena.rewards[r]).abs()))
         expected = {
-            "information": information, "norm": norm, "gamma": gamma, "error": math.sqrt((error**2).mean()),
-            "needed_network": (error / width).max(), "violations": (error > gamma * width).sum(),
-            "vacuous": (gamma * width >= 2.0).mean(), "tightness": np.median(gamma * width / error),
-            "width": np.median(width), "rank_correlation": stats.spearmanr(width, error).statistic,
+            "information": information,
+            "norm": norm,
+            "gamma": gamma,
+            "error": math.sqrt((error**2).mean()),
+            "needed_network": (error / width).max(),
+            "violations": (error > gamma * width).sum(),
+            "vacuous": (gamma * width >= 2.0).mean(),
+            "tightness": np.median(gamma * width / error),
+            "width": np.median(width),
+            "rank_correlation": stats.spearmanr(width, error).statistic,
             "kappa_network": float((slopes * (1 - slopes)).min()),
-        }  # fmt: skip
+        }
         for name, value in expected.items():
             assert columns[name][r] == pytest.approx(value, rel=1e-5), name
     assert bounds.largest_margin == pytest.approx(2.0)
 
 
 def run(oracle: str, tmp_path, **changes) -> pd.DataFrame:
-    settings = {"replicates": 24, "rounds": 80, "batch": 3, "prompts": 1, "heldout": 1, "repeats": True,
-                "reward_bound": 0.5, "width": 32, "refit": 1e9, "evaluations": 1}  # fmt: skip
+    settings = {
+        "replicates": 24,
+        "rounds": 80,
+        "batch": 3,
+        "prompts": 1,
+        "heldout": 1,
+        "repeats": True,
+        "reward_bound": 0.5,
+        "width": 32,
+        "refit": 1e9,
+        "evaluations": 1,
+    }
     simulation = Simulation(contenders=("random",), truths=(f"ntk@{oracle}",), **(settings | changes))
     run_cell(simulation, simulation.truths[0], "random", tmp_path / oracle)
     return bound_verdicts(pd.read_csv(tmp_path / oracle / "bounds.csv"), simulation).set_index("claim")
@@ -122,12 +139,18 @@ class TestComparisons:
         rng = np.random.default_rng(0)
         rows = []
         for replicate in range(replicates):
-            world = rng.normal()
+            problem = rng.normal()
             for contender, shift in (("random", 0.0), ("rule", gap)):
                 rows += [
-                    {"truth": "t", "contender": contender, "replicate": replicate, "round": number,
-                     "error": world + shift + 0.05 * rng.normal()} for number in range(3)
-                ]  # fmt: skip
+                    {
+                        "truth": "t",
+                        "contender": contender,
+                        "replicate": replicate,
+                        "round": number,
+                        "error": problem + shift + 0.05 * rng.normal(),
+                    }
+                    for number in range(3)
+                ]
         return pd.DataFrame(rows)
 
     def test_words_follow_the_joint_interval(self):
@@ -157,10 +180,10 @@ class TestComparisons:
             assert ours[r] == pytest.approx(stats.spearmanr(a[r], b[r]).statistic, nan_ok=True)
 
 
-def test_interpolation_reaches_the_truth(network, luck, arena):
+def test_interpolation_reaches_the_truth(network, key, arena):
     """``B`` is the norm of a θ* that has the true differences on all items: shown by constructing it."""
-    items, rewards = arena.world.everything()
-    rows = network.value_and_gradient(network.initial(luck.child("network")), items.x)[1]
+    items, rewards = arena.problem.everything()
+    rows = network.value_and_gradient(network.initial(key.fold_in("network")), items.x)[1]
     norm = interpolation_norm(rows, rewards, 3)
     duels = Duels.within(12, 3).expand(3)
     phi = rows.differences(duels).dense().values

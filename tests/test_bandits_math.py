@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits import btl
-from bandits.arena import Points, SyntheticVectorArena, World
-from bandits.bounds import clopper_pearson, interpolation_norm, linearised, proposition
-from bandits.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
-from bandits.duels import Asked, Duels, gather
-from bandits.errors import InputError
-from bandits.features import CountSketch, Dense, Rademacher
-from bandits.luck import Luck
-from bandits.networks import MLP
-from bandits.rewards import TangentTeacher
+from bandits.core import oracles as btl
+from bandits.core.bounds import clopper_pearson, interpolation_norm, linearised, proposition
+from bandits.core.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
+from bandits.core.duels import Asked, Duels, gather
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.core.rows import CountSketch, Dense, Rademacher
+from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
+from bandits.sim.networks import MLP
+from bandits.sim.truths import TangentTeacher
 
 seeds = st.integers(0, 10**6)
 margins = st.floats(-30, 30)
@@ -61,7 +61,7 @@ class TestBTL:
 
     @given(seed=seeds, shift=st.floats(-5, 5))
     def test_answers_are_blind_to_a_shift_per_prompt(self, seed, shift):
-        from bandits.arena import answer
+        from bandits.sim.arena import answer
 
         rng = np.random.default_rng(seed)
         rewards, uniforms = torch.from_numpy(rng.normal(size=(1, 12))), torch.from_numpy(rng.random((1, 4, 3, 3)))
@@ -77,10 +77,10 @@ class TestBTL:
 
     def test_sampled_answers_follow_the_probability(self):
         """Binomial test at level 1e-6 on 20,000 duels of one margin."""
-        luck = Luck(3, (0,))
-        uniforms = luck.child("u").uniform(20_000, 2, 2)
+        key = Key(3, (0,))
+        uniforms = key.fold_in("u").uniform(20_000, 2, 2)
         rewards = torch.tensor([0.8, 0.0], dtype=torch.float64).repeat(20_000)[None]
-        from bandits.arena import answer
+        from bandits.sim.arena import answer
 
         action = torch.stack([torch.arange(20_000), torch.zeros(20_000).long(), torch.ones(20_000).long()], -1)[None]
         share = float(answer(btl.BTL(), uniforms, rewards, action).double().mean())
@@ -102,9 +102,9 @@ class TestBTL:
 class TestNetwork:
     @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
     @pytest.mark.parametrize("depth", [2, 3, 4])
-    def test_factored_gradients_are_autograd(self, luck, activation, depth):
+    def test_factored_gradients_are_autograd(self, key, activation, depth):
         network = MLP(4, 9, depth, activation)
-        weights, x = network.initial(luck.child("w")), luck.child("x").normal(5, 4)
+        weights, x = network.initial(key.fold_in("w")), key.fold_in("x").normal(5, 4)
         values, gradient = network.value_and_gradient(weights, x)
         dense = gradient.dense().values
         assert dense.shape[-1] == network.parameters
@@ -119,17 +119,17 @@ class TestNetwork:
     def test_scale_is_kept_in_width_and_depth(self, activation):
         """``f`` and ``‖∇f‖²/L`` are O(1): within a factor of 3 over 40 draws, from m = 64 to 512."""
         for width in (64, 512):
-            network, luck = MLP(6, width, 3, activation), Luck(0, tuple(range(40)))
-            x = luck.child("x").normal(1, 6)
+            network, key = MLP(6, width, 3, activation), Key(0, tuple(range(40)))
+            x = key.fold_in("x").normal(1, 6)
             x = x * math.sqrt(6) / x.norm(dim=-1, keepdim=True)
-            values, gradient = network.value_and_gradient(network.initial(luck.child("w")), x)
+            values, gradient = network.value_and_gradient(network.initial(key.fold_in("w")), x)
             assert 1 / 3 < float(values.square().mean()) < 3
             assert 1 / 3 < float(gradient.squares().mean()) / 3 < 3
 
-    def test_batched_is_looped(self, luck, network):
-        weights, x = network.initial(luck), luck.child("x").normal(6, 4)
+    def test_batched_is_looped(self, key, network):
+        weights, x = network.initial(key), key.fold_in("x").normal(6, 4)
         for r in range(3):
-            alone = network.initial(luck.only(r))
+            alone = network.initial(key.only(r))
             for a, b in zip(alone, weights, strict=True):
                 assert torch.equal(a[0], b[r])
             torch.testing.assert_close(network.value(alone, x[r : r + 1])[0], network.value(weights, x)[r])
@@ -142,11 +142,11 @@ class TestNetwork:
 
 
 class TestRows:
-    def test_factored_duels_are_explicit_gradient_differences(self, luck, network, items):
-        gradient = network.value_and_gradient(network.initial(luck), items.x)[1]
+    def test_factored_duels_are_explicit_gradient_differences(self, key, network, items):
+        gradient = network.value_and_gradient(network.initial(key), items.x)[1]
         duels = Duels.within(8, 3).expand(3)
         lazy, dense = gradient.differences(duels), gradient.dense().differences(duels)
-        weights = luck.child("weights").uniform(duels.count)
+        weights = key.fold_in("weights").uniform(duels.count)
         some = torch.tensor([[3, 1, 3], [0, 2, 5], [7, 7, 1]])
         for a, b in (
             (lazy, dense),
@@ -159,12 +159,12 @@ class TestRows:
             torch.testing.assert_close(a.inner(a), b.inner(b))
             torch.testing.assert_close(a.squares(), b.squares())
 
-    def test_products_with_parameters(self, luck, network, items):
-        gradient = network.value_and_gradient(network.initial(luck), items.x)[1]
-        vector = network.initial(luck.child("v"))
+    def test_products_with_parameters(self, key, network, items):
+        gradient = network.value_and_gradient(network.initial(key), items.x)[1]
+        vector = network.initial(key.fold_in("v"))
         flat = torch.cat([v.flatten(1) for v in vector], -1)
         torch.testing.assert_close(gradient.times(vector), (gradient.dense().values @ flat[..., None]).squeeze(-1))
-        weights = luck.child("weights").normal(items.x.shape[-2])
+        weights = key.fold_in("weights").normal(items.x.shape[-2])
         combined = torch.cat([v.flatten(1) for v in gradient.combined(weights)], -1)
         torch.testing.assert_close(combined, (weights[:, None] @ gradient.dense().values).squeeze(-2))
 
@@ -177,7 +177,7 @@ class TestRows:
         a, b = Dense(values).differences(duels), Dense(moved).differences(duels)
         torch.testing.assert_close(a.values, b.values)
 
-    def test_asked_duels_keep_their_items(self, luck, items):
+    def test_asked_duels_keep_their_items(self, key, items):
         duels = Duels.within(8, 3).take(torch.tensor([5, 0, 11])).expand(3)
         asked = Asked.of(items, duels)
         both = asked.join(asked)
@@ -191,11 +191,11 @@ class TestRows:
         a = Dense(rows(0, 3, 40))
         draws = []
         for i in range(400):
-            luck = Luck(5).child(i)
+            key = Key(5).fold_in(i)
             if kind == "rademacher":
-                sketch = Rademacher.draw(40, 16, luck)
+                sketch = Rademacher.draw(40, 16, key)
             else:
-                sketch = CountSketch.draw(40, 16, luck, 1 if kind == "count" else 4)
+                sketch = CountSketch.draw(40, 16, key, 1 if kind == "count" else 4)
             b = sketch(a)
             draws.append(b.inner(b))
         stack = torch.stack(draws)
@@ -205,14 +205,14 @@ class TestRows:
 
     def test_a_sketch_needs_a_size(self):
         with pytest.raises(InputError, match="sketch"):
-            CountSketch.draw(10, 0, Luck(0))
+            CountSketch.draw(10, 0, Key(0))
 
 
 class TestDesign:
     @pytest.mark.parametrize(("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128)])
     @given(seed=seeds, ridge=st.floats(0.05, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
     def test_widths_and_information_are_those_of_the_explicit_matrix(self, kind, panel, seed, ridge, sizes):
-        with mock.patch("bandits.design.PANEL", panel):
+        with mock.patch("bandits.core.design.PANEL", panel):
             self.compare_with_the_explicit_matrix(kind(ridge), seed, ridge, sizes)
 
     @staticmethod
@@ -236,38 +236,43 @@ class TestDesign:
             column = design.condition(Dense(pool)).column(torch.tensor([2, 4]))
             torch.testing.assert_close(column[r], ridge * pool[r] @ torch.linalg.inv(v) @ pool[r, (2, 4)[r]])
 
-    @given(seed=seeds, ridge=st.floats(0.05, 20), asked=st.integers(2, 30), weighted=st.booleans(),
-           panel=st.sampled_from([4, 128]))  # fmt: skip
+    @given(
+        seed=seeds,
+        ridge=st.floats(0.05, 20),
+        asked=st.integers(2, 30),
+        weighted=st.booleans(),
+        panel=st.sampled_from([4, 128]),
+    )
     def test_the_two_forms_agree_on_factored_duels(self, seed, ridge, asked, weighted, panel):
         """Asked duels have items of their own, the pool's duels share items: both ways to their inner products."""
-        luck = Luck(seed, replicates=(0, 1))
+        key = Key(seed, replicates=(0, 1))
         network = MLP(3, 10, 3)  # wide enough that its middle layer is kept in factors
-        weights = network.initial(luck.child("network"))
-        x, old = luck.child("pool").normal(5, 3), luck.child("past").normal(2 * asked, 3)
+        weights = network.initial(key.fold_in("network"))
+        x, old = key.fold_in("pool").normal(5, 3), key.fold_in("past").normal(2 * asked, 3)
         place = torch.arange(asked).expand(2, -1)
         past = network.value_and_gradient(weights, old)[1].differences(Duels(place, place + asked))
         pool = network.value_and_gradient(weights, x)[1].differences(Duels.within(1, 5, selves=True).expand(2))
         if weighted:
-            past = past.scaled(luck.child("weights").uniform(asked))
-            pool = pool.scaled(luck.child("others").uniform(pool.count))
+            past = past.scaled(key.fold_in("weights").uniform(asked))
+            pool = pool.scaled(key.fold_in("others").uniform(pool.count))
         gram = past.dense().values @ past.dense().values.mT
         torch.testing.assert_close(past.inner(past), gram)
         torch.testing.assert_close(past.inner(past.scaled(torch.ones(2, asked, dtype=torch.float64))), gram)
         designs = GramDesign(ridge), WhitenedDesign(ridge)
         half = torch.arange(asked).expand(2, -1).split([asked // 2, asked - asked // 2], -1)
         for design in designs:
-            with mock.patch("bandits.design.PANEL", panel):
+            with mock.patch("bandits.core.design.PANEL", panel):
                 for part in half:
                     design.append(past.take(part))
         one, two = (design.condition(pool) for design in designs)
         torch.testing.assert_close(one.projections.mT @ one.projections, two.projections.mT @ two.projections)
-        torch.testing.assert_close(one.remainders, two.remainders, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(one.residuals, two.residuals, rtol=1e-7, atol=1e-9)
 
     @given(seed=seeds, count=st.integers(1, 6), strided=st.booleans())
     def test_rows_are_gathered_replicate_by_replicate(self, seed, count, strided):
         values = rows(seed, 5, 4, (3,))
         values = values.mT.contiguous().mT if strided else values
-        index = (Luck(seed, replicates=(0, 1, 2)).uniform(count) * 5).long()
+        index = (Key(seed, replicates=(0, 1, 2)).uniform(count) * 5).long()
         for r in range(3):
             torch.testing.assert_close(gather(values, index)[r], values[r][index[r]], rtol=0, atol=0)
 
@@ -291,7 +296,7 @@ class TestDesign:
         if past:
             design.append(Dense(old))
         available = torch.ones(2, 8, dtype=torch.bool)
-        ties = Luck(seed, (0, 1)).uniform(8)
+        ties = Key(seed, (0, 1)).uniform(8)
         picks = greedy(design.condition(Dense(pool)), count, available, ties)
         for r in range(2):
             assert picks[r].tolist() == reference_greedy(pool[r], reference_design(old[r], ridge), count)
@@ -301,10 +306,12 @@ class TestDesign:
 
         for seed in range(10):
             pool = rows(seed, 7, 3)
-            gain = {c: float(torch.linalg.slogdet(reference_design(pool[list(c)], 1.0))[1])
-                    for c in combinations(range(7), 3)}  # fmt: skip
+            gain = {
+                c: float(torch.linalg.slogdet(reference_design(pool[list(c)], 1.0))[1])
+                for c in combinations(range(7), 3)
+            }
             picks = greedy(
-                GramDesign(1.0).condition(Dense(pool)), 3, torch.ones(7, dtype=torch.bool), Luck(seed).uniform(7)
+                GramDesign(1.0).condition(Dense(pool)), 3, torch.ones(7, dtype=torch.bool), Key(seed).uniform(7)
             )
             assert gain[tuple(sorted(picks.tolist()))] >= (1 - 1 / math.e) * max(gain.values())
 
@@ -315,7 +322,7 @@ class TestDesign:
         design.append(Dense(rows(seed + 1, 4, 3)))
         order = torch.from_numpy(np.random.default_rng(seed).permutation(8))
         signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], 8))
-        free, ties = torch.ones(8, dtype=torch.bool), Luck(seed).uniform(8)
+        free, ties = torch.ones(8, dtype=torch.bool), Key(seed).uniform(8)
         plain = greedy(design.condition(Dense(pool)), 4, free, ties)
         mixed = greedy(design.condition(Dense((pool * signs[:, None])[order])), 4, free, ties[order])
         assert order[mixed].tolist() == plain.tolist()
@@ -336,24 +343,24 @@ class TestDesign:
 
 
 class TestBounds:
-    def test_the_known_norm_interpolates_no_worse(self, luck, network):
+    def test_the_known_norm_interpolates_no_worse(self, key, network):
         """The tangent teacher's B is exact; the least norm on finitely many items is at most that, scaling included."""
-        weights = network.initial(luck)
-        world = World(TangentTeacher(network, weights, 1.7), luck.child("w"), 10, 3, 4)
-        items, rewards = world.everything()
+        weights = network.initial(key)
+        problem = Problem(TangentTeacher(network, weights, 1.7), key.fold_in("w"), 10, 3, 4)
+        items, rewards = problem.everything()
         gradient = network.value_and_gradient(weights, items.x)[1]
         least = interpolation_norm(gradient, rewards, 3)
-        assert (least <= 1.7 * world.scale * (1 + 1e-6)).all()
+        assert (least <= 1.7 * problem.scale * (1 + 1e-6)).all()
         dense = gradient.differences(Duels.within(10, 3).expand(3)).dense().values
         for r in range(3):  # the reference: least-norm solution by the pseudo-inverse
             d = Duels.within(10, 3).difference(rewards[r])
             torch.testing.assert_close(least[r], (torch.linalg.pinv(dense[r]) @ d).norm(), rtol=1e-5, atol=1e-8)
 
-    def test_coinciding_items_are_named(self, luck, network):
-        x = luck.child("x").normal(1, 4).expand(3, 6, 4).contiguous()
-        gradient = network.value_and_gradient(network.initial(luck), x)[1]
+    def test_coinciding_items_are_named(self, key, network):
+        x = key.fold_in("x").normal(1, 4).expand(3, 6, 4).contiguous()
+        gradient = network.value_and_gradient(network.initial(key), x)[1]
         with pytest.raises(InputError, match="singular"):
-            interpolation_norm(gradient, luck.normal(6), 3)
+            interpolation_norm(gradient, key.normal(6), 3)
 
     @given(kappa=st.floats(0.01, 0.25), lam=st.floats(0.01, 10), delta=st.floats(0.001, 0.5))
     def test_the_two_forms_of_the_exact_multiplier_agree(self, kappa, lam, delta):
@@ -385,12 +392,12 @@ class TestBounds:
 
 
 def test_luck_is_a_value():
-    luck = Luck(1, (0, 1, 2))
-    assert torch.equal(luck.child("a", 3).uniform(4), luck.child("a", 3).uniform(4))
-    assert not torch.equal(luck.child("a", 3).uniform(4), luck.child("a", 4).uniform(4))
-    assert not torch.equal(luck.child("a").uniform(4), Luck(2, (0, 1, 2)).child("a").uniform(4))
-    assert torch.equal(luck.only(2).normal(5)[0], luck.normal(5)[2])
-    assert torch.equal(Luck(1, tuple(range(9))).normal(5)[:3], luck.normal(5))
+    key = Key(1, (0, 1, 2))
+    assert torch.equal(key.fold_in("a", 3).uniform(4), key.fold_in("a", 3).uniform(4))
+    assert not torch.equal(key.fold_in("a", 3).uniform(4), key.fold_in("a", 4).uniform(4))
+    assert not torch.equal(key.fold_in("a").uniform(4), Key(2, (0, 1, 2)).fold_in("a").uniform(4))
+    assert torch.equal(key.only(2).normal(5)[0], key.normal(5)[2])
+    assert torch.equal(Key(1, tuple(range(9))).normal(5)[:3], key.normal(5))
 
 
 class TestArena:
@@ -426,28 +433,28 @@ class TestArena:
             action = np.stack([duels.first[:, i] // 3, duels.first[:, i] % 3, duels.second[:, i] % 3], -1)
             assert np.array_equal(arena.step(action)[1], won[:, i].double().numpy())
 
-    def test_rewards_attain_their_bound(self, luck):
+    def test_rewards_attain_their_bound(self, key):
         for truth in ("linear", "square", "cosine", "mlp", "ntk"):
-            from bandits.rewards import ground_truth
+            from bandits.sim.truths import ground_truth
 
             network = MLP(4, 8)
-            world = World(ground_truth(truth, network, network.initial(luck)), luck, 20, 3, 4, bound=1.5)
-            assert torch.allclose(world.everything()[1].abs().amax(-1), torch.tensor(1.5, dtype=torch.float64))
+            problem = Problem(ground_truth(truth, network, network.initial(key)), key, 20, 3, 4, bound=1.5)
+            assert torch.allclose(problem.everything()[1].abs().amax(-1), torch.tensor(1.5, dtype=torch.float64))
 
-    def test_bad_worlds_are_refused(self, luck):
-        from bandits.rewards import Square, ground_truth
+    def test_bad_worlds_are_refused(self, key):
+        from bandits.sim.truths import Square, ground_truth
 
         with pytest.raises(InputError, match="over its declared bound"):
-            World(Square(), luck, 20, 3, 4, bound=0.1, rescale=False)
+            Problem(Square(), key, 20, 3, 4, bound=0.1, rescale=False)
         with pytest.raises(InputError, match="2 responses"):
-            World(Square(), luck, 20, 1, 4)
+            Problem(Square(), key, 20, 1, 4)
         with pytest.raises(InputError, match="round 3"):
-            World(Square(), luck, 20, 2, 4, rounds=3).table(3)
+            Problem(Square(), key, 20, 2, 4, rounds=3).table(3)
         with pytest.raises(InputError, match="unknown ground truth"):
-            ground_truth("cubic", MLP(4, 8), MLP(4, 8).initial(luck))
+            ground_truth("cubic", MLP(4, 8), MLP(4, 8).initial(key))
 
-    def test_points_join_and_take(self, luck):
-        points = Points(luck.normal(6, 2), 3)
+    def test_points_join_and_take(self, key):
+        points = Inputs(key.normal(6, 2), 3)
         both = points.join(points)
         assert both.prompts == 4
         assert torch.equal(both.take(torch.tensor([[2], [0], [3]])).x[2], points.x[2, 3:])

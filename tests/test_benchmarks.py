@@ -9,14 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits.design import GramDesign, greedy
-from bandits.features import Dense, ShiftSketch
-from bandits.luck import Luck
+from bandits.core.design import GramDesign, greedy
+from bandits.core.rng import Key
+from bandits.core.rows import Dense, ShiftSketch
 from benchmarks import __main__ as command
-from benchmarks import fits, growth, llm, report, simulator, sketches, widths
-from benchmarks import greedy as batches
-from benchmarks.measure import AbsentError, Measured, Timing, measure, prepare
-from benchmarks.row import Check, Contender, Row, Target
+from benchmarks.harness import report
+from benchmarks.harness.measure import AbsentError, Measured, Timing, measure, prepare
+from benchmarks.harness.row import Check, Contender, Row, Target
+from benchmarks.rows import fits, growth, llm, simulator, sketches, widths
+from benchmarks.rows import greedy as batches
 
 
 def build(value: float):
@@ -42,8 +43,16 @@ RUNS = (Target("peer", 0.0, "runs beside a peer"),)
 
 
 def row(ours=build, settings=None, peers=(), targets=RUNS):
-    return Row("small", "A small row", "nothing", Contender("ours", ours, settings or {}), agreeing, targets, peers,
-               repetitions=2)  # fmt: skip
+    return Row(
+        "small",
+        "A small row",
+        "nothing",
+        Contender("ours", ours, settings or {}),
+        agreeing,
+        targets,
+        peers,
+        repetitions=2,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,11 +102,18 @@ class TestTelling:
     def small(self, *targets):
         return row(peers=(Contender("peer", build),), targets=targets)
 
-    @pytest.mark.parametrize(("target", "word"), [
-        (Target("peer", 4.5, ""), "met"), (Target("peer", 4.6, ""), "missed"), (Target("seconds", 1.0, ""), "met"),
-        (Target("seconds", 0.9, ""), "missed"), (Target("memory", 0.9, ""), "missed"),
-        (Target("figure", 0.2, "", "share"), "met"), (Target("figure", 0.1, "", "share"), "missed"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("target", "word"),
+        [
+            (Target("peer", 4.5, ""), "met"),
+            (Target("peer", 4.6, ""), "missed"),
+            (Target("seconds", 1.0, ""), "met"),
+            (Target("seconds", 0.9, ""), "missed"),
+            (Target("memory", 0.9, ""), "missed"),
+            (Target("figure", 0.2, "", "share"), "met"),
+            (Target("figure", 0.1, "", "share"), "missed"),
+        ],
+    )
     def test_verdicts(self, target, word):
         """Ratios are paired in time: 6/1 and 6/2, median 4.5."""
         assert report.verdict(self.small(target), target, self.measured())["word"] == word
@@ -105,8 +121,14 @@ class TestTelling:
     def test_records_become_a_page(self, tmp_path: Path):
         target = Target("peer", 100, "a hundred times faster")
         small = self.small(target)
-        entry = report.record(small, self.measured(), {"processor": "p", "cores": "2", "memory": "1 GB", "gpu": "none"},
-                              2, {"torch": "0"}, "abc")  # fmt: skip
+        entry = report.record(
+            small,
+            self.measured(),
+            {"processor": "p", "cores": "2", "memory": "1 GB", "gpu": "none"},
+            2,
+            {"torch": "0"},
+            "abc",
+        )
         report.save(tmp_path, entry | {"load": "0.1"})
         assert json.loads((tmp_path / "rows" / "small.json").read_text())["valid"]
         assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
@@ -144,9 +166,14 @@ class TestCommand:
 
 class TestFastPaths:
     @given(
-        seed=st.integers(0, 10**6), n=st.integers(300, 900), d=st.integers(2, 30), past=st.integers(0, 20),
-        picks=st.integers(1, 9), fade=st.sampled_from([0.0, 0.5, 2.0]), unit=st.booleans(),
-    )  # fmt: skip
+        seed=st.integers(0, 10**6),
+        n=st.integers(300, 900),
+        d=st.integers(2, 30),
+        past=st.integers(0, 20),
+        picks=st.integers(1, 9),
+        fade=st.sampled_from([0.0, 0.5, 2.0]),
+        unit=st.booleans(),
+    )
     def test_picks_from_a_front_are_the_naive_ones(self, seed, n, d, past, picks, fade, unit):
         generator = torch.Generator().manual_seed(seed)
         scale = torch.arange(1, d + 1, dtype=torch.float64) ** -fade
@@ -176,7 +203,7 @@ class TestFastPaths:
 
     @given(seed=st.integers(0, 10**6), dim=st.integers(1, 60), size=st.integers(1, 20))
     def test_the_shift_sketch_is_the_sum_over_coordinates(self, seed, dim, size):
-        sketch = ShiftSketch.draw(dim, size, Luck(seed))
+        sketch = ShiftSketch.draw(dim, size, Key(seed))
         rows = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         want = torch.zeros(3, size, dtype=torch.float64)
         for i in range(dim):
@@ -188,7 +215,7 @@ class TestFastPaths:
         rows = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         draws = []
         for i in range(800):
-            b = ShiftSketch.draw(40, 16, Luck(5).child(i))(Dense(rows)).values
+            b = ShiftSketch.draw(40, 16, Key(5).fold_in(i))(Dense(rows)).values
             draws.append(b[0] @ b[1])
         stack, want = torch.stack(draws), rows[0] @ rows[1]
         assert abs(stack.mean() - want) < 4.5 * stack.std() / 800**0.5
@@ -197,7 +224,7 @@ class TestFastPaths:
 
     def test_a_sketch_of_no_size_is_refused(self):
         with pytest.raises(ValueError, match="size >= 1"):
-            ShiftSketch.draw(4, 0, Luck(0))
+            ShiftSketch.draw(4, 0, Key(0))
 
 
 class TestReferences:

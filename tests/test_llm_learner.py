@@ -9,10 +9,10 @@ from test_llm_models import rows_of, tiny
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
-from bandits.duels import Answers, Duels
-from bandits.errors import InputError
-from bandits.luck import Luck
-from llm_loop.arena import Texts
+from bandits.core.duels import Answers, Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner, Preference, Training, _lent, _Trainer, fit_dpo
 from llm_loop.models import TINY, Row, seeded
@@ -36,35 +36,59 @@ def policy(request):
 
 
 def learner_of(policy, **settings):
-    gradients = Gradients(policy, BETA, "count", 64, Luck(1))
-    return DPOLearner(policy, Training(BETA, rate=1e-2, epochs=2, batch=4, **settings), gradients, Luck(2))
+    gradients = Gradients(policy, BETA, "count", 64, Key(1))
+    return DPOLearner(policy, Training(BETA, rate=1e-2, epochs=2, batch=4, **settings), gradients, Key(2))
 
 
 def table_of(policy, responses=3):
     prompts = [row.prompt for row in rows_of(policy)]
-    rows = tuple(Row(p, tuple(range(20 + 5 * i + k, 24 + 6 * i + 2 * k)))
-                 for i, p in enumerate(prompts) for k in range(responses))  # fmt: skip
-    return Texts(rows, responses, policy.log_probs(rows, "score"))
+    rows = tuple(
+        Row(p, tuple(range(20 + 5 * i + k, 24 + 6 * i + 2 * k)))
+        for i, p in enumerate(prompts)
+        for k in range(responses)
+    )
+    return Completions(rows, responses, policy.log_probs(rows, "score"))
 
 
 def test_the_first_loss_is_log_2(policy):
-    fit = fit_dpo(policy, preferences_of(policy), Training(BETA, epochs=1, batch=6), Luck(0))
+    fit = fit_dpo(policy, preferences_of(policy), Training(BETA, epochs=1, batch=6), Key(0))
     assert fit.first_loss == pytest.approx(math.log(2), abs=2e-6)
     assert fit.steps == 1
 
 
 def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
     arguments = DPOConfig(
-        output_dir=str(folder), beta=BETA, per_device_train_batch_size=len(preferences), use_cpu=True, bf16=False,
-        gradient_checkpointing=False, report_to=[], max_length=None, disable_tqdm=True,
-    )  # fmt: skip
-    data = Dataset.from_list([
-        {"prompt_ids": list(p.chosen.prompt), "chosen_ids": list(p.chosen.response),
-         "rejected_ids": list(p.rejected.response), "ref_chosen_logps": p.chosen_reference,
-         "ref_rejected_logps": p.rejected_reference} for p in preferences
-    ])  # fmt: skip
-    return _Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer,
-                    pull=pull, start=policy.initial, own_loss=own_loss)  # fmt: skip
+        output_dir=str(folder),
+        beta=BETA,
+        per_device_train_batch_size=len(preferences),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        max_length=None,
+        disable_tqdm=True,
+    )
+    data = Dataset.from_list(
+        [
+            {
+                "prompt_ids": list(p.chosen.prompt),
+                "chosen_ids": list(p.chosen.response),
+                "rejected_ids": list(p.rejected.response),
+                "ref_chosen_logps": p.chosen_reference,
+                "ref_rejected_logps": p.rejected_reference,
+            }
+            for p in preferences
+        ]
+    )
+    return _Trainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=policy.tokenizer,
+        pull=pull,
+        start=policy.initial,
+        own_loss=own_loss,
+    )
 
 
 def by_hand(policy, preferences):
@@ -86,7 +110,7 @@ def test_loss_and_gradients_are_those_written_out_and_trls(policy, tmp_path, pul
     want = by_hand(policy, preferences)
     want = want + pull / 2 * sum((parameters[n] - v).square().sum() for n, v in policy.initial.items())
     want_gradients = torch.autograd.grad(want, list(parameters.values()))
-    with seeded(Luck(0)), _lent(policy):
+    with seeded(Key(0)), _lent(policy):
         trainer = trainer_of(policy, preferences, tmp_path, pull, own_loss)
         inputs = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(policy.model, inputs)
@@ -99,7 +123,7 @@ def test_loss_and_gradients_are_those_written_out_and_trls(policy, tmp_path, pul
 def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, tmp_path):
     """Ours are the adapter-off model's; TRL computes its own from the copy of the adapter as it was at the start."""
     preferences = preferences_of(policy)
-    with seeded(Luck(0)), _lent(policy):
+    with seeded(Key(0)), _lent(policy):
         trainer = trainer_of(policy, preferences, tmp_path)
         inputs = next(iter(trainer.get_train_dataloader()))
         chosen, rejected = trainer.compute_ref_log_probs(policy.model, inputs)
@@ -111,7 +135,7 @@ def test_training_prefers_the_chosen_and_leaves_the_model_as_it_was_otherwise(po
     preferences = preferences_of(policy)
     modules, names = set(map(type, policy.model.modules())), list(dict(policy.model.named_parameters()))
     frozen = {n: p.clone() for n, p in policy.model.named_parameters() if n not in policy.parameters}
-    fit_dpo(policy, preferences, Training(BETA, rate=1e-2, epochs=4, batch=3), Luck(0))
+    fit_dpo(policy, preferences, Training(BETA, rate=1e-2, epochs=4, batch=3), Key(0))
     margins = policy.log_probs([p.chosen for p in preferences], "score") - policy.log_probs(
         [p.rejected for p in preferences], "score"
     )
@@ -128,7 +152,7 @@ def test_the_same_luck_trains_the_same_and_another_order_differs():
     states = []
     for seed in (0, 0, 1):
         policy = tiny("tiny-llama", moved=False)
-        fit_dpo(policy, preferences_of(policy), Training(BETA, rate=1e-2, epochs=1, batch=2), Luck(seed))
+        fit_dpo(policy, preferences_of(policy), Training(BETA, rate=1e-2, epochs=1, batch=2), Key(seed))
         states.append(policy.state())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
@@ -139,7 +163,7 @@ def test_the_pull_keeps_theta_near_its_start():
     for strength in (0.0, 50.0):
         policy = tiny("tiny-llama", moved=False)
         settings = Training(BETA, rate=1e-2, epochs=6, batch=6, regularisation=strength)
-        fit_dpo(policy, preferences_of(policy), settings, Luck(0))
+        fit_dpo(policy, preferences_of(policy), settings, Key(0))
         norms.append(sum(float((v - policy.initial[n]).square().sum()) for n, v in policy.state().items()))
     assert norms[1] < 0.5 * norms[0]
 
@@ -199,7 +223,7 @@ def test_known_log_probabilities_are_not_computed_again_until_theta_moves():
 def test_equal_items_have_equal_features_and_cost_one_pass():
     policy = tiny("tiny-llama", moved=False)
     learner, items = learner_of(policy), table_of(policy, 2)
-    twice = Texts(items.rows[:2] * 3, 2, items.log_probs[:2].repeat(3))
+    twice = Completions(items.rows[:2] * 3, 2, items.log_probs[:2].repeat(3))
     before = policy.meter.tokens["features"]
     rows = learner.features(twice, "current", "all").values
     assert policy.meter.tokens["features"] - before == sum(row.tokens for row in items.rows[:2])
@@ -234,4 +258,4 @@ def test_training_refuses_what_cannot_be(settings):
 
 def test_no_preference_is_refused():
     with pytest.raises(InputError, match="at least one preference"):
-        fit_dpo(tiny("tiny-llama"), [], Training(), Luck(0))
+        fit_dpo(tiny("tiny-llama"), [], Training(), Key(0))

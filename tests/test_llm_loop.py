@@ -20,22 +20,22 @@ from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
 from test_llm_models import tiny
 
-import bandits.results
-from bandits.btl import Noiseless
-from bandits.design import GramDesign
-from bandits.duels import Duels
-from bandits.errors import InputError
-from bandits.features import Dense
-from bandits.luck import Luck
+import bandits.runs.directory
+from bandits.core.design import GramDesign
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import Noiseless
+from bandits.core.rng import Key
+from bandits.core.rows import Dense
 from bandits.selector import STRATEGIES
 from llm_loop.__main__ import main
-from llm_loop.arena import Table, TextArena, Texts
+from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.cells import Cell, cell_name, run_cell
+from llm_loop.config import PRESETS, Alignment
 from llm_loop.diagnostics import drift, rank_correlation, reasons
-from llm_loop.experiments import PRESETS, Alignment
 from llm_loop.models import TINY, Row
+from llm_loop.rewards.scorers import checked, load_scorer
 from llm_loop.sampling import Decoding
-from llm_loop.scorers import checked, load_scorer
 
 SMOKE = PRESETS["smoke"][1]
 
@@ -98,8 +98,9 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_both_strategies_begin_with_the_same_model_prompts_and_responses(finished):
-    first = [pd.read_csv(finished / "cells" / f"{s}--seed0" / "candidates.csv").query("round == 1")
-             for s in SMOKE.strategies]  # fmt: skip
+    first = [
+        pd.read_csv(finished / "cells" / f"{s}--seed0" / "candidates.csv").query("round == 1") for s in SMOKE.strategies
+    ]
     shared = ["prompt", "response_1", "response_2", "reward_1", "reward_2", "margin", "width"]
     pd.testing.assert_frame_equal(first[0][shared], first[1][shared])
     assert first[0]["picked_position"].tolist() != first[1]["picked_position"].tolist()
@@ -170,7 +171,7 @@ def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatc
         replaced(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bandits.results.os, "replace", full)
+        patch.setattr(bandits.runs.directory.os, "replace", full)
         assert smoke(tmp_path) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "No space left on device; free space" in line
@@ -276,8 +277,10 @@ class TestArena:
         arena.show(0)
         duels = Duels(torch.tensor([0, 5, 8]), torch.tensor([2, 3, 7]))
         won = arena.ask(duels).first_won
-        steps = [arena.step(np.array([i // 3, i % 3, j % 3]))[1]
-                 for i, j in zip(duels.first.tolist(), duels.second.tolist(), strict=True)]  # fmt: skip
+        steps = [
+            arena.step(np.array([i // 3, i % 3, j % 3]))[1]
+            for i, j in zip(duels.first.tolist(), duels.second.tolist(), strict=True)
+        ]
         assert won.tolist() == [bool(s) for s in steps]
         assert arena.ask(duels.swapped()).first_won.tolist() == [not w for w in won.tolist()]
 
@@ -291,7 +294,7 @@ class TestArena:
         arena = TextArena(tiny("tiny-llama"), prompts=["a", "b"], prompts_per_round=2, oracle=Noiseless())
         rows = tuple(Row((1,), (k,)) for k in range(6))
         texts = ("same", "same", "other", "one", "two", "same")
-        arena.tables[0] = Table(Texts(rows, 3, torch.zeros(6)), texts, torch.arange(6.0), (0, 1))
+        arena.tables[0] = Table(Completions(rows, 3, torch.zeros(6)), texts, torch.arange(6.0), (0, 1))
         arena.show(0)
         duels = Duels.within(2, 3)
         kept = arena.offers(duels)
@@ -305,7 +308,7 @@ class TestArena:
 
     def test_kept_items_are_the_duels_own(self):
         rows = tuple(Row((i // 3,), (i,)) for i in range(9))
-        items = Texts(rows, 3, torch.arange(9.0))
+        items = Completions(rows, 3, torch.arange(9.0))
         kept, inside = items.keep(Duels(torch.tensor([4, 8]), torch.tensor([3, 6])))
         assert [row.response[0] for row in kept.rows] == [4, 3, 8, 6]
         assert inside.first.tolist() == [0, 2]
@@ -317,7 +320,7 @@ class TestArena:
 
 class TestReasons:
     def test_against_an_explicit_matrix(self):
-        past, rows, ridge = Luck(0).normal(5, 12), Luck(1).normal(9, 12), 0.7
+        past, rows, ridge = Key(0).normal(5, 12), Key(1).normal(9, 12), 0.7
         design = GramDesign(ridge)
         design.append(Dense(past))
         picks = torch.tensor([6, 2, 4])
@@ -327,9 +330,12 @@ class TestReasons:
         for i in range(9):
             if i not in picks.tolist():
                 assert float(got.gain[i]) == pytest.approx(math.log1p(float(rows[i] @ inverse @ rows[i])))
-            cosines = {int(p): abs(float(rows[i] @ inverse @ rows[p]))
-                       / math.sqrt(float(rows[i] @ inverse @ rows[i]) * float(rows[p] @ inverse @ rows[p]))
-                       for p in picks if int(p) != i}  # fmt: skip
+            cosines = {
+                int(p): abs(float(rows[i] @ inverse @ rows[p]))
+                / math.sqrt(float(rows[i] @ inverse @ rows[i]) * float(rows[p] @ inverse @ rows[p]))
+                for p in picks
+                if int(p) != i
+            }
             assert int(got.nearest[i]) == max(cosines, key=lambda p: cosines[p])
             assert float(got.cosine[i]) == pytest.approx(max(cosines.values()))
         for p in picks:
@@ -338,14 +344,14 @@ class TestReasons:
             V = after
 
     def test_a_zero_feature_is_like_nothing(self):
-        rows = Luck(1).normal(4, 6)
+        rows = Key(1).normal(4, 6)
         rows[3] = 0
         got = reasons(GramDesign(1.0).condition(Dense(rows)), torch.tensor([0, 1]))
         assert float(got.gain[3]) == 0
         assert float(got.cosine[3]) == 0
 
     def test_drift_and_rank_correlation(self):
-        a = Luck(0).normal(5, 3)
+        a = Key(0).normal(5, 3)
         assert drift(a, a) == 0
         assert drift(1.5 * a, a) == pytest.approx(0.5)
         assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 11, 50])) == pytest.approx(1)
@@ -372,11 +378,18 @@ class TestScorers:
 
         from llm_loop.models import byte_tokenizer, seeded
 
-        with seeded(Luck(0)):
-            model = BertForSequenceClassification(BertConfig(
-                vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                num_labels=1, max_position_embeddings=64,
-            ))  # fmt: skip
+        with seeded(Key(0)):
+            model = BertForSequenceClassification(
+                BertConfig(
+                    vocab_size=257,
+                    hidden_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    intermediate_size=16,
+                    num_labels=1,
+                    max_position_embeddings=64,
+                )
+            )
         model.save_pretrained(tmp_path)
         byte_tokenizer().save_pretrained(tmp_path)
         scorer = load_scorer(str(tmp_path), "cpu")
@@ -394,8 +407,9 @@ class TestAlignment:
 
     def test_cells_of_a_seed_come_together(self):
         assert [cell_name(*cell) for cell in Alignment(seeds=2).cells][:2] == [
-            "activedpo-normalised--seed0", "random--seed0"
-        ]  # fmt: skip
+            "activedpo-normalised--seed0",
+            "random--seed0",
+        ]
 
     def test_a_cell_is_built_without_touching_its_folder(self, tmp_path):
         Cell(SMOKE, "random", 0, tmp_path / "cell")

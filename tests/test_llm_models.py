@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from bandits.errors import InputError
-from bandits.luck import Luck
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from llm_loop.models import TINY, Adapter, Policy, Row, batches, byte_tokenizer, load_policy, seeded, tiny_model
 
 TARGETS = {"tiny-gpt2": ("c_attn", "c_proj")}
@@ -15,7 +15,7 @@ TARGETS = {"tiny-gpt2": ("c_attn", "c_proj")}
 
 def tiny(name: str, moved: bool = True, seed: int = 0, rank: int = 4) -> Policy:
     """A tiny policy, by default away from the reference."""
-    policy = load_policy(name, Adapter(rank, 2.0 * rank, TARGETS.get(name, ("q_proj", "v_proj", "o_proj"))), Luck(seed))
+    policy = load_policy(name, Adapter(rank, 2.0 * rank, TARGETS.get(name, ("q_proj", "v_proj", "o_proj"))), Key(seed))
     if moved:
         generator = torch.Generator().manual_seed(seed)
         policy.restore({k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in policy.state().items()})
@@ -78,8 +78,8 @@ def test_the_reference_is_the_policy_at_its_start(policy):
 
 def test_a_saved_adapter_is_a_peft_folder(policy, tmp_path):
     policy.save(tmp_path)
-    with seeded(Luck(5)):
-        base = tiny_model(policy_name(policy), Luck(0).child("model"))
+    with seeded(Key(5)):
+        base = tiny_model(policy_name(policy), Key(0).fold_in("model"))
         loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     rows = rows_of(policy)
     other = Policy.__new__(Policy)
@@ -124,9 +124,9 @@ def test_batches_hold_every_row_once_and_keep_their_size(lengths, limit):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: load_policy("tiny-llama", Adapter(targets=("c_attn",)), Luck(0)), "no modules named c_attn; it has"),
-        (lambda: load_policy("no/such-model-here", Adapter(), Luck(0)), "cannot load model 'no/such-model-here'"),
-        (lambda: load_policy("tiny-llama", Adapter(), Luck(0), "cuda"), "not available here"),
+        (lambda: load_policy("tiny-llama", Adapter(targets=("c_attn",)), Key(0)), "no modules named c_attn; it has"),
+        (lambda: load_policy("no/such-model-here", Adapter(), Key(0)), "cannot load model 'no/such-model-here'"),
+        (lambda: load_policy("tiny-llama", Adapter(), Key(0), "cuda"), "not available here"),
         (lambda: Adapter(rank=0), "rank of at least 1"),
         (lambda: tiny("tiny-llama").encode([" "], 9), "a prompt is empty"),
         (lambda: tiny("tiny-llama").encode(["ten tokens"], 9), "10 tokens, over the limit of 9"),
@@ -142,23 +142,23 @@ def test_refusals_say_what_is_wrong(make, words, monkeypatch):
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot load model"):
-        load_policy(str(tmp_path), Adapter(), Luck(0))
+        load_policy(str(tmp_path), Adapter(), Key(0))
 
 
 def test_a_local_directory_is_a_model(tmp_path):
-    tiny_model("tiny-llama", Luck(0).child("model")).save_pretrained(tmp_path)
+    tiny_model("tiny-llama", Key(0).fold_in("model")).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    there = load_policy(str(tmp_path), Adapter(4, 8.0, ("q_proj",)), Luck(0))
-    here = load_policy("tiny-llama", Adapter(4, 8.0, ("q_proj",)), Luck(0))
+    there = load_policy(str(tmp_path), Adapter(4, 8.0, ("q_proj",)), Key(0))
+    here = load_policy("tiny-llama", Adapter(4, 8.0, ("q_proj",)), Key(0))
     rows = rows_of(here)
     assert torch.equal(there.log_probs(rows, "test"), here.log_probs(rows, "test"))
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_and_without_an_end_is_refused():
-    model, tokenizer = tiny_model("tiny-llama", Luck(0)), byte_tokenizer()
+    model, tokenizer = tiny_model("tiny-llama", Key(0)), byte_tokenizer()
     tokenizer.pad_token = None
-    policy = Policy(model, tokenizer, Adapter(4, 8.0, ("q_proj",)), Luck(0))
+    policy = Policy(model, tokenizer, Adapter(4, 8.0, ("q_proj",)), Key(0))
     assert policy.pad == policy.end == 256
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end token"):
-        Policy(tiny_model("tiny-llama", Luck(0)), tokenizer, Adapter(4, 8.0, ("q_proj",)), Luck(0))
+        Policy(tiny_model("tiny-llama", Key(0)), tokenizer, Adapter(4, 8.0, ("q_proj",)), Key(0))

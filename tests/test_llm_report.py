@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from bandits import selector
-from bandits.results import config_of, write_frame, write_json, write_text
-from llm_loop import findings, report
-from llm_loop.evaluate import distinct
-from llm_loop.experiments import Alignment
+from bandits.runs.directory import config_of, write_frame, write_json, write_text
+from llm_loop.config import Alignment
+from llm_loop.report import findings
+from llm_loop.report import page as report
+from llm_loop.report.evaluate import distinct
 
 PROMPTS, ROUNDS, BATCH = 24, 4, 6
 WORDS = [
@@ -38,12 +39,26 @@ WORDS = [
 
 def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows: bool = True) -> Path:
     """Write a run whose strategies gain ``gain`` reward per round; prompts, seeds and rounds add noise of their own."""
-    write_json(folder / "manifest.json", {
-        "experiment": "llm", "preset": "made-up", "commit": "0123456789abcdef",
-        "config": config_of(Alignment(strategies=tuple(gain), seeds=seeds, rounds=ROUNDS, batch=BATCH,
-                                      prompts_per_round=10, heldout=PROMPTS, heldout_duels=PROMPTS)),
-        "versions": {"python": "3.11", "torch": "2.13.0"},
-    })  # fmt: skip
+    write_json(
+        folder / "manifest.json",
+        {
+            "experiment": "llm",
+            "preset": "made-up",
+            "commit": "0123456789abcdef",
+            "config": config_of(
+                Alignment(
+                    strategies=tuple(gain),
+                    seeds=seeds,
+                    rounds=ROUNDS,
+                    batch=BATCH,
+                    prompts_per_round=10,
+                    heldout=PROMPTS,
+                    heldout_duels=PROMPTS,
+                )
+            ),
+            "versions": {"python": "3.11", "torch": "2.13.0"},
+        },
+    )
     write_json(
         folder / "timing.json",
         {f"{s}--seed{k}": {"generate": 12.5, "train": 30.25} for s in gain for k in range(seeds)},
@@ -55,56 +70,97 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
         cell = folder / "cells" / f"{strategy}--seed{seed}"
         rounds, evaluations, duels, candidates, samples = [], [], [], [], []
         for r in range(ROUNDS + 1):
-            luck = np.random.default_rng([seed, r, int(1000 * slope)])
-            shift = slope * r + (0.1 * luck.normal() if r else 0)
-            rewards = base + shift + (0.4 * luck.normal(size=PROMPTS) if r else 0)
+            key = np.random.default_rng([seed, r, int(1000 * slope)])
+            shift = slope * r + (0.1 * key.normal() if r else 0)
+            rewards = base + shift + (0.4 * key.normal(size=PROMPTS) if r else 0)
             for p in range(PROMPTS):
-                text = texts[p] if r == 0 else " ".join(luck.choice(WORDS, 12))
-                evaluations.append({
-                    "strategy": strategy, "seed": seed, "round": r, "prompt_index": p, "reward": rewards[p],
-                    "judge": (0.2 * rewards[p] if judge_follows else 0.1 * base[p]) + 0.02 * luck.normal() * (r > 0),
-                    "log_ratio": 0.0 if r == 0 else 2 * r + luck.normal(), "tokens": 12, "distinct_2": distinct(text),
-                })  # fmt: skip
+                text = texts[p] if r == 0 else " ".join(key.choice(WORDS, 12))
+                evaluations.append(
+                    {
+                        "strategy": strategy,
+                        "seed": seed,
+                        "round": r,
+                        "prompt_index": p,
+                        "reward": rewards[p],
+                        "judge": (0.2 * rewards[p] if judge_follows else 0.1 * base[p]) + 0.02 * key.normal() * (r > 0),
+                        "log_ratio": 0.0 if r == 0 else 2 * r + key.normal(),
+                        "tokens": 12,
+                        "distinct_2": distinct(text),
+                    }
+                )
                 samples.append({"prompt_index": p, "prompt": f"Prompt <{p}> & so on", "round": r, "response": text})
                 for _ in range(3):
-                    true = luck.normal()
-                    duels.append({"strategy": strategy, "seed": seed, "round": r, "prompt_index": p,
-                                  "margin": r * (0.5 * true + 0.5 * luck.normal()), "true_margin": true})  # fmt: skip
-            rounds.append({
-                "strategy": strategy, "seed": seed, "round": r, "labels": BATCH * r,
-                "tokens_generated": 4000 if r else 0,
-                "tokens_scored": 6000 if r else 0, "tokens_trained": 5000 * r,
-                "tokens_features": (9000 if r else 0) * (strategy != "random"),
-                "zero_A_gradient_share": (1.0 if r == 1 else 0.0) if r else np.nan,
-                "zero_margin_share": (1.0 if r == 1 else 0.0) if r else np.nan,
-                "duplicates_dropped": float(luck.integers(0, 3)) if r else np.nan,
-                "selected_length": 12.5 if r else np.nan, "pool_length": 12.0 if r else np.nan,
-                "gradient_drift": 0.1 * r if r else np.nan, "kernel_drift": 0.2 * r if r else np.nan,
-                "width_error_rank_correlation": 0.1 + 0.05 * luck.normal() if r else np.nan,
-                "information": 3.0 * r if r else np.nan, "dpo_loss": 0.69 - 0.05 * r if r else np.nan,
-                "first_loss": 0.693147 if r else np.nan,
-            })  # fmt: skip
+                    true = key.normal()
+                    duels.append(
+                        {
+                            "strategy": strategy,
+                            "seed": seed,
+                            "round": r,
+                            "prompt_index": p,
+                            "margin": r * (0.5 * true + 0.5 * key.normal()),
+                            "true_margin": true,
+                        }
+                    )
+            rounds.append(
+                {
+                    "strategy": strategy,
+                    "seed": seed,
+                    "round": r,
+                    "labels": BATCH * r,
+                    "tokens_generated": 4000 if r else 0,
+                    "tokens_scored": 6000 if r else 0,
+                    "tokens_trained": 5000 * r,
+                    "tokens_features": (9000 if r else 0) * (strategy != "random"),
+                    "zero_A_gradient_share": (1.0 if r == 1 else 0.0) if r else np.nan,
+                    "zero_margin_share": (1.0 if r == 1 else 0.0) if r else np.nan,
+                    "duplicates_dropped": float(key.integers(0, 3)) if r else np.nan,
+                    "selected_length": 12.5 if r else np.nan,
+                    "pool_length": 12.0 if r else np.nan,
+                    "gradient_drift": 0.1 * r if r else np.nan,
+                    "kernel_drift": 0.2 * r if r else np.nan,
+                    "width_error_rank_correlation": 0.1 + 0.05 * key.normal() if r else np.nan,
+                    "information": 3.0 * r if r else np.nan,
+                    "dpo_loss": 0.69 - 0.05 * r if r else np.nan,
+                    "first_loss": 0.693147 if r else np.nan,
+                }
+            )
             if r == 0:
                 continue
-            widths = luck.uniform(0.2, 1.0, 30)
-            order = (np.argsort(-widths) if strategy != "random" else luck.permutation(30))[:BATCH]
+            widths = key.uniform(0.2, 1.0, 30)
+            order = (np.argsort(-widths) if strategy != "random" else key.permutation(30))[:BATCH]
             for c in range(30):
                 place = order.tolist().index(c) if c in order else None
                 other = order[0] if c != order[0] else order[1]
-                reward_1, reward_2 = luck.normal(size=2)
-                text_1, text_2 = (" ".join(luck.choice(WORDS, 12)) for _ in range(2))
-                candidates.append({
-                    "strategy": strategy, "seed": seed, "round": r, "candidate": c, "prompt_index": c // 3,
-                    "prompt": f"Train {c // 3}", "offered": True,
-                    "response_1": {0: "NA", 1: ""}.get(c, text_1), "response_2": text_2,
-                    "reward_1": reward_1, "reward_2": reward_2, "margin": 0.1 * luck.normal() * (r > 1),
-                    "width": widths[c], "picked_position": place,
-                    "log_det_gain": float(np.log1p(widths[c] ** 2)),
-                    "nearest_picked_duel": other, "nearest_cosine": 0.25,
-                    "label": None if place is None else float(luck.random() < 1 / (1 + np.exp(reward_2 - reward_1))),
-                })  # fmt: skip
-        for name, rows in (("rounds", rounds), ("evaluations", evaluations), ("duels", duels),
-                           ("candidates", candidates)):  # fmt: skip
+                reward_1, reward_2 = key.normal(size=2)
+                text_1, text_2 = (" ".join(key.choice(WORDS, 12)) for _ in range(2))
+                candidates.append(
+                    {
+                        "strategy": strategy,
+                        "seed": seed,
+                        "round": r,
+                        "candidate": c,
+                        "prompt_index": c // 3,
+                        "prompt": f"Train {c // 3}",
+                        "offered": True,
+                        "response_1": {0: "NA", 1: ""}.get(c, text_1),
+                        "response_2": text_2,
+                        "reward_1": reward_1,
+                        "reward_2": reward_2,
+                        "margin": 0.1 * key.normal() * (r > 1),
+                        "width": widths[c],
+                        "picked_position": place,
+                        "log_det_gain": float(np.log1p(widths[c] ** 2)),
+                        "nearest_picked_duel": other,
+                        "nearest_cosine": 0.25,
+                        "label": None if place is None else float(key.random() < 1 / (1 + np.exp(reward_2 - reward_1))),
+                    }
+                )
+        for name, rows in (
+            ("rounds", rounds),
+            ("evaluations", evaluations),
+            ("duels", duels),
+            ("candidates", candidates),
+        ):
             write_frame(cell / f"{name}.csv", pd.DataFrame(rows))
         write_text(cell / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
     return folder
@@ -186,8 +242,13 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     report.write(folder)
     page = page_of(folder)
     assert "Signs of gaming in this run" in page
-    for sign in ("the judge did not follow", "empty or repetitive, 100%", "repeat themselves more", "grew alike",
-                 "changed in length by +8.0 tokens"):  # fmt: skip
+    for sign in (
+        "the judge did not follow",
+        "empty or repetitive, 100%",
+        "repeat themselves more",
+        "grew alike",
+        "changed in length by +8.0 tokens",
+    ):
         assert sign in page
     assert "it takes random and one other" in page
 
@@ -275,8 +336,12 @@ def test_damaged_and_unfinished_runs_are_one_line(
     file = cut / "cells" / "random--seed1" / "samples.jsonl"
     file.write_text(file.read_text()[:-9])
     shutil.rmtree(fewer / "cells" / "random--seed1")
-    for folder, message in ((empty, "no finished cell"), (lost, "is the run complete?"), (cut, "damaged table"),
-                            (fewer, "is the run complete?")):  # fmt: skip
+    for folder, message in (
+        (empty, "no finished cell"),
+        (lost, "is the run complete?"),
+        (cut, "damaged table"),
+        (fewer, "is the run complete?"),
+    ):
         assert report.main([str(folder)]) == 2
         error = capsys.readouterr().err
         assert message in error

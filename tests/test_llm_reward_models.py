@@ -16,18 +16,25 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
-from bandits.errors import InputError
-from bandits.luck import Luck
-from llm_loop import assets, ratings, reward_models
-from llm_loop import train_reward_models as training
-from llm_loop.ratings import Ratings
-from llm_loop.reward_models import JUDGE, LABELLER, RECORD, WEIGHTS, build, load, load_encoder
-from llm_loop.train_reward_models import Recipe, adapt, epoch, fit, ordered_pairs, train
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.data import assets, ratings
+from llm_loop.data.ratings import Ratings
+from llm_loop.rewards import models as reward_models
+from llm_loop.rewards import train as training
+from llm_loop.rewards.models import JUDGE, LABELLER, RECORD, WEIGHTS, build, load, load_encoder
+from llm_loop.rewards.train import Recipe, adapt, epoch, fit, ordered_pairs, train
 
 TEXTS = (
-    "The soup was cold and the waiter rude.", "great", "", "Nobody knows.", "What a lovely, lovely evening it has been",
-    "word " * 300, "Ünïcödé – “quotes” … 🙂", "She lost her keys, her job and her patience, and then it began to rain.",
-)  # fmt: skip
+    "The soup was cold and the waiter rude.",
+    "great",
+    "",
+    "Nobody knows.",
+    "What a lovely, lovely evening it has been",
+    "word " * 300,
+    "Ünïcödé – “quotes” … 🙂",
+    "She lost her keys, her job and her patience, and then it began to rain.",
+)
 
 
 def missing(*names: str) -> str | None:
@@ -70,7 +77,7 @@ def test_a_text_scores_the_same_alone_and_in_company(name: str, monkeypatch: pyt
 def test_shipped_figures_are_reproduced_on_a_subsample(name: str) -> None:
     """Fisher's z of the recorded correlation, from 300 held-out texts: off by 4.5 standard errors once in 10⁵ runs."""
     record = json.loads(RECORD.read_text())[name]
-    _, heldout = training.data(name).split(Luck(record["seed"]).child(name))
+    _, heldout = training.data(name).split(Key(record["seed"]).fold_in(name))
     assert len(heldout.texts) == record["heldout"]["texts"]
     some = heldout.at(np.random.default_rng(0).permutation(len(heldout.texts))[:300].tolist())
     found = training.measure(load(name), some)
@@ -131,12 +138,12 @@ def test_a_missing_encoder_names_the_command(tmp_path: Path, monkeypatch: pytest
 @needs_encoder
 def test_the_shipped_form_scores_as_the_trained_form() -> None:
     """Adding B A to the weights, as ``build`` does, is what the adapters computed in training."""
-    luck = Luck(11)
+    key = Key(11)
     encoder = load_encoder()
-    adapters = adapt(encoder, 4, luck)
+    adapters = adapt(encoder, 4, key)
     for place, adapter in adapters.items():
-        adapter.B.data = luck.child("B", place).normal(*adapter.B.shape).float() * 0.02
-    head = training.start_head(384, 8, luck)
+        adapter.B.data = key.fold_in("B", place).normal(*adapter.B.shape).float() * 0.02
+    head = training.start_head(384, 8, key)
     tensors = {f"{place}.{k}": t.data for place, a in adapters.items() for k, t in (("A", a.A), ("B", a.B))}
     tensors |= {f"head.{key}": tensor.data for key, tensor in head.state_dict().items()}
     with torch.no_grad():
@@ -154,11 +161,11 @@ def test_training_learns_what_it_is_shown_and_the_same_luck_gives_the_same_bytes
     rows = [(f"The {thing} was {word}.", value, thing) for thing in things for word, value in words.items()]
     texts, values, groups = zip(*rows, strict=True)
     shown = Ratings(texts, values, groups, ("own",) * len(texts))
-    learn, test = shown.split(Luck(1), heldout=0.3)
+    learn, test = shown.split(Key(1), heldout=0.3)
     recipe = Recipe(epochs=3, batch=8, rank=2, hidden=8)
-    first = save(fit(learn, recipe, Luck(1)))
-    assert first == save(fit(learn, recipe, Luck(1)))
-    assert first != save(fit(learn, recipe, Luck(2)))
+    first = save(fit(learn, recipe, Key(1)))
+    assert first == save(fit(learn, recipe, Key(1)))
+    assert first != save(fit(learn, recipe, Key(2)))
     assert training.measure(build("own", load_tensors(first)), test)["correlation"] > 0.7
 
 
@@ -187,7 +194,7 @@ def test_an_epoch_shows_every_text_once(count: int, rows: int, seed: int) -> Non
 def test_no_article_review_or_tweet_is_on_both_sides() -> None:
     for name, seed in itertools.product((LABELLER, JUDGE), (0, 1)):
         data = training.data(name)
-        learn, heldout = data.split(Luck(seed).child(name))
+        learn, heldout = data.split(Key(seed).fold_in(name))
         assert set(learn.groups).isdisjoint(heldout.groups)
         assert len(learn.texts) + len(heldout.texts) == len(data.texts)
         same = {ratings.normalised(t) for t in learn.texts} & {ratings.normalised(t) for t in heldout.texts}

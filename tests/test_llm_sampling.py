@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_llm_models import rows_of, tiny
 
-from bandits.errors import InputError
-from bandits.luck import Luck
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from llm_loop.models import TINY, seeded
 from llm_loop.sampling import BLOCK, Decoding, draw, sample
 
@@ -48,21 +48,21 @@ def test_a_token_of_probability_zero_is_never_drawn(uniform):
 
 def test_draws_have_the_probabilities_of_the_softmax():
     """Chi-square on 20,000 draws; a false alarm has probability 1e-4."""
-    logits = Luck(3).normal(40)
-    token, _ = draw(logits.expand(20_000, -1), Luck(4).uniform(20_000))
+    logits = Key(3).normal(40)
+    token, _ = draw(logits.expand(20_000, -1), Key(4).uniform(20_000))
     counts = torch.bincount(token, minlength=40).numpy()
     assert stats.chisquare(counts, torch.softmax(logits, -1).numpy() * 20_000).pvalue > 1e-4
 
 
 def test_log_probabilities_of_draws_are_those_of_scoring(policy):
     prompts = [row.prompt for row in rows_of(policy)]
-    rows, logs = sample(policy, prompts, 6, Decoding(30), Luck(2), "generate")
+    rows, logs = sample(policy, prompts, 6, Decoding(30), Key(2), "generate")
     assert torch.allclose(logs, policy.log_probs(rows, "score"), atol=3e-4)
     assert [row.prompt for row in rows] == [prompt for prompt in prompts for _ in range(6)]
 
 
 def test_a_response_ends_with_its_end_token_or_is_cut(policy):
-    rows, _ = sample(policy, [row.prompt for row in rows_of(policy)], 40, Decoding(50), Luck(6), "generate")
+    rows, _ = sample(policy, [row.prompt for row in rows_of(policy)], 40, Decoding(50), Key(6), "generate")
     ended = [row for row in rows if row.response[-1] == policy.end]
     assert 0 < len(ended) < len(rows)  # both kinds occur
     assert all(policy.end not in row.response[:-1] for row in rows)
@@ -71,9 +71,9 @@ def test_a_response_ends_with_its_end_token_or_is_cut(policy):
 
 def test_batches_do_not_change_what_is_drawn(policy):
     prompts = [row.prompt for row in rows_of(policy)]
-    whole, _ = sample(policy, prompts, 4, Decoding(25, rows=128), Luck(2), "generate")
-    parts, _ = sample(policy, prompts, 4, Decoding(25, rows=4), Luck(2), "generate")
-    first, _ = sample(policy, prompts[:1], 4, Decoding(25), Luck(2), "generate")
+    whole, _ = sample(policy, prompts, 4, Decoding(25, rows=128), Key(2), "generate")
+    parts, _ = sample(policy, prompts, 4, Decoding(25, rows=4), Key(2), "generate")
+    first, _ = sample(policy, prompts[:1], 4, Decoding(25), Key(2), "generate")
     assert whole == parts
     assert whole[:4] == first
 
@@ -82,12 +82,17 @@ def test_generate_draws_from_the_same_distribution():
     """Mean log-probability and length of 600 draws each, by Welch's test; a false alarm has probability 2e-4."""
     policy = tiny("tiny-llama")
     prompt = policy.encode(["hello"], 9)[0]
-    ours, _ = sample(policy, [prompt], 600, Decoding(12), Luck(8), "generate")
-    with seeded(Luck(9)):
+    ours, _ = sample(policy, [prompt], 600, Decoding(12), Key(8), "generate")
+    with seeded(Key(9)):
         tokens = policy.model.generate(
-            input_ids=torch.tensor([prompt] * 600), attention_mask=torch.ones(600, len(prompt), dtype=torch.int64),
-            do_sample=True, top_k=0, max_new_tokens=12, pad_token_id=policy.pad, eos_token_id=policy.end,
-        )[:, len(prompt) :].tolist()  # fmt: skip
+            input_ids=torch.tensor([prompt] * 600),
+            attention_mask=torch.ones(600, len(prompt), dtype=torch.int64),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=12,
+            pad_token_id=policy.pad,
+            eos_token_id=policy.end,
+        )[:, len(prompt) :].tolist()
     cut = [t[: t.index(policy.end) + 1] if policy.end in t else t for t in tokens]
     theirs = [type(ours[0])(prompt, tuple(t)) for t in cut]
     a, b = policy.log_probs(ours, "score").numpy(), policy.log_probs(theirs, "score").numpy()
@@ -98,7 +103,7 @@ def test_generate_draws_from_the_same_distribution():
 
 def test_a_low_temperature_draws_the_likeliest_token(policy):
     prompts = [row.prompt for row in rows_of(policy)]
-    rows, _ = sample(policy, prompts, 2, Decoding(6, temperature=1e-4), Luck(2), "generate")
+    rows, _ = sample(policy, prompts, 2, Decoding(6, temperature=1e-4), Key(2), "generate")
     assert rows[0::2] == rows[1::2]
     with torch.no_grad():
         logits = policy.model(input_ids=torch.tensor([prompts[0]])).logits[0, -1]
@@ -108,7 +113,7 @@ def test_a_low_temperature_draws_the_likeliest_token(policy):
 def test_the_same_luck_draws_the_same_and_other_luck_other_responses():
     policy = tiny("tiny-llama")
     prompts = [row.prompt for row in rows_of(policy)]
-    one, two, other = (sample(policy, prompts, 3, Decoding(9), Luck(s), "generate")[0] for s in (1, 1, 2))
+    one, two, other = (sample(policy, prompts, 3, Decoding(9), Key(s), "generate")[0] for s in (1, 1, 2))
     assert one == two
     assert one != other
 
@@ -121,7 +126,7 @@ def test_drawing_leaves_no_trace_on_the_model():
     hooked.forward = theirs = hooked.forward
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
     attention = base.config._attn_implementation
-    sample(policy, [(1, 2, 3)], 2, Decoding(3), Luck(0), "test")
+    sample(policy, [(1, 2, 3)], 2, Decoding(3), Key(0), "test")
     assert base.config._attn_implementation == attention
     assert vars(hooked)["forward"] is theirs
     assert [m for m in base.modules() if type(m) is torch.nn.Linear and "forward" in vars(m)] == [hooked]

@@ -7,21 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits.arena import SyntheticVectorArena, World
-from bandits.duels import Duels
-from bandits.errors import InputError
-from bandits.learners import NeuralLearner
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from bandits.loop import Plan, fit_rounds, play
-from bandits.luck import Luck
-from bandits.networks import MLP
-from bandits.rewards import Cosine
-from bandits.selector import STRATEGIES, ActiveDPO, Geometry
+from bandits.selector import STRATEGIES, ActiveDPO, FeatureSpace
+from bandits.sim.arena import Problem, SyntheticVectorArena
+from bandits.sim.learners import NeuralLearner
+from bandits.sim.networks import MLP
+from bandits.sim.truths import Cosine
 
 ROUNDS, BATCH = 4, 5
 
 
-def learner_for(network: MLP, luck: Luck) -> NeuralLearner:
-    return NeuralLearner(network, network.initial(luck.child("network")), 1.0)
+def learner_for(network: MLP, key: Key) -> NeuralLearner:
+    return NeuralLearner(network, network.initial(key.fold_in("network")), 1.0)
 
 
 def plan(**changes) -> Plan:
@@ -29,56 +29,56 @@ def plan(**changes) -> Plan:
 
 
 GEOMETRIES = [
-    Geometry(),
-    Geometry(gradients="initial"),
-    Geometry(gradients="stale"),
-    Geometry(normalise="response"),
-    Geometry(normalise="duel"),
-    Geometry(weight="fisher"),
-    Geometry(metric="diagonal"),
-    Geometry(metric="identity"),
-    Geometry(layer="last"),
-    Geometry(layer="last", gradients="initial", weight="fisher"),
-    Geometry(ridge=0.3, gradients="initial"),
+    FeatureSpace(),
+    FeatureSpace(gradients="initial"),
+    FeatureSpace(gradients="stale"),
+    FeatureSpace(normalise="response"),
+    FeatureSpace(normalise="duel"),
+    FeatureSpace(weight="fisher"),
+    FeatureSpace(metric="diagonal"),
+    FeatureSpace(metric="identity"),
+    FeatureSpace(layer="last"),
+    FeatureSpace(layer="last", gradients="initial", weight="fisher"),
+    FeatureSpace(ridge=0.3, gradients="initial"),
 ]
 
 
 @pytest.mark.parametrize("many_rounds", [False, True])
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_widths_in_the_loop_are_those_of_explicit_matrices(geometry, many_rounds, network, luck, arena):
+@pytest.mark.parametrize("space", GEOMETRIES, ids=str)
+def test_widths_in_the_loop_are_those_of_explicit_matrices(space, many_rounds, network, key, arena):
     """Every switch, re-derived the slow way: gradients by autograd-checked rows, V as a matrix, its inverse."""
-    learner = learner_for(network, luck)
+    learner = learner_for(network, key)
     items = arena.show(0)
     every = Duels.within(8, 3).expand(3)
 
     def phi(duels: Duels) -> torch.Tensor:
-        at = learner.initial if geometry.gradients == "initial" else learner.weights
+        at = learner.initial if space.gradients == "initial" else learner.weights
         gradient = network.value_and_gradient(at, items.x)[1].dense().values
-        if geometry.layer == "last":
+        if space.layer == "last":
             gradient = network.embedding(at, items.x).values
-        if geometry.normalise == "response":
+        if space.normalise == "response":
             gradient = gradient / gradient.norm(dim=-1, keepdim=True)
         first, second = duels.first.unsqueeze(-1), duels.second.unsqueeze(-1)
         row = torch.take_along_dim(gradient, first, -2) - torch.take_along_dim(gradient, second, -2)
-        if geometry.normalise == "duel":
+        if space.normalise == "duel":
             row = row / row.norm(dim=-1, keepdim=True)
-        if geometry.weight == "fisher":
+        if space.weight == "fisher":
             p = torch.sigmoid(duels.difference(learner.rewards(items)))
             row = row * (p * (1 - p)).sqrt().unsqueeze(-1)
         return row
 
-    ridge = geometry.ridge or (1.0 if geometry.weight == "fisher" else 2.0)
+    ridge = space.ridge or (1.0 if space.weight == "fisher" else 2.0)
     asked, stale = None, None
-    rounds = play(arena, learner, ActiveDPO(geometry), plan(many_rounds=many_rounds), luck)
+    rounds = play(arena, learner, ActiveDPO(space), plan(many_rounds=many_rounds), key)
     for _ in range(ROUNDS):
-        past = stale if geometry.gradients == "stale" else None if asked is None else phi(asked)
+        past = stale if space.gradients == "stale" else None if asked is None else phi(asked)
         before = phi(every)
         snapshot = learner.weights
         round = next(rounds)
         v = ridge * torch.eye(before.shape[-1], dtype=torch.float64).expand(3, -1, -1)
-        if past is not None and geometry.metric != "identity":
+        if past is not None and space.metric != "identity":
             v = v + past.mT @ past
-        if geometry.metric == "diagonal":
+        if space.metric == "diagonal":
             v = torch.diag_embed(v.diagonal(dim1=-2, dim2=-1))
         widths = torch.einsum("rnd,rde,rne->rn", before, torch.linalg.inv(v), before).sqrt()
         torch.testing.assert_close(round.pool.features.widths, widths, rtol=1e-6, atol=1e-9)
@@ -90,27 +90,27 @@ def test_widths_in_the_loop_are_those_of_explicit_matrices(geometry, many_rounds
 
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_a_replayed_run_goes_on_as_if_it_had_not_stopped(name, network, luck, arena):
+def test_a_replayed_run_goes_on_as_if_it_had_not_stopped(name, network, key, arena):
     """With the picks of the first rounds and the learner's states, the rest is equal to the last bit."""
     strategy = STRATEGIES[name]
-    learner, history, rest = learner_for(network, luck), [], []
-    for round in play(arena, learner, strategy, plan(), luck):
+    learner, history, rest = learner_for(network, key), [], []
+    for round in play(arena, learner, strategy, plan(), key):
         if round.number < 2:
             history.append((round.picks, dict(learner.state())))
         else:
             rest.append((round.picks, learner.rewards(round.items)))
-    again = learner_for(network, luck)
-    for round, (picks, rewards) in zip(play(arena, again, strategy, plan(), luck, history), rest, strict=True):
+    again = learner_for(network, key)
+    for round, (picks, rewards) in zip(play(arena, again, strategy, plan(), key, history), rest, strict=True):
         assert torch.equal(round.picks, picks)
         assert torch.equal(again.rewards(round.items), rewards)
 
 
-def test_response_normalisation_loses_the_invariance_to_c_of_x(network, luck, items):
+def test_response_normalisation_loses_the_invariance_to_c_of_x(network, key, items):
     """Adding one vector to all gradients of a prompt: raw and duel-normalised φ stay, response-normalised φ moves."""
-    from bandits.features import Dense
+    from bandits.core.rows import Dense
 
-    gradient = network.value_and_gradient(network.initial(luck), items.x)[1].dense()
-    common = luck.child("c").normal(8, network.parameters).repeat_interleave(3, 1)
+    gradient = network.value_and_gradient(network.initial(key), items.x)[1].dense()
+    common = key.fold_in("c").normal(8, network.parameters).repeat_interleave(3, 1)
     duels = Duels.within(8, 3).expand(3)
     a, b = gradient.differences(duels), Dense(gradient.values + common).differences(duels)
     torch.testing.assert_close(a.values, b.values)
@@ -119,17 +119,17 @@ def test_response_normalisation_loses_the_invariance_to_c_of_x(network, luck, it
     assert float((a.values - b.values).norm() / a.values.norm()) > 0.1
 
 
-def test_no_duel_of_a_fixed_pool_is_asked_twice(network, luck, arena):
-    picks = [r.picks for r in play(arena, learner_for(network, luck), STRATEGIES["random"], plan(), luck)]
+def test_no_duel_of_a_fixed_pool_is_asked_twice(network, key, arena):
+    picks = [r.picks for r in play(arena, learner_for(network, key), STRATEGIES["random"], plan(), key)]
     asked = torch.cat(picks, -1)
     assert all(len(set(row)) == ROUNDS * BATCH for row in asked.tolist())
 
 
-def test_strategies_share_worlds_and_answers(network, luck, arena):
+def test_strategies_share_worlds_and_answers(network, key, arena):
     """The same duel gets the same answer, whoever asks it, in whichever round."""
     known: dict[tuple[int, int, int], bool] = {}
     for name in ("random", "activedpo", "label-entropy"):
-        for round in play(arena, learner_for(network, luck), STRATEGIES[name], plan(), luck):
+        for round in play(arena, learner_for(network, key), STRATEGIES[name], plan(), key):
             duels = round.answers.duels
             for r in range(3):
                 for a, b, won in zip(duels.first[r], duels.second[r], round.answers.first_won[r], strict=True):
@@ -141,14 +141,14 @@ def test_strategies_share_worlds_and_answers(network, luck, arena):
 def test_replicates_are_independent_of_company(network):
     """Replicate 2 among three is replicate 2 alone: same picks, and rewards to rounding."""
 
-    def run(luck: Luck) -> tuple[torch.Tensor, torch.Tensor]:
-        world = World(Cosine(), luck.child("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
-        arena = SyntheticVectorArena(len(luck.replicates), world=world, batch=BATCH)
-        learner = learner_for(network, luck)
-        picks = torch.cat([r.picks for r in play(arena, learner, STRATEGIES["activedpo"], plan(), luck)], -1)
-        return picks, learner.rewards(world.everything()[0])
+    def run(key: Key) -> tuple[torch.Tensor, torch.Tensor]:
+        problem = Problem(Cosine(), key.fold_in("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
+        arena = SyntheticVectorArena(len(key.replicates), problem=problem, batch=BATCH)
+        learner = learner_for(network, key)
+        picks = torch.cat([r.picks for r in play(arena, learner, STRATEGIES["activedpo"], plan(), key)], -1)
+        return picks, learner.rewards(problem.everything()[0])
 
-    together, alone = run(Luck(7, (0, 1, 2))), run(Luck(7, (2,)))
+    together, alone = run(Key(7, (0, 1, 2))), run(Key(7, (2,)))
     assert torch.equal(together[0][2:], alone[0])
     torch.testing.assert_close(together[1][2:], alone[1], rtol=1e-6, atol=1e-9)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from bandits.minimise import minimise
+from bandits.core.minimise import minimise
 
 
 def problem(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -26,8 +26,9 @@ def run(seed: int, dim: int, exact_metric: bool, replicates: slice = slice(None)
 
     metric = torch.linalg.inv(a) if exact_metric else torch.eye(dim, dtype=torch.float64).expand_as(a)
     tolerance = torch.full((len(a),), 1e-9, dtype=torch.float64)
-    return minimise(evaluate, torch.zeros_like(b), lambda v: (metric @ v.unsqueeze(-1)).squeeze(-1), tolerance,
-                    iterations)  # fmt: skip
+    return minimise(
+        evaluate, torch.zeros_like(b), lambda v: (metric @ v.unsqueeze(-1)).squeeze(-1), tolerance, iterations
+    )
 
 
 @given(seed=st.integers(0, 10**6), dim=st.integers(1, 7), exact=st.booleans())
@@ -80,10 +81,16 @@ def test_a_value_that_only_trembles_is_told_by_its_slope():
         return value * (1 + 2e-8 * torch.randn(len(x), generator=generator, dtype=x.dtype)), lambda: curvature * x
 
     ends = [
-        minimise(evaluate, torch.full((40, 8), 0.1).double(), lambda v: v / 10, torch.full((40,), 1e-9).double(), 60,
-                 noise=noise).gradient
+        minimise(
+            evaluate,
+            torch.full((40, 8), 0.1).double(),
+            lambda v: v / 10,
+            torch.full((40,), 1e-9).double(),
+            60,
+            noise=noise,
+        ).gradient
         for noise in (1e-7, 1e-14)
-    ]  # fmt: skip
+    ]
     assert (ends[0] <= 1e-9).all()
     assert not (ends[1] <= 1e-9).all()
 
@@ -92,8 +99,11 @@ def test_a_kink_stops_it_and_the_gradient_tells():
     """``|x| + x²/2`` from 3: no step lowers the value at the kink; it stops there, and its gradient is not small."""
     found = minimise(
         lambda x: (x.abs().sum(-1) + 0.5 * x.square().sum(-1), lambda: torch.where(x >= 0, 1.0, -1.0) + x),
-        torch.tensor([[3.0], [0.5]]).double(), lambda v: v, torch.full((2,), 1e-9).double(), 50,
-    )  # fmt: skip
+        torch.tensor([[3.0], [0.5]]).double(),
+        lambda v: v,
+        torch.full((2,), 1e-9).double(),
+        50,
+    )
     assert found.x.isfinite().all()
     assert (found.x.abs() < 3).all()
     assert (found.gradient > 0.1).all()

@@ -14,18 +14,21 @@ import pytest
 import torch
 
 from bandits import __main__ as command
-from bandits import experiments
-from bandits.errors import InputError
-from bandits.experiments import PRESETS, Simulation
-from bandits.results import RunDirectory, config_of, write_bytes
+from bandits.core.errors import InputError
+from bandits.runs.directory import RunDirectory, config_of, write_bytes
+from bandits.sim import experiments
+from bandits.sim.experiments import PRESETS, Simulation
 
 SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file but the one that holds wall-clock times."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
-            if f.is_file() and f.name != "timing.json"}  # fmt: skip
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "timing.json"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,18 @@ def finished(tmp_path_factory) -> Path:
 class TestRun:
     def test_the_folder_has_what_the_readme_says(self, finished):
         names = set(files(finished))
-        assert {"manifest.json", "index.html", "rounds.csv", "summary.csv", "comparison.csv", "bounds.csv",
-                "bound_verdicts.csv", "bound_numbers.csv", "calibration.csv", "findings.json"} <= names  # fmt: skip
+        assert {
+            "manifest.json",
+            "index.html",
+            "rounds.csv",
+            "summary.csv",
+            "comparison.csv",
+            "bounds.csv",
+            "bound_verdicts.csv",
+            "bound_numbers.csv",
+            "calibration.csv",
+            "findings.json",
+        } <= names
         assert {"figures/error.png", "figures/paired.png", "figures/bound.png"} <= names
         assert not [n for n in names if "tmp" in n or "checkpoint" in n]
         manifest = json.loads((finished / "manifest.json").read_text())
@@ -93,8 +106,9 @@ class TestInterruption:
         "contender", ["activedpo", "activedpo-stale", "policy:ucb", "tangent:ts", "linear:colstim"]
     )
     def test_a_cell_stopped_after_any_round_ends_in_the_same_bytes(self, contender, tmp_path, monkeypatch):
-        simulation = Simulation(contenders=(contender,), truths=("ntk",), replicates=2, rounds=4, batch=3, prompts=6,
-                                heldout=3, width=8)  # fmt: skip
+        simulation = Simulation(
+            contenders=(contender,), truths=("ntk",), replicates=2, rounds=4, batch=3, prompts=6, heldout=3, width=8
+        )
         experiments.run_cell(simulation, "ntk", contender, tmp_path / "whole")
         monkeypatch.setattr(experiments, "CHECKPOINT_SECONDS", -1.0)  # after every round
         save = experiments.save_checkpoint
@@ -231,7 +245,7 @@ def test_the_package_needs_no_checkout(finished, tmp_path):
     """Outside a git checkout the commit is unknown, and a run still works (an installed wheel)."""
     source = Path(__file__).parent.parent / "bandits"
     shutil.copytree(source, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import bandits.results as r; print(r.__file__); print(r.commit())"
+    code = "import bandits.runs.directory as r; print(r.__file__); print(r.commit())"
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert shown.stdout.split() == [str(tmp_path / "bandits" / "results.py"), "unknown"]
@@ -251,7 +265,7 @@ def test_a_strategy_of_ones_own_runs_in_other_processes(tmp_path):
 def test_a_skewed_pool_is_skewed_and_its_held_out_prompts_are_not():
     simulation = Simulation(inputs="skewed", truths=("ntk",), replicates=2)
     arena, _, _ = experiments.build(simulation, "ntk", "random")
-    shown, heldout = arena.world.table(0)[0].x, arena.world.heldout_table()[0].x
+    shown, heldout = arena.problem.table(0)[0].x, arena.problem.heldout_table()[0].x
     assert torch.allclose(shown.norm(dim=-1), torch.tensor(5.0).double().sqrt())
     off_plane = shown[..., 2:].norm(dim=-1).unflatten(-1, (-1, 3)).amax(-1) / 5**0.5
     assert 0.05 < float((off_plane > 0.5).double().mean()) < 0.2

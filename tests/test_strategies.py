@@ -8,16 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits.btl import slope
-from bandits.design import GramDesign
-from bandits.duels import Duels
-from bandits.errors import InputError
-from bandits.features import Dense
-from bandits.luck import Luck
-from bandits.selector import APLP, STRATEGIES, TS, UCB, ActiveDPO, CoLSTIM, DeltaUCB, Geometry, Pool, select
+from bandits.core.design import GramDesign
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import slope
+from bandits.core.rng import Key
+from bandits.core.rows import Dense
+from bandits.selector import APLP, STRATEGIES, TS, UCB, ActiveDPO, CoLSTIM, DeltaUCB, FeatureSpace, Pool, select
 
 PROMPTS, RESPONSES, DIM = 5, 3, 6
-LUCK = Luck(11, (0, 1))
+LUCK = Key(11, (0, 1))
 every = pytest.mark.parametrize("name", list(STRATEGIES))
 
 
@@ -82,9 +82,13 @@ class TestContract:
                 projections=pool.features.projections[r : r + 1],
             )
             alone = Pool(
-                Duels(pool.duels.first[r : r + 1], pool.duels.second[r : r + 1]), pool.rewards[r : r + 1], seen,
-                pool.available[r : r + 1], RESPONSES, pool.entropy[r : r + 1],
-            )  # fmt: skip
+                Duels(pool.duels.first[r : r + 1], pool.duels.second[r : r + 1]),
+                pool.rewards[r : r + 1],
+                seen,
+                pool.available[r : r + 1],
+                RESPONSES,
+                pool.entropy[r : r + 1],
+            )
             assert torch.equal(select(alone, STRATEGIES[name], 4, LUCK.only(r))[0], both[r])
 
     def test_sides_and_common_shifts_do_not_matter(self, name):
@@ -152,7 +156,7 @@ class TestRules:
         pool = dataclasses.replace(make_pool(0), available=torch.ones(2, 15, dtype=torch.bool))
         counts = np.zeros(15)
         for i in range(3000):
-            for row in select(pool, STRATEGIES["random"], 1, LUCK.child(i)).tolist():
+            for row in select(pool, STRATEGIES["random"], 1, LUCK.fold_in(i)).tolist():
                 counts[row[0]] += 1
         assert chisquare(counts).pvalue > 1e-5
 
@@ -161,7 +165,7 @@ class TestRules:
         """UCB, Thompson, DeltaUCB and DRTS on one prompt, arm by arm, every arm against itself included."""
         pool = make_pool(seed, selves=True, prompts=1)
         pool = dataclasses.replace(pool, available=torch.ones(2, 6, dtype=torch.bool))
-        draws = LUCK.child("strategy").child("thompson").normal(RESPONSES)
+        draws = LUCK.fold_in("strategy").fold_in("thompson").normal(RESPONSES)
         names = {"ucb": UCB(nu), "ts": TS(nu), "delta": DeltaUCB(nu)}
         picked = {name: select(pool, strategy, 1, LUCK) for name, strategy in names.items()}
         for r in range(2):
@@ -199,9 +203,15 @@ class TestRules:
         values[0, 0, 0] = values[0, 1, 0] = 2.0
         values[0, 2, 1] = 1.9
         duels = Duels.within(1, 3).expand(1)
-        pool = Pool(duels, torch.zeros(1, 3).double(), GramDesign(1.0).condition(Dense(values)),
-                    torch.ones(1, 3, dtype=torch.bool), 3, torch.zeros(1, 1).double())  # fmt: skip
-        one = Luck(0, (0,))
+        pool = Pool(
+            duels,
+            torch.zeros(1, 3).double(),
+            GramDesign(1.0).condition(Dense(values)),
+            torch.ones(1, 3, dtype=torch.bool),
+            3,
+            torch.zeros(1, 1).double(),
+        )
+        one = Key(0, (0,))
         assert set(select(pool, ActiveDPO(), 2, one)[0].tolist()) in ({0, 2}, {1, 2})
         assert set(select(pool, ActiveDPO(batch_update=False), 2, one)[0].tolist()) == {0, 1}
 
@@ -213,16 +223,16 @@ def test_bad_strategies_are_refused():
         UCB(nu=-1.0)
 
 
-def test_fisher_weights_are_the_slopes(luck, network, items, arena):
-    """In the Fisher geometry a row is ``√σ'(margin) φ``: V is the Hessian of the logistic loss (less the ridge)."""
-    from bandits.learners import NeuralLearner
-    from bandits.loop import Belief, Plan
+def test_fisher_weights_are_the_slopes(key, network, items, arena):
+    """In the Fisher space a row is ``√σ'(margin) φ``: V is the Hessian of the logistic loss (less the ridge)."""
+    from bandits.loop import DesignState, Plan
+    from bandits.sim.learners import NeuralLearner
 
-    learner = NeuralLearner(network, network.initial(luck), 1.0)
+    learner = NeuralLearner(network, network.initial(key), 1.0)
     duels = Duels.within(8, 3).take(torch.tensor([1, 5, 9])).expand(3)
     learner.observe(items, arena.ask(duels))
     learner.fit()
-    plain = Belief(Geometry(), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
-    fisher = Belief(Geometry(weight="fisher"), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
+    plain = DesignState(FeatureSpace(), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
+    fisher = DesignState(FeatureSpace(weight="fisher"), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
     weights = slope(duels.difference(learner.rewards(items))).sqrt()
     torch.testing.assert_close(fisher, plain * weights.unsqueeze(-1))

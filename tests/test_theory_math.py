@@ -11,9 +11,9 @@ with install_import_hook(
     + [f"theory_checks.{name}" for name in ("orders", "regret", "transformers")],
     "shapes.check",
 ):
-    import theory_checks.orders
-    import theory_checks.regret
-    import theory_checks.transformers  # noqa: F401
+    import theory_checks.families.orders
+    import theory_checks.families.regret
+    import theory_checks.families.transformers  # noqa: F401
 
 import numpy as np
 import pandas as pd
@@ -23,52 +23,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from bandits.arena import SyntheticVectorArena, World
-from bandits.bounds import interpolation_norm
-from bandits.btl import kappa
-from bandits.design import GramDesign
-from bandits.duels import Answers, Duels
-from bandits.errors import InputError
-from bandits.learners import TangentLearner
-from bandits.luck import Luck
-from bandits.networks import MLP
-from bandits.rewards import Teacher
-from theory_checks import certificate, orders, transformers
+from bandits.core.bounds import interpolation_norm
+from bandits.core.design import GramDesign
+from bandits.core.duels import Answers, Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import kappa
+from bandits.core.rng import Key
+from bandits.sim.arena import Problem, SyntheticVectorArena
+from bandits.sim.learners import TangentLearner
+from bandits.sim.networks import MLP
+from bandits.sim.truths import Teacher
 from theory_checks.claims import Claim, Measurement, Verdict, check_replicates, coverage, replicates_needed
-from theory_checks.information import greedy_ratio
-from theory_checks.predictors import predictors
-from theory_checks.regret import optimism
-from theory_checks.slopes import log_slope
-from theory_checks.tangent import (
+from theory_checks.families import orders, transformers
+from theory_checks.families.information import greedy_ratio
+from theory_checks.families.regret import optimism
+from theory_checks.maths import certificate
+from theory_checks.maths.predictors import predictors
+from theory_checks.maths.tangent import (
+    Counts,
     DenseDesign,
+    ExtendedLink,
     Logistic,
     Setting,
-    Straightened,
-    Tally,
     TangentWorld,
     coordinates,
     fit,
     log_likelihood,
     times,
-)  # fmt: skip
-from theory_checks.trials import Trial, floor, play
+)
+from theory_checks.maths.trials import Trial, floor, play
+from theory_checks.slopes import log_slope
 
 seeds = st.integers(0, 10**6)
 F64 = torch.float64
 
 
-def tally_of(rng: np.random.Generator, lead: int, n: int, most: int = 6) -> Tally:
+def tally_of(rng: np.random.Generator, lead: int, n: int, most: int = 6) -> Counts:
     asked = torch.from_numpy(rng.integers(0, most, (lead, n))).to(F64)
-    return Tally(asked, torch.from_numpy(rng.binomial(asked.long().numpy(), 0.5)).to(F64))
+    return Counts(asked, torch.from_numpy(rng.binomial(asked.long().numpy(), 0.5)).to(F64))
 
 
 class TestClaims:
     @pytest.mark.parametrize(
         ("side", "low", "high", "word"),
-        [("at least", 0.96, 1.0, "supported"), ("at least", 0.8, 0.94, "refuted"),
-         ("at least", 0.9, 0.99, "not informative"), ("at most", 0.96, 1.0, "refuted"),
-         ("at most", 0.8, 0.94, "supported"), ("at most", 0.95, 0.95, "supported")],
-    )  # fmt: skip
+        [
+            ("at least", 0.96, 1.0, "supported"),
+            ("at least", 0.8, 0.94, "refuted"),
+            ("at least", 0.9, 0.99, "not informative"),
+            ("at most", 0.96, 1.0, "refuted"),
+            ("at most", 0.8, 0.94, "supported"),
+            ("at most", 0.95, 0.95, "supported"),
+        ],
+    )
     def test_a_word_needs_the_whole_interval_on_one_side(self, side, low, high, word):
         claim = Claim("a/b", "", side, 0.95)
         assert Verdict(claim, Measurement((low + high) / 2, low, high, 9)).word == word
@@ -98,9 +104,9 @@ class TestClaims:
 class TestTangentWorld:
     def test_coordinates_keep_every_inner_product(self):
         """Against the Gram matrix of the full gradients, to 1e-9."""
-        luck = Luck(3, (0, 1))
+        key = Key(3, (0, 1))
         network = MLP(4, 20, 3)
-        weights, x = network.initial(luck.child("w")), luck.child("x").normal(12, 4)
+        weights, x = network.initial(key.fold_in("w")), key.fold_in("x").normal(12, 4)
         rows = network.value_and_gradient(weights, x)[1]
         duels = Duels.within(4, 3).expand(2)
         dense = rows.dense().differences(duels)
@@ -110,35 +116,35 @@ class TestTangentWorld:
 
     @pytest.mark.parametrize("truth", ["mlp", "square", "ntk", "aligned"])
     def test_the_truth_has_its_rewards_its_norm_and_its_largest_difference(self, truth):
-        world = TangentWorld.of(Setting(3, 3, truth=truth, largest=1.5), Luck(5, (0, 1)))
-        assert world.margins.abs().amax(-1).tolist() == pytest.approx([1.5, 1.5])
-        torch.testing.assert_close(times(world.features, world.theta), world.margins)
+        problem = TangentWorld.of(Setting(3, 3, truth=truth, largest=1.5), Key(5, (0, 1)))
+        assert problem.margins.abs().amax(-1).tolist() == pytest.approx([1.5, 1.5])
+        torch.testing.assert_close(times(problem.features, problem.theta), problem.margins)
         if truth == "aligned":  # Cauchy-Schwarz is attained along the first duel
-            width = torch.linalg.vector_norm(world.features[:, 0], dim=-1)
-            torch.testing.assert_close(world.margins[:, 0].abs(), world.norm * width)
+            width = torch.linalg.vector_norm(problem.features[:, 0], dim=-1)
+            torch.testing.assert_close(problem.margins[:, 0].abs(), problem.norm * width)
 
     def test_the_norm_is_the_cores(self):
-        luck, setting = Luck(5, (0, 1)), Setting(3, 3, truth="mlp", largest=1.5)
-        world = TangentWorld.of(setting, luck)
+        key, setting = Key(5, (0, 1)), Setting(3, 3, truth="mlp", largest=1.5)
+        problem = TangentWorld.of(setting, key)
         network = setting.network
-        initial = network.initial(luck.child("network"))
-        items = World(Teacher(), luck.child("world", "mlp"), 3, 3, 5, bound=0.75).everything()[0]
+        initial = network.initial(key.fold_in("network"))
+        items = Problem(Teacher(), key.fold_in("world", "mlp"), 3, 3, 5, bound=0.75).everything()[0]
         rewards = torch.zeros(2, 9, dtype=F64)
-        rewards[:, [1, 4, 7]] = -world.margins[:, [0, 3, 6]]
-        rewards[:, [2, 5, 8]] = -world.margins[:, [1, 4, 7]]
+        rewards[:, [1, 4, 7]] = -problem.margins[:, [0, 3, 6]]
+        rewards[:, [2, 5, 8]] = -problem.margins[:, [1, 4, 7]]
         rows = network.value_and_gradient(initial, items.x)[1]
-        torch.testing.assert_close(interpolation_norm(rows, rewards, 3), world.norm)
+        torch.testing.assert_close(interpolation_norm(rows, rewards, 3), problem.norm)
 
     def test_a_singular_gram_names_the_items_that_coincide(self):
-        x = Luck(1, (0,)).normal(9, 4)
+        x = Key(1, (0,)).normal(9, 4)
         x[0, 7] = x[0, 6]
-        rows = MLP(4, 20, 3).value_and_gradient(MLP(4, 20, 3).initial(Luck(2, (0,))), x)[1]
+        rows = MLP(4, 20, 3).value_and_gradient(MLP(4, 20, 3).initial(Key(2, (0,))), x)[1]
         with pytest.raises(
             InputError, match=r"items 6 \(prompt 2, response 0\) and 7 \(prompt 2, response 1\) coincide"
         ):
             coordinates(rows, 3)
         narrow = MLP(4, 1, 2)
-        rows = narrow.value_and_gradient(narrow.initial(Luck(2, (0,))), Luck(1, (0,)).normal(30, 4))[1]
+        rows = narrow.value_and_gradient(narrow.initial(Key(2, (0,))), Key(1, (0,)).normal(30, 4))[1]
         with pytest.raises(InputError, match="too few parameters"):
             coordinates(rows, 3)
 
@@ -146,13 +152,13 @@ class TestTangentWorld:
     def test_fits_are_minima(self, seed, lam, limit):
         """Against scipy's BFGS on the same loss: values to 1e-8, θ to 1e-4."""
         rng = np.random.default_rng(seed)
-        phi, tally = torch.from_numpy(rng.normal(size=(1, 6, 4))), tally_of(rng, 1, 6)
-        link, centre = Straightened(limit), torch.from_numpy(rng.normal(size=(1, 4)))
-        theta, size = fit(phi, tally, torch.tensor([lam], dtype=F64), link, torch.zeros(1, 4, dtype=F64), centre)
+        phi, counts = torch.from_numpy(rng.normal(size=(1, 6, 4))), tally_of(rng, 1, 6)
+        link, centre = ExtendedLink(limit), torch.from_numpy(rng.normal(size=(1, 4)))
+        theta, size = fit(phi, counts, torch.tensor([lam], dtype=F64), link, torch.zeros(1, 4, dtype=F64), centre)
 
         def objective(at):
             at = torch.from_numpy(at)[None]
-            value = lam / 2 * (at - centre).square().sum(-1) - log_likelihood(times(phi, at), tally, link)
+            value = lam / 2 * (at - centre).square().sum(-1) - log_likelihood(times(phi, at), counts, link)
             return float(value)
 
         found = optimize.minimize(objective, np.zeros(4), tol=1e-10)
@@ -162,32 +168,32 @@ class TestTangentWorld:
 
     def test_counts_give_the_fit_of_the_cores_linearised_learner(self):
         """The same answers, one by one in the dual or as counts in coordinates: fitted differences to 1e-8."""
-        luck = Luck(11, (0, 1))
+        key = Key(11, (0, 1))
         network = MLP(4, 16, 3)
-        initial = network.initial(luck.child("network"))
-        world = World(Teacher(), luck.child("world"), 3, 3, 4)
-        items = SyntheticVectorArena(2, world=world, batch=1).show(0)
+        initial = network.initial(key.fold_in("network"))
+        problem = Problem(Teacher(), key.fold_in("world"), 3, 3, 4)
+        items = SyntheticVectorArena(2, problem=problem, batch=1).show(0)
         every = Duels.within(3, 3).expand(2)
-        picks = (luck.child("picks").uniform(40) * 9).long()
-        won = luck.child("won").uniform(40) < 0.6
+        picks = (key.fold_in("picks").uniform(40) * 9).long()
+        won = key.fold_in("won").uniform(40) < 0.6
         learner = TangentLearner(network, initial, 0.7)
         learner.observe(items, Answers(every.take(picks), won))
         learner.fit()
         rows = network.value_and_gradient(initial, items.x)[1]
         phi = coordinates(rows, 3).differences(every).values
         zero = torch.zeros(2, 9, dtype=F64)
-        tally = Tally(zero, zero).add(picks, won)
-        theta, _ = fit(phi, tally, torch.full((2,), 0.7, dtype=F64), Logistic(), torch.zeros(2, 6, dtype=F64))
+        counts = Counts(zero, zero).add(picks, won)
+        theta, _ = fit(phi, counts, torch.full((2,), 0.7, dtype=F64), Logistic(), torch.zeros(2, 6, dtype=F64))
         torch.testing.assert_close(times(phi, theta), every.difference(learner.rewards(items)), rtol=1e-7, atol=1e-8)
-        design, reference = DenseDesign.of(phi, tally.asked, 3.0), GramDesign(3.0)
+        design, reference = DenseDesign.of(phi, counts.asked, 3.0), GramDesign(3.0)
         reference.append(rows.differences(every.take(picks)))
         torch.testing.assert_close(design.widths(phi), reference.widths(rows.differences(every)))
         torch.testing.assert_close(design.information, reference.information())
 
     @given(limit=st.floats(0.2, 6), margin=st.floats(-12, 12))
-    def test_the_straightened_link_is_logistic_inside_and_never_flatter_than_kappa(self, limit, margin):
+    def test_the_extended_link_is_logistic_inside_and_never_flatter_than_kappa(self, limit, margin):
         m = torch.tensor(margin, dtype=F64, requires_grad=True)
-        link = Straightened(limit)
+        link = ExtendedLink(limit)
         (slope,) = torch.autograd.grad(link.primitive(m), m)
         assert float(slope) == pytest.approx(float(link.value(m)), rel=1e-9)
         (slope,) = torch.autograd.grad(link.value(m), m)
@@ -201,7 +207,7 @@ class TestCertificate:
     @given(limit=st.floats(0.2, 6), margin=st.floats(-9, 9))
     def test_secant_weights_are_the_least_ratio_on_a_grid(self, limit, margin):
         """Against brute force over 2001 differences, to 1e-5."""
-        link = Straightened(limit)
+        link = ExtendedLink(limit)
         m = torch.tensor([margin], dtype=F64)
         grid = torch.linspace(-limit, limit, 2001, dtype=F64)
         step = grid - m
@@ -226,9 +232,9 @@ class TestCertificate:
     def test_evidence_is_below_the_integral_and_near_it(self, seed):
         """One dimension, so that ``E_Q exp ℓ`` can be integrated: at most 1e-6 above it, at most 2 nats below."""
         rng = np.random.default_rng(seed)
-        phi, tally = torch.from_numpy(rng.normal(size=(1, 3, 1))), tally_of(rng, 1, 3, 9)
-        centres = certificate.fit_centres(phi, tally, 1.0, 50.0)
-        direction, asked, won = phi[0, :, 0].numpy(), tally.asked[0].numpy(), tally.won[0].numpy()
+        phi, counts = torch.from_numpy(rng.normal(size=(1, 3, 1))), tally_of(rng, 1, 3, 9)
+        centres = certificate.fit_centres(phi, counts, 1.0, 50.0)
+        direction, asked, won = phi[0, :, 0].numpy(), counts.asked[0].numpy(), counts.won[0].numpy()
         total = 0.0
         for centre in centres:
             scale = centre.precision**-0.5
@@ -238,7 +244,7 @@ class TestCertificate:
                 return math.exp(won @ margin - asked @ np.logaddexp(0, margin)) * stats.norm.pdf(z)
 
             total += integrate.quad(integrand, -9, 9, points=[0.0], limit=400)[0] / len(centres)
-        found = float(certificate.evidence(phi, tally, centres))
+        found = float(certificate.evidence(phi, counts, centres))
         assert math.log(total) - 2 < found <= math.log(total) + 1e-6
 
     @given(seed=seeds)
@@ -246,66 +252,66 @@ class TestCertificate:
     def test_the_certificate_holds_whenever_the_evidence_does(self, seed):
         """The deterministic half: where ``-ℓ(θ*) <= log 1/δ - evidence``, every duel of a θ* in the ball is covered."""
         rng = np.random.default_rng(seed)
-        phi, tally = torch.from_numpy(rng.normal(size=(1, 8, 4))), tally_of(rng, 1, 8)
+        phi, counts = torch.from_numpy(rng.normal(size=(1, 8, 4))), tally_of(rng, 1, 8)
         limit, norm, delta = 2.0, 1.5, 0.05
-        centres = certificate.fit_centres(phi, tally, 1.0, limit)
-        told = float(certificate.evidence(phi, tally, centres))
-        made = certificate.certify(phi, tally, centres, torch.tensor([norm], dtype=F64), limit, delta)
-        theta, _ = fit(phi, tally, torch.ones(1, dtype=F64), Logistic(), torch.zeros(1, 4, dtype=F64))
+        centres = certificate.fit_centres(phi, counts, 1.0, limit)
+        told = float(certificate.evidence(phi, counts, centres))
+        made = certificate.certify(phi, counts, centres, torch.tensor([norm], dtype=F64), limit, delta)
+        theta, _ = fit(phi, counts, torch.ones(1, dtype=F64), Logistic(), torch.zeros(1, 4, dtype=F64))
         width = made.width(phi, theta)
         checked = 0
         for _ in range(300):
             truth = torch.from_numpy(rng.normal(size=(1, 4)))
             truth = truth * (norm * rng.random() / float(torch.linalg.vector_norm(truth)))
             inside = float(times(phi, truth).abs().max()) <= limit
-            if inside and -float(log_likelihood(times(phi, truth), tally, Logistic())) <= math.log(1 / delta) - told:
+            if inside and -float(log_likelihood(times(phi, truth), counts, Logistic())) <= math.log(1 / delta) - told:
                 checked += 1
                 assert (times(phi, truth - theta).abs() <= width * (1 + 1e-9) + 1e-12).all()
         assert checked > 0
 
     def test_no_certificate_is_below_the_floor(self):
         """The certificate, Proposition 1 and the exact bound all lie above the two-point floor."""
-        luck = Luck(2, tuple(range(6)))
+        key = Key(2, tuple(range(6)))
         for sampling in ("random", "active"):
-            found = play(Trial(Setting(4, 3), sampling, rounds=6, batch=4, certificates=2), luck)
+            found = play(Trial(Setting(4, 3), sampling, rounds=6, batch=4, certificates=2), key)
             assert (found["gain_possible"] >= 1).all()
             assert (found["above_floor"] >= 1).all()
 
     def test_the_floor_of_an_unseen_duel_is_its_prior(self):
-        world = TangentWorld.of(Setting(2, 3), Luck(4, (0,)))
+        problem = TangentWorld.of(Setting(2, 3), Key(4, (0,)))
         zero = torch.zeros(1, 6, dtype=F64)
-        lowest = floor(world, Tally(zero, zero))
-        torch.testing.assert_close(lowest, world.norm * torch.linalg.vector_norm(world.features, dim=-1))
+        lowest = floor(problem, Counts(zero, zero))
+        torch.testing.assert_close(lowest, problem.norm * torch.linalg.vector_norm(problem.features, dim=-1))
 
 
 class TestTrials:
     def test_every_bound_is_what_the_formula_says(self):
         """One answered round, every quantity again from P x P matrices."""
-        luck = Luck(8, (0, 1, 2))
+        key = Key(8, (0, 1, 2))
         trial = Trial(Setting(2, 3, width=8), "repeated", rounds=1, batch=3, certificates=0)
-        found = play(trial, luck)
-        world = TangentWorld.of(trial.setting, luck.child("world"))
+        found = play(trial, key)
+        problem = TangentWorld.of(trial.setting, key.fold_in("world"))
         for r in range(3):
-            phi = world.features[r].numpy()
+            phi = problem.features[r].numpy()
             v = trial.ridge * np.eye(4)
-            pick = int(np.argmax(np.abs(world.margins[r].numpy())))
+            pick = int(np.argmax(np.abs(problem.margins[r].numpy())))
             v += 3 * np.outer(phi[pick], phi[pick])
             information = np.linalg.slogdet(v / trial.ridge)[1]
             assert found["information"][r] == pytest.approx(information)
-            norm = float(world.norm[r])
+            norm = float(problem.norm[r])
             noise = math.sqrt(information + 2 * math.log(20)) / trial.kappa
             assert found["gamma"][r] == pytest.approx(noise + norm * math.sqrt(1 / trial.kappa) + 1)
 
     @pytest.mark.parametrize("sampling", ["random", "active"])
     def test_chain_rule_and_potential(self, sampling):
-        found = play(Trial(Setting(2, 3), sampling, rounds=30, certificates=0), Luck(1, (0, 1)))
+        found = play(Trial(Setting(2, 3), sampling, rounds=30, certificates=0), Key(1, (0, 1)))
         assert (found["chain"] < 1e-9).all()
         assert (found["potential"] <= 1).all()
 
     def test_replicates_do_not_see_each_other(self):
         """A replicate alone gives the numbers it gives among others (to rounding of batched linear algebra)."""
         trial = Trial(Setting(2, 3), "adversary", rounds=25, certificates=3)
-        many, one = play(trial, Luck(6, (0, 1, 2, 3))), play(trial, Luck(6, (2,)))
+        many, one = play(trial, Key(6, (0, 1, 2, 3))), play(trial, Key(6, (2,)))
         for name in many:
             np.testing.assert_allclose(many[name][2], one[name][0], rtol=1e-6, atol=1e-8, err_msg=name)
 
@@ -318,11 +324,11 @@ class TestTrials:
         chance = torch.sigmoid(times(phi, theta))
         won = torch.from_numpy(rng.binomial(40, chance.expand(400, 5).numpy())).to(F64)
         many = phi.expand(400, 5, 3)
-        tally = Tally(asked.expand(400, 5), won)
-        fitted, _ = fit(many, tally, torch.full((400,), 4.0, dtype=F64), Logistic(), torch.zeros(400, 3, dtype=F64))
+        counts = Counts(asked.expand(400, 5), won)
+        fitted, _ = fit(many, counts, torch.full((400,), 4.0, dtype=F64), Logistic(), torch.zeros(400, 3, dtype=F64))
         duels = Duels(torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.int64))
-        world = TangentWorld(phi, theta, theta, duels, 2)
-        expected = predictors(world, Tally(asked, asked * chance), theta, 4.0, 10.0)["oracle"][0]
+        problem = TangentWorld(phi, theta, theta, duels, 2)
+        expected = predictors(problem, Counts(asked, asked * chance), theta, 4.0, 10.0)["oracle"][0]
         measured = times(many, fitted - theta).square().mean(0).sqrt()
         torch.testing.assert_close(measured, expected, rtol=0.25, atol=0)
 
@@ -366,10 +372,10 @@ class TestSlopes:
 
 class TestOrders:
     def test_differences_of_gradients_and_kernels(self):
-        luck = Luck(9, (0, 1))
+        key = Key(9, (0, 1))
         network = MLP(3, 6, 3)
-        x = luck.child("x").normal(6, 3)
-        a, b = (network.value_and_gradient(network.initial(luck.child(k)), x)[1] for k in "ab")
+        x = key.fold_in("x").normal(6, 3)
+        a, b = (network.value_and_gradient(network.initial(key.fold_in(k)), x)[1] for k in "ab")
         expected = torch.linalg.vector_norm(a.dense().values - b.dense().values, dim=-1)
         torch.testing.assert_close(orders._between(a, b), expected)
         duels = Duels.within(2, 3).expand(2)
@@ -380,7 +386,7 @@ class TestOrders:
         found = {}
         for width in (8, 512):
             place = orders.Place("width", 2, width, 1.0)
-            *_, found[width] = orders.measure(place, (4, 8), 6, Luck(0, (0, 1, 2)))
+            *_, found[width] = orders.measure(place, (4, 8), 6, Key(0, (0, 1, 2)))
         for name in ("epsilon", "gradient", "kernel", "width", "logdet"):
             assert found[512][name].mean() < found[8][name].mean(), name
         assert (found[8]["distance"] <= 1).all()
@@ -388,9 +394,9 @@ class TestOrders:
 
 class TestGreedy:
     def test_ratio_is_brute_force(self):
-        luck = Luck(4, (0, 1))
-        found = greedy_ratio(luck, pool=6, picks=2, dim=3)
-        rows = luck.child("rows").normal(6, 3) * (1 + 3 * luck.child("scale").uniform(6, 1))
+        key = Key(4, (0, 1))
+        found = greedy_ratio(key, pool=6, picks=2, dim=3)
+        rows = key.fold_in("rows").normal(6, 3) * (1 + 3 * key.fold_in("scale").uniform(6, 1))
         for r in range(2):
             gains = {
                 pair: float(torch.logdet(torch.eye(2, dtype=F64) + rows[r, list(pair)] @ rows[r, list(pair)].mT))
@@ -402,7 +408,7 @@ class TestGreedy:
 
 class TestRegret:
     def test_the_optimistic_step_bounds_regret(self):
-        found = optimism(Setting(1, 4, width=8), 30, 1.0, 0.05, Luck(3, tuple(range(8))))
+        found = optimism(Setting(1, 4, width=8), 30, 1.0, 0.05, Key(3, tuple(range(8))))
         assert (found["worst"] <= 1).all()
         assert (found["regret"] <= found["bound"]).all()
         assert (found["regret"] >= 0).all()
@@ -411,10 +417,10 @@ class TestRegret:
 class TestTransformers:
     @pytest.mark.parametrize("rank", [0, 2])
     def test_gradients_are_finite_differences(self, rank):
-        luck = Luck(1)
-        model = transformers.Transformer.draw(8, rank, luck.child("model"))
-        tokens = (luck.child("t").uniform(10) * 24).long()
-        theta = 0.3 * luck.child("theta").normal(model.parameters)
+        key = Key(1)
+        model = transformers.Transformer.draw(8, rank, key.fold_in("model"))
+        tokens = (key.fold_in("t").uniform(10) * 24).long()
+        theta = 0.3 * key.fold_in("theta").normal(model.parameters)
         gradient = torch.func.grad(model.log_probability)(theta, tokens)
         assert float(torch.linalg.vector_norm(gradient)) > 0
         for place in range(0, model.parameters, model.parameters // 7):
@@ -424,7 +430,7 @@ class TestTransformers:
             assert float(step / 2e-5) == pytest.approx(float(gradient[place]), abs=1e-6)
 
     def test_probabilities_of_all_next_tokens_add_to_one_and_the_future_is_not_seen(self):
-        model = transformers.Transformer.draw(8, 2, Luck(2))
+        model = transformers.Transformer.draw(8, 2, Key(2))
         theta, tokens = torch.zeros(model.parameters, dtype=F64), torch.arange(10)
         last = torch.stack([torch.cat([tokens[:-1], torch.tensor([v])]) for v in range(24)])
         total = torch.stack([model.log_probability(theta, row) for row in last])
@@ -439,13 +445,13 @@ class TestTransformers:
         duels = Duels(torch.tensor([0, 1, 3, 4]), torch.tensor([1, 2, 4, 5]))
         theta, size = transformers.fit(lambda t: rows @ t, lambda t: rows, won, duels, torch.zeros(5, dtype=F64), 0.5)
         phi = (rows[duels.first] - rows[duels.second])[None]
-        tally = Tally(torch.ones(1, 4, dtype=F64), won.to(F64)[None])
-        exact, _ = fit(phi, tally, torch.tensor([0.5], dtype=F64), Logistic(), torch.zeros(1, 5, dtype=F64))
+        counts = Counts(torch.ones(1, 4, dtype=F64), won.to(F64)[None])
+        exact, _ = fit(phi, counts, torch.tensor([0.5], dtype=F64), Logistic(), torch.zeros(1, 5, dtype=F64))
         assert size < 1e-6
         torch.testing.assert_close(theta, exact[0], atol=1e-6, rtol=1e-6)
 
     def test_lora_begins_with_no_gradient_by_a(self):
-        found = transformers.drift(8, 2, 3, 4, 1.0, Luck(5))
+        found = transformers.drift(8, 2, 3, 4, 1.0, Key(5))
         assert found["a_gradient"] == 0
         assert found["gradient_norm"] < 1e-3
         assert found["epsilon"] > 0

@@ -11,14 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bandits import btl
-from bandits.errors import InputError
-from bandits.results import RunDirectory, config_of
+from bandits.core import oracles as btl
+from bandits.core.errors import InputError
+from bandits.runs.directory import RunDirectory, config_of
 from theory_checks import __main__ as command
-from theory_checks import experiments, trials
-from theory_checks.exact import Exact
+from theory_checks import experiments
 from theory_checks.experiments import PRESETS, Checks
-from theory_checks.orders import Orders
+from theory_checks.families.exact import Exact
+from theory_checks.families.orders import Orders
+from theory_checks.maths import trials
 from theory_checks.report import judge
 
 FAST = ["--claims", "information", "tightness"]
@@ -27,8 +28,11 @@ COMMAND = [sys.executable, "-m", "theory_checks", "smoke", *FAST]
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file but the one that holds wall-clock times."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
-            if f.is_file() and f.name != "timing.json"}  # fmt: skip
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "timing.json"
+    }
 
 
 def only(output: Path) -> Path:
@@ -67,8 +71,12 @@ class TestRun:
         assert files(only(tmp_path)) == files(finished)
 
     def test_a_killed_run_goes_on_to_the_same_bytes(self, finished, tmp_path):
-        run = subprocess.Popen([*COMMAND, "--output", str(tmp_path), "--jobs", "1"], start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        run = subprocess.Popen(
+            [*COMMAND, "--output", str(tmp_path), "--jobs", "1"],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 240
         while len(list(tmp_path.rglob("table.csv"))) < 2 and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -121,9 +129,9 @@ class TestAlarms:
     def test_a_claim_that_should_hold_and_is_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
         real = trials.linearised
         monkeypatch.setattr(trials, "linearised", lambda i, b, *rest: real(0 * i, 0 * b, *rest[:-1], 0.999))
-        small = ["--claims", "exact/default/random/straightened", "--exact.rounds", "6"]
+        small = ["--claims", "exact/default/random/extended", "--exact.rounds", "6"]
         assert command.main(["smoke", *small, "--output", str(tmp_path), "--jobs", "1"]) == 1
-        assert "exact/default/random/straightened is refuted" in capsys.readouterr().err
+        assert "exact/default/random/extended is refuted" in capsys.readouterr().err
 
     def test_declared_and_measured_claims_are_the_same(self, finished):
         checks = PRESETS["smoke"][1]
@@ -146,10 +154,7 @@ class TestBadInput:
         [
             (["quik"], "did you mean 'quick'"),
             (["smoke", "--claims", "contrls"], "the nearest is 'controls'"),
-            (
-                ["smoke", "--claims", "exact/default/random/strait"],
-                "the nearest is 'exact/default/random/straightened'",
-            ),
+            (["smoke", "--claims", "exact/default/random/strait"], "the nearest is 'exact/default/random/extended'"),
             (["smoke", "--claims", "exact", "--backend", "dask", "--address", "tcp://127.0.0.1:9"], "cannot reach"),
         ],
     )

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from bandits.command import guard, parse
-from bandits.results import RunDirectory, config_of, read_json
+from bandits.runs.command import guard, parse
+from bandits.runs.directory import RunDirectory, config_of, read_json
 from theory_checks.experiments import PRESETS, Backend, Checks, run
 from theory_checks.report import finish, judge, terminal
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from bandits.bounds import clopper_pearson
-from bandits.errors import InputError
+from bandits.core.bounds import clopper_pearson
+from bandits.core.errors import InputError
 
 Word = Literal["supported", "refuted", "not informative"]
 CONFIDENCE = 0.95

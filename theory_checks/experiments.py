@@ -15,20 +15,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bandits.errors import InputError
-from bandits.results import RunDirectory, write_frame
-from theory_checks.controls import Controls
-from theory_checks.devices import Devices
-from theory_checks.exact import Exact
+from bandits.core.errors import InputError
+from bandits.runs.directory import RunDirectory, write_frame
+from theory_checks.families.approximations import Approximations
+from theory_checks.families.certificates import Certificates
+from theory_checks.families.controls import Controls
+from theory_checks.families.exact import Exact
+from theory_checks.families.information import Information
+from theory_checks.families.network import Network
+from theory_checks.families.orders import Orders
+from theory_checks.families.policy import Policy
+from theory_checks.families.regret import Regret
+from theory_checks.families.tightness import Tightness
+from theory_checks.families.transformers import Transformers
 from theory_checks.family import Family, Run
-from theory_checks.information import Information
-from theory_checks.network import Network
-from theory_checks.orders import Orders
-from theory_checks.policy import Policy
-from theory_checks.regret import Regret
-from theory_checks.sharper import Sharper
-from theory_checks.tightness import Tightness
-from theory_checks.transformers import Transformers
 
 Backend = Literal["loky", "dask", "ray"]
 
@@ -46,9 +46,9 @@ class Checks:
     orders: Orders = field(default_factory=Orders)
     information: Information = field(default_factory=Information)
     tightness: Tightness = field(default_factory=Tightness)
-    sharper: Sharper = field(default_factory=Sharper)
+    sharper: Certificates = field(default_factory=Certificates)
     policy: Policy = field(default_factory=Policy)
-    devices: Devices = field(default_factory=Devices)
+    devices: Approximations = field(default_factory=Approximations)
     regret: Regret = field(default_factory=Regret)
     transformers: Transformers = field(default_factory=Transformers)
 
@@ -105,9 +105,9 @@ PRESETS: dict[str, tuple[str, Checks]] = {
             ),
             information=Information(3, ("mlp",), prompts=5, width=16, pools=50, answers=40),
             tightness=Tightness(6, 10, 16, 15, (15, 30), (2.0,), (1.0,), ("mlp",)),
-            sharper=Sharper(80, 80, 4, 16, 3, 3),
+            sharper=Certificates(80, 80, 4, 16, 3, 3),
             policy=Policy(80, (1.0, 0.5), 10, 16),
-            devices=Devices(2, 8, 30, (32, 128), runs=2),
+            devices=Approximations(2, 8, 30, (32, 128), runs=2),
             regret=Regret(2, 48, 8, exact_replicates=80, exact_rounds=40),
             transformers=Transformers(2, (8, 16), (2, 4), 4, 6, at_width=8),
         ),
@@ -122,9 +122,9 @@ PRESETS: dict[str, tuple[str, Checks]] = {
             orders=Orders(40, 16, deepest_width=4096, times=(5, 10, 20, 40, 60)),
             information=Information(64, prompts=200),
             tightness=Tightness(400, 100, 128, 200),
-            sharper=Sharper(400, 40, 200, 64, 20, 10),
+            sharper=Certificates(400, 40, 200, 64, 20, 10),
             policy=Policy(400, (1.0, 0.1, 0.2, 0.5, 2.0, 5.0), 200, 128),
-            devices=Devices(64, 128, 200, (32, 128, 512, 2048, 8192), 128),
+            devices=Approximations(64, 128, 200, (32, 128, 512, 2048, 8192), 128),
             regret=Regret(40, 2000, 50, 1000, 2000),
             transformers=Transformers(32, (16, 32, 64, 128, 256, 512, 1024), (2, 4, 8, 16, 32, 64)),
         ),

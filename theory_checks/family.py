@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bandits.luck import Luck
-from bandits.page import Picture
-from bandits.plots import png
+from bandits.core.rng import Key
+from bandits.runs.page import Picture
+from bandits.sim.figures import png
 from theory_checks.claims import Claim, Measurement, Verdict
 
 __all__ = ["Family", "Picture", "Run", "Verdict", "blocks", "picture"]
@@ -25,9 +25,9 @@ class Run:
     seed: int
     folder: Path
 
-    def luck(self, *path: str | int, replicates: range) -> Luck:
-        """Return the source of these replicates; the same replicate has the same luck in any block."""
-        return Luck(self.seed, tuple(replicates)).child(*path)
+    def key(self, *path: str | int, replicates: range) -> Key:
+        """Return the source of these replicates; the same replicate has the same key in any block."""
+        return Key(self.seed, tuple(replicates)).fold_in(*path)
 
 
 class Family(ABC):

@@ -6,8 +6,8 @@ import textwrap
 
 import pandas as pd
 
-from bandits.page import render
-from bandits.results import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.runs.directory import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.runs.page import render
 from theory_checks.claims import CONFIDENCE, Verdict
 from theory_checks.experiments import Checks
 from theory_checks.family import Family, Picture

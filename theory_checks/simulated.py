@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bandits.bounds import clopper_pearson
-from bandits.btl import kappa
-from bandits.experiments import Simulation, run_cell
+from bandits.core.bounds import clopper_pearson
+from bandits.core.oracles import kappa
+from bandits.sim.experiments import Simulation, run_cell
 from theory_checks.claims import Measurement
 
 CONVERGED = 1e-3

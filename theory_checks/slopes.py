@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bandits.summary import mean_interval
+from bandits.runs.stats import mean_interval
 from theory_checks.claims import Measurement
 
 DRAWS = 2000
@@ -35,8 +35,8 @@ class Slope:
 def log_slope(table: pd.DataFrame, x: str, y: str, paired: bool = False, seed: int = 0) -> Slope:
     """Return the least-squares slope of mean ``log y`` against ``log x`` with a percentile bootstrap interval.
 
-    Replicates are drawn anew within every ``x`` where they are independent worlds there; ``paired`` draws whole
-    replicates, where one world is followed along ``x``.  Values of 0 are no part of a power law and are refused.
+    Replicates are drawn anew within every ``x`` where they are independent problems there; ``paired`` draws whole
+    replicates, where one problem is followed along ``x``.  Values of 0 are no part of a power law and are refused.
     """
     with np.errstate(divide="ignore"):
         groups = [(float(str(place)), np.log(values.to_numpy())) for place, values in table.groupby(x)[y]]

@@ -1,0 +1,407 @@
+"""Owns rows of gradients and their inner products; knows nothing of networks, designs or strategies.
+
+The design matrix needs inner products only.  :class:`Dense` rows hold gradients explicitly (small networks, projected
+language-model gradients).  :class:`Factored` rows hold an MLP's gradients layer by layer as outer products, so that
+``n x n'`` inner products cost ``O(n n' (fan_in + fan_out))`` per layer and no gradient is ever formed.
+:class:`Differences` are duels of factored items.  All carry any number of leading replicate dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from bandits.core.duels import Duels, gather
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+
+
+class Rows(ABC):
+    """``n`` vectors of a common space, known by their inner products; abstract."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many rows."""
+
+    @abstractmethod
+    def inner(self, other: Self) -> Float[Tensor, "*r n k"]:
+        """Return all inner products with the rows of another set of the same kind."""
+
+    @abstractmethod
+    def squares(self) -> Float[Tensor, "*r n"]:
+        """Return the squared norms."""
+
+    @abstractmethod
+    def take(self, index: Int64[Tensor, "*r k"]) -> Self:
+        """Return the rows at these positions, replicate by replicate."""
+
+    @abstractmethod
+    def join(self, other: Self) -> Self:
+        """Return these rows followed by the others."""
+
+    @abstractmethod
+    def scaled(self, weights: Float[Tensor, "*r n"]) -> Self:
+        """Return the rows, each times its weight."""
+
+    @abstractmethod
+    def differences(self, duels: Duels) -> Rows:
+        """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
+
+    @abstractmethod
+    def dense(self) -> Dense:
+        """Return the rows explicitly."""
+
+    @abstractmethod
+    def finite(self) -> bool:
+        """Whether every number in the rows is finite."""
+
+    def normalised(self) -> Self:
+        """Return the rows at unit norm; a zero row stays zero."""
+        norms = self.squares().sqrt()
+        return self.scaled(torch.where(norms > 0, 1 / norms, 0.0))
+
+
+@dataclass(frozen=True)
+class Dense(Rows):
+    """Explicit rows, ``(*r, n, d)``."""
+
+    values: Float[Tensor, "*r n d"]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.values.shape[-2]
+
+    def inner(self, other: Dense) -> Tensor:
+        """Return ``A Bᵀ``; cost ``O(n n' d)``."""
+        return self.values @ other.values.mT
+
+    def squares(self) -> Tensor:
+        """Return the squared norms, without a table of squares."""
+        return torch.linalg.vector_norm(self.values, dim=-1).square()
+
+    def take(self, index: Tensor) -> Dense:
+        """Return the rows at these positions."""
+        return Dense(gather(self.values, index))
+
+    def join(self, other: Dense) -> Dense:
+        """Return these rows followed by the others."""
+        return Dense(torch.cat([self.values, other.values], -2))
+
+    def scaled(self, weights: Tensor) -> Dense:
+        """Return the rows, each times its weight."""
+        return Dense(self.values * weights.unsqueeze(-1))
+
+    def differences(self, duels: Duels) -> Dense:
+        """Return ``row[first] - row[second]``."""
+        return Dense(gather(self.values, duels.first) - gather(self.values, duels.second))
+
+    def dense(self) -> Dense:
+        """Return the rows themselves."""
+        return self
+
+    def finite(self) -> bool:
+        """Whether every number is finite; their sum tells, unless it overflows."""
+        return bool(self.values.sum().isfinite()) or bool(self.values.isfinite().all())
+
+
+@dataclass(frozen=True)
+class Factored(Rows):
+    """Rows ``vec(left_1 right_1ᵀ) ⊕ vec(left_2 right_2ᵀ) ⊕ …``: an MLP's gradients, one outer product per layer.
+
+    ``left`` holds back-propagated signals ``(*r, n, fan_out)``, ``right`` activations ``(*r, n, fan_in)``, whose inner
+    products multiply: ``⟨row_i, row_j⟩ = Σ_l ⟨left_i, left_j⟩ ⟨right_i, right_j⟩``.
+    """
+
+    left: tuple[Float[Tensor, "*r n _"], ...]
+    right: tuple[Float[Tensor, "*r n _"], ...]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.left[0].shape[-2]
+
+    def inner(self, other: Factored) -> Tensor:
+        """Return the Gram matrix; cost ``O(n n' Σ (fan_in + fan_out))``."""
+        total = (self.left[0] @ other.left[0].mT).mul_(self.right[0] @ other.right[0].mT)
+        for a, b, c, d in zip(self.left[1:], self.right[1:], other.left[1:], other.right[1:], strict=True):
+            total += (a @ c.mT).mul_(b @ d.mT)
+        return total
+
+    def squares(self) -> Tensor:
+        """Return the squared norms."""
+        parts = [a.square().sum(-1) * b.square().sum(-1) for a, b in zip(self.left, self.right, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def take(self, index: Tensor) -> Factored:
+        """Return the rows at these positions."""
+        return Factored(tuple(gather(a, index) for a in self.left), tuple(gather(b, index) for b in self.right))
+
+    def join(self, other: Factored) -> Factored:
+        """Return these rows followed by the others."""
+        return Factored(
+            tuple(torch.cat([a, c], -2) for a, c in zip(self.left, other.left, strict=True)),
+            tuple(torch.cat([b, d], -2) for b, d in zip(self.right, other.right, strict=True)),
+        )
+
+    def scaled(self, weights: Tensor) -> Factored:
+        """Return the rows, each times its weight."""
+        return Factored(tuple(a * weights.unsqueeze(-1) for a in self.left), self.right)
+
+    def differences(self, duels: Duels) -> Differences:
+        """Return the duels' rows, kept as pairs of items."""
+        return Differences(self, duels)
+
+    def dense(self) -> Dense:
+        """Return the gradients explicitly: ``P`` numbers a row."""
+        blocks = [(a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2) for a, b in zip(self.left, self.right, strict=True)]
+        return Dense(torch.cat(blocks, -1))
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return all(bool(part.isfinite().all()) for part in (*self.left, *self.right))
+
+    def times(self, blocks: tuple[Float[Tensor, "*r _ _"], ...]) -> Float[Tensor, "*r n"]:
+        """Return each row's inner product with a parameter vector, given as its weight matrices (``J v``)."""
+        parts = [((a @ v) * b).sum(-1) for a, b, v in zip(self.left, self.right, blocks, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def combined(self, weights: Float[Tensor, "*r n"]) -> tuple[Float[Tensor, "*r _ _"], ...]:
+        """Return ``Σ weight_i row_i`` as weight matrices (``Jᵀ w``)."""
+        scale = weights.unsqueeze(-1)
+        narrow = [a.shape[-1] <= b.shape[-1] for a, b in zip(self.left, self.right, strict=True)]
+        left = tuple(a * scale if yes else a for a, yes in zip(self.left, narrow, strict=True))
+        right = tuple(b if yes else b * scale for b, yes in zip(self.right, narrow, strict=True))
+        return Factored(left, right).total()
+
+    def total(self) -> tuple[Float[Tensor, "*r _ _"], ...]:
+        """Return ``Σ row_i`` as weight matrices."""
+        return tuple(
+            a.mT @ b if a.shape[-1] <= b.shape[-1] else (b.mT @ a).mT
+            for a, b in zip(self.left, self.right, strict=True)
+        )
+
+
+_Sides = tuple[Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]  # a layer's φ, or (a, b, c, d) with φ = abᵀ - cdᵀ
+CHUNK = 2**18  # numbers of a Gram block that are worked on at once: they stay in the processor's cache
+
+
+def _sides_inner(ours: list[_Sides], theirs: list[_Sides] | None = None) -> Float[Tensor, "*r n k"]:
+    """Return ``Σ_l ⟨a bᵀ - c dᵀ, a' b'ᵀ - c' d'ᵀ⟩``, a few rows at a time; without ``theirs`` by symmetry."""
+    *lead, count, _ = ours[0][0].shape
+    width = count if theirs is None else theirs[0][0].shape[-2]
+    total = ours[0][0].new_zeros((*lead, count, width))
+    step = max(1, CHUNK * count // max(1, total.numel()))
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        columns = slice(end if theirs is None else width)
+        rows = total[..., start:end, columns]
+        for mine, other in zip(ours, ours if theirs is None else theirs, strict=True):
+            part = [side[..., start:end, :] for side in mine]
+            facing = [side[..., columns, :].mT for side in other]
+            if len(part) == 1:
+                rows += part[0] @ facing[0]
+                continue
+            for i, j, sign in ((0, 0, 1), (0, 2, -1), (2, 0, -1), (2, 2, 1)):
+                rows.addcmul_(part[i] @ facing[j], part[i + 1] @ facing[j + 1], value=sign)
+        if theirs is None:
+            total[..., :start, start:end] = rows[..., :start].mT
+    return total
+
+
+@dataclass(frozen=True)
+class Differences(Rows):
+    """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
+
+    items: Factored
+    duels: Duels
+    weights: Float[Tensor, "*r n"] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.duels.count
+
+    def _weighted(self, gram: Tensor, dim: int) -> Tensor:
+        return gram if self.weights is None else gram * self.weights.unsqueeze(-1 if dim == -2 else -2)
+
+    def along(self, gram: Tensor, dim: int) -> Tensor:
+        """Turn the item axis ``dim`` (-2 or -1) of a matrix of inner products into this set's duel axis."""
+        if gram.dim() == 2:
+            pairs = gram.index_select(dim, self.duels.first) - gram.index_select(dim, self.duels.second)
+            return self._weighted(pairs, dim)
+        first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
+        gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
+        return self._weighted(gram, dim)
+
+    def inner(self, other: Differences | Factored) -> Tensor:
+        """Return all inner products with other duels or items.
+
+        Those of duels come from their items', ``D G D'ᵀ``, if duels share items, else side by side.
+        """
+        if isinstance(other, Factored):
+            return self.along(self.items.inner(other), -2)
+        if self.items.count * other.items.count < 4 * self.count * other.count:
+            return other.along(self.along(self.items.inner(other.items), -2), -1)
+        gram = _sides_inner(self._sides(), None if other is self else other._sides())
+        return other._weighted(self._weighted(gram, -2), -1)
+
+    def _sides(self) -> list[_Sides]:
+        """Return each layer's factors of the two sides, or their difference where forming it takes fewer numbers."""
+        first, second = self.items.take(self.duels.first), self.items.take(self.duels.second)
+        sides: list[_Sides] = []
+        for a, b, c, d in zip(first.left, first.right, second.left, second.right, strict=True):
+            if a.shape[-1] * b.shape[-1] <= 4 * (a.shape[-1] + b.shape[-1]):
+                formed = a.unsqueeze(-1) * b.unsqueeze(-2) - c.unsqueeze(-1) * d.unsqueeze(-2)
+                sides.append((formed.flatten(-2),))
+            else:
+                sides.append((a, b, c, d))
+        return sides
+
+    def squares(self) -> Tensor:
+        """Return ``weight² (‖a‖² - 2⟨a, b⟩ + ‖b‖²)`` by the factors of the two sides."""
+        total = self.duels.first.new_zeros((), dtype=self.items.left[0].dtype)
+        for left, right in zip(self.items.left, self.items.right, strict=True):
+            a, b = gather(left, self.duels.first), gather(left, self.duels.second)
+            c, d = gather(right, self.duels.first), gather(right, self.duels.second)
+            # ‖a cᵀ - b dᵀ‖² as ‖(a - b) cᵀ + b (c - d)ᵀ‖²: no cancellation where the two items are close.
+            u, v = a - b, c - d
+            cross = (u * b).sum(-1) * (c * v).sum(-1)
+            total = total + u.square().sum(-1) * c.square().sum(-1) + 2 * cross
+            total = total + b.square().sum(-1) * v.square().sum(-1)
+        total = total.clamp(min=0)
+        return total if self.weights is None else total * self.weights.square()
+
+    def take(self, index: Tensor) -> Differences:
+        """Return the duels at these positions, with only the items that they name."""
+        duels = self.duels.take(index)
+        both = torch.cat([duels.first, duels.second], -1)
+        place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
+        weights = None if self.weights is None else self.weights.gather(-1, index)
+        return Differences(self.items.take(both), Duels(place, place + duels.count), weights)
+
+    def join(self, other: Differences) -> Differences:
+        """Return these duels followed by the others."""
+        duels = self.duels.join(other.duels.shifted(self.items.count))
+        if self.weights is None and other.weights is None:
+            return Differences(self.items.join(other.items), duels)
+        sides = [
+            side.weights if side.weights is not None else side.squares().new_ones(side.duels.first.shape)
+            for side in (self, other)
+        ]
+        return Differences(self.items.join(other.items), duels, torch.cat(sides, -1))
+
+    def scaled(self, weights: Tensor) -> Differences:
+        """Return the rows, each times its weight."""
+        return Differences(self.items, self.duels, weights if self.weights is None else self.weights * weights)
+
+    def differences(self, duels: Duels) -> Differences:
+        """Duels of duels have no meaning here."""
+        raise TypeError("these rows are differences already")
+
+    def dense(self) -> Dense:
+        """Return the rows explicitly."""
+        rows = self.items.dense().differences(self.duels)
+        return rows if self.weights is None else rows.scaled(self.weights)
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
+
+
+class Sketch(ABC):
+    """A random linear map ``R^dim -> R^size`` that preserves inner products in expectation; abstract."""
+
+    @abstractmethod
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows."""
+
+
+@dataclass(frozen=True)
+class CountSketch(Sketch):
+    """Sparse Johnson-Lindenstrauss transform: each coordinate goes, with a random sign, to ``nonzeros`` buckets.
+
+    ``S = s^{-1/2} Σ_{j<s} (signed bucket map j)``; ``E⟨Sa, Sb⟩ = ⟨a, b⟩`` and, for ``s = 1``, the variance is at most
+    ``(‖a‖²‖b‖² + ⟨a, b⟩²) / size`` (Charikar et al. 2002; Kane and Nelson 2014).  Cost ``O(n dim s)``.
+    """
+
+    bucket: Int64[Tensor, "s dim"]
+    sign: Float[Tensor, "s dim"]
+    size: int
+
+    @classmethod
+    def draw(cls, dim: int, size: int, key: Key, nonzeros: int = 1) -> CountSketch:
+        """Draw the map; the key must have no replicates (one map serves all rounds and replicates)."""
+        if size < 1 or not 1 <= nonzeros <= size:
+            raise InputError(f"a sketch needs 1 <= nonzeros <= size, got size {size} and nonzeros {nonzeros}")
+        uniform = key.uniform(2, nonzeros, dim)
+        bucket = (uniform[0] * size).long().clamp(max=size - 1)
+        return cls(bucket, torch.where(uniform[1] < 0.5, -1.0, 1.0).to(key.dtype) / nonzeros**0.5, size)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows by scattered addition."""
+        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
+        for bucket, sign in zip(self.bucket, self.sign, strict=True):
+            out.index_add_(-1, bucket, rows.values * sign.to(rows.values.dtype))
+        return Dense(out)
+
+
+@dataclass(frozen=True)
+class ShiftSketch(Sketch):
+    """Count-sketch whose buckets are cyclic shifts: coordinate ``i`` goes to ``(i + shift[i // size]) mod size``.
+
+    Signs are independent and two coordinates meet with probability at most ``1/size`` (never within a block of
+    ``size``), which is all that the mean and the variance bound of :class:`CountSketch` rest on.  But whole blocks are
+    added, and nothing is scattered: about the cost of reading the rows once.
+    """
+
+    shift: Int64[Tensor, " blocks"]
+    sign: Float[Tensor, " dim"]
+    size: int
+
+    @classmethod
+    def draw(cls, dim: int, size: int, key: Key) -> ShiftSketch:
+        """Draw the map; the key must have no replicates."""
+        if size < 1:
+            raise InputError(f"a sketch needs size >= 1, got {size}")
+        shift = (key.fold_in("shift").uniform(-(-dim // size)) * size).long().clamp(max=size - 1)
+        sign = torch.where(key.fold_in("sign").uniform(dim) < 0.5, -1.0, 1.0).to(key.dtype)
+        return cls(shift, sign, size)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows."""
+        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
+        self.add(out, rows.values)
+        return Dense(out)
+
+    def add(self, out: Float[Tensor, "*r size"], values: Float[Tensor, "*r dim"]) -> None:
+        """Add the rows' images to ``out``, block by block, each in two parts that do not wrap round."""
+        sign = self.sign.to(values.dtype)
+        for start, shift in zip(range(0, values.shape[-1], self.size), self.shift.tolist(), strict=True):
+            wrap, end = min(start + self.size - shift, values.shape[-1]), min(start + self.size, values.shape[-1])
+            out[..., shift : shift + wrap - start].addcmul_(values[..., start:wrap], sign[start:wrap])
+            out[..., : end - wrap].addcmul_(values[..., wrap:end], sign[wrap:end])
+
+
+@dataclass(frozen=True)
+class Rademacher(Sketch):
+    """Dense random signs over ``sqrt(size)``: the projection of TRAK and LESS, correctly scaled."""
+
+    matrix: Float[Tensor, "dim size"]
+
+    @classmethod
+    def draw(cls, dim: int, size: int, key: Key) -> Rademacher:
+        """Draw the map; memory ``dim x size`` numbers."""
+        if size < 1:
+            raise InputError(f"a sketch needs size >= 1, got {size}")
+        return cls(torch.where(key.uniform(dim, size) < 0.5, -1.0, 1.0).to(key.dtype) / size**0.5)
+
+    def __call__(self, rows: Dense) -> Dense:
+        """Project the rows by a matrix product; cost ``O(n dim size)``."""
+        return Dense(rows.values @ self.matrix.to(rows.values.dtype))

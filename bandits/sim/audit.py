@@ -1,0 +1,188 @@
+"""Owns Proposition 1 measured on a running simulation: left side, right side, and what lies between them.
+
+Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the
+linearised learner on the same answers.  Every round it compares fitted with true reward differences on all duels of
+the pool and of the held-out table, so that coverage is simultaneous over rounds and duels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from bandits.core.bounds import interpolation_norm, linearised, proposition
+from bandits.core.design import GramDesign
+from bandits.core.duels import Answers, Asked, Duels
+from bandits.core.oracles import slope
+from bandits.sim.arena import Inputs
+from bandits.sim.learners import NeuralLearner, TangentLearner
+
+Columns = dict[str, np.ndarray]
+
+
+def rank_correlation(a: Float[Tensor, "r n"], b: Float[Tensor, "r n"]) -> np.ndarray:
+    """Return Spearman's correlation in every replicate (NaN where one side is constant)."""
+    ranks = [rankdata(side.cpu().numpy(), axis=-1) for side in (a, b)]
+    centred = [side - side.mean(-1, keepdims=True) for side in ranks]
+    norm = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((centred[0] * centred[1]).sum(-1) / norm)
+
+
+def _quantile(values: Float[Tensor, "r n"], q: float) -> np.ndarray:
+    return np.asarray(torch.quantile(values, q, dim=-1).cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The constants of a run's bounds."""
+
+    kappa: float
+    regularisation: float
+    delta: float
+
+    @property
+    def ridge(self) -> float:
+        """``ρ = λ/κ``."""
+        return self.regularisation / self.kappa
+
+    @property
+    def largest_margin(self) -> float:
+        """``Δmax``, for which ``κ = σ'(Δmax)``: the error that always answering 0 guarantees."""
+        return math.acosh(1 / (2 * self.kappa) - 1)
+
+
+class Audit:
+    """Measures the reward-difference bound round by round, in every replicate."""
+
+    def __init__(
+        self,
+        learner: NeuralLearner,
+        items: Inputs,
+        rewards: Float[Tensor, "r n"],
+        bounds: Bounds,
+        norm: Float[Tensor, r] | None = None,
+    ) -> None:
+        """Prepare for duels of the given items (pool and held-out), of known true rewards.
+
+        ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which
+        must then include every item that is asked.
+        """
+        self.bounds, self._learner, self._items = bounds, learner, items
+        self._duels = Duels.within(items.prompts, items.responses).expand(rewards.shape[0])
+        self._true = self._duels.difference(rewards)
+        self._tangent = TangentLearner(learner.network, learner.initial, bounds.regularisation, learner.scale)
+        start = self._tangent.features(items, "initial", "all")
+        self._rows = start.differences(self._duels)
+        self._design = GramDesign(bounds.ridge)
+        self._past: Asked[Inputs] | None = None
+        self._past_true: Tensor | None = None
+        known = norm if norm is not None else interpolation_norm(start, rewards, items.responses)
+        self.norm = known
+
+    def observe(self, items: Inputs, answers: Answers, rewards: Float[Tensor, "r n"]) -> None:
+        """Add a round's answers, with the true rewards of its table."""
+        asked = Asked.of(items, answers.duels)
+        self._design.append(self._tangent.features(asked.items, "initial", "all").differences(asked.duels))
+        self._tangent.observe(items, answers)
+        true = answers.duels.difference(rewards)
+        asked = Asked.of(items, answers.duels, self._learner.same_table)
+        self._past = asked if self._past is None else self._past.join(asked, self._learner.same_table)
+        self._past_true = true if self._past_true is None else torch.cat([self._past_true, true], -1)
+
+    def refit(self) -> None:
+        """Fit the linearised learner to the answers so far."""
+        self._tangent.fit()
+
+    def measure(self) -> Columns:
+        """Return this round's columns, each one number per replicate.  Call after the learner was fitted."""
+        assert self._past is not None
+        assert self._past_true is not None
+        b, learner = self.bounds, self._learner
+        self.refit()
+        network = self._duels.difference(learner.rewards(self._items))
+        tangent = self._duels.difference(self._tangent.rewards(self._items))
+        widths = self._design.widths(self._rows)
+        current = GramDesign(b.ridge)
+        current.append(learner.features(self._past.items, "current", "all").differences(self._past.duels))
+        moved = current.widths(learner.features(self._items, "current", "all").differences(self._duels))
+        information = torch.as_tensor(self._design.information())
+        asked_network = self._past.duels.difference(learner.rewards(self._past.items))
+        slopes = {"network": self._least_slope(asked_network), "tangent": self._least_slope(self._tangent.margins)}
+        realised = slopes["tangent"].clamp(max=b.kappa)
+        gamma = proposition(information, self.norm, b.kappa, b.regularisation, b.delta)
+        exact = linearised(information, self.norm, b.kappa, b.ridge, b.regularisation, b.delta)
+        safe = linearised(information, self.norm, realised, b.ridge, b.regularisation, b.delta)
+        error, statistical = (network - self._true).abs(), (tangent - self._true).abs()
+        gap = (network - tangent).abs()
+        # Each right side, with the left side and the width that it is about.
+        sides = {
+            "": (gamma.total, error, widths),
+            "_current": (gamma.total, error, moved),
+            "_tangent": (exact.total, statistical, widths),
+            "_audited": (safe.total, statistical, widths),
+        }
+        columns: dict[str, Tensor] = {
+            "information": information,
+            "information_current": torch.as_tensor(current.information()),
+            "norm": self.norm,
+            "kappa_network": slopes["network"],
+            "kappa_tangent": slopes["tangent"],
+            "largest_margin": asked_network.abs().max(-1).values,
+            "gamma": gamma.total,
+            "gamma_noise": gamma.noise,
+            "gamma_prior": gamma.prior,
+            "exact": exact.total,
+            "audited": safe.total,
+            "error": error.square().mean(-1).sqrt(),
+            "statistical": statistical.square().mean(-1).sqrt(),
+            "linearisation": gap.square().mean(-1).sqrt(),
+            "epsilon": gap.max(-1).values,
+            "needed_network": _ratio(error, widths).max(-1).values,
+            "needed_current": _ratio(error, moved).max(-1).values,
+            "needed_tangent": _ratio(statistical, widths).max(-1).values,
+        }
+        for name, (multiplier, left, width) in sides.items():
+            right = multiplier.unsqueeze(-1) * width
+            columns[f"violations{name}"] = (left > right).sum(-1)
+            columns[f"vacuous{name}"] = (right >= b.largest_margin).double().mean(-1)
+        table = {name: np.asarray(value.cpu().numpy(), dtype=np.float64) for name, value in columns.items()}
+        table["tightness"] = _quantile(gamma.total.unsqueeze(-1) * widths / error.clamp(min=1e-300), 0.5)
+        table["tightness_tangent"] = _quantile(exact.total.unsqueeze(-1) * widths / statistical.clamp(min=1e-300), 0.5)
+        table["width"] = _quantile(widths, 0.5)
+        table["least_width"] = _quantile(widths, 0.0)
+        table["rank_correlation"] = rank_correlation(widths, error)
+        table["rank_correlation_current"] = rank_correlation(moved, error)
+        self._last = (widths, error)
+        return table
+
+    def _least_slope(self, fitted: Tensor) -> Tensor:
+        """Return ``min σ'`` over the segments between true and fitted margins of the answered duels."""
+        assert self._past_true is not None
+        return slope(torch.maximum(fitted.abs(), self._past_true.abs())).min(-1).values
+
+    def calibration(self, bins: int = 10) -> list[Columns]:
+        """Return the last measured round's error by width decile: does width predict error?"""
+        widths, error = self._last
+        order = widths.argsort(-1)
+        rows = []
+        for number, part in enumerate(torch.tensor_split(order, bins, -1)):
+            rows.append(
+                {
+                    "decile": np.full(widths.shape[0], number + 1),
+                    "width": widths.gather(-1, part).mean(-1).cpu().numpy(),
+                    "error": error.gather(-1, part).square().mean(-1).sqrt().cpu().numpy(),
+                }
+            )
+        return rows
+
+
+def _ratio(error: Tensor, widths: Tensor) -> Tensor:
+    """Return ``error / width``; a duel of zero width and zero error needs no multiplier."""
+    return torch.where(error > 0, error / widths.clamp(min=1e-300), 0.0)

@@ -1,0 +1,288 @@
+"""Owns the page: turns result tables into verdicts, figures and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from bandits.runs.directory import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.runs.page import Picture, render
+from bandits.runs.stats import Coverage, compare, empirical_multiplier, summarise, verdict
+from bandits.selector import APLP, STRATEGIES, ActiveDPO, FeatureSpace, LabelEntropy, Random
+from bandits.sim import figures as plots
+from bandits.sim.experiments import Simulation, split
+
+MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
+CONVERGED = 1e-3  # relative gradient norm up to which a fit counts as a near-minimiser
+
+
+def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
+    """Judge the bounds per truth and contender, each with what the judgement rests on.
+
+    A bound whose assumption on κ failed, or whose learner is no near-minimiser, is never called supported.  The last
+    two rows are the same check with a multiplier that is too small: they must come out *refuted*.
+    """
+    kappa = simulation.bounds.kappa
+    rows = []
+    for (truth, contender), part in bounds.groupby(["truth", "contender"], sort=False):
+        converged = bool((part["gradient_norm"] <= CONVERGED).all())
+        needed = empirical_multiplier(part, "needed_tangent", simulation.delta)
+        half = part.assign(short=(part["needed_tangent"] > needed / 2).astype(float))
+        claims = {
+            "Proposition 1, network": ("violations", bool((part["kappa_network"] >= kappa).all()), converged),
+            "Proposition 1, network, V at θ_t": (
+                "violations_current",
+                bool((part["kappa_network"] >= kappa).all()),
+                converged,
+            ),
+            "exact bound, linearised": ("violations_tangent", bool((part["kappa_tangent"] >= kappa).all()), True),
+            "exact bound, κ from the data": ("violations_audited", True, True),
+            "control: half the multiplier needed": ("short", True, True),
+        }
+        for claim, (column, holds, fitted) in claims.items():
+            coverage = Coverage.of(half, column)
+            vacuous = float(part[column.replace("violations", "vacuous")].mean()) if column != "short" else 0.0
+            word, reason = verdict(coverage, simulation.delta, holds, fitted, vacuous)
+            rows.append(
+                {
+                    "truth": truth,
+                    "contender": contender,
+                    "claim": claim,
+                    "verdict": word,
+                    "reason": reason,
+                    "covered": coverage.covered,
+                    "replicates": coverage.replicates,
+                    "low": coverage.low,
+                    "high": coverage.high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def bound_numbers(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
+    """Return, per truth and contender, how loose the bound is and whether width predicts error."""
+    last = bounds[bounds["round"] == bounds["round"].max()]
+    rows = []
+    for (truth, contender), part in bounds.groupby(["truth", "contender"], sort=False):
+        end = last[(last["truth"] == truth) & (last["contender"] == contender)]
+        row = {"truth": truth, "contender": contender}
+        for name in (
+            "gamma",
+            "exact",
+            "tightness",
+            "tightness_tangent",
+            "rank_correlation",
+            "information",
+            "norm",
+            "error",
+            "statistical",
+            "linearisation",
+            "kappa_network",
+        ):
+            row[name] = float(end[name].median())
+        row["needed_network"] = empirical_multiplier(part, "needed_network", simulation.delta)
+        row["needed_tangent"] = empirical_multiplier(part, "needed_tangent", simulation.delta)
+        row["gradient_norm"] = float(part["gradient_norm"].max())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def findings(comparison: pd.DataFrame, unit: str) -> list[str]:
+    """Say in sentences which contenders did better or worse than the baseline, and which did not differ."""
+    lines = []
+    for truth, part in comparison.groupby("truth", sort=False):
+        replicates = int(part["replicates"].iloc[0])
+        for word, text in (("better", "did better than"), ("worse", "did worse than")):
+            for _, row in part[part["verdict"] == word].iterrows():
+                lines.append(
+                    f"On “{truth}”, {row['contender']} {text} {row['baseline']}: {unit} {row['difference']:+.3g} "
+                    f"[{row['low']:+.3g}, {row['high']:+.3g}] ({row['relative']:+.0%}), {replicates} paired replicates."
+                )
+        same = part[part["verdict"] == "no gain"]
+        if len(same):
+            lines.append(
+                f"On “{truth}”, no gain over {part['baseline'].iloc[0]} was seen for {', '.join(same['contender'])}: "
+                "their intervals include zero."
+            )
+    return lines
+
+
+def _span(values: pd.Series, digits: int) -> str:
+    """Return the range of some numbers in words; one number if they round to the same."""
+    low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Simulation) -> list[str]:
+    """Say in sentences what became of Proposition 1."""
+    lines = []
+    for truth, part in numbers.groupby("truth", sort=False):
+        judged = verdicts[(verdicts["truth"] == truth) & (verdicts["claim"] == "exact bound, κ from the data")]
+        words = ", ".join(f"{word} ({count})" for word, count in judged["verdict"].value_counts().items())
+        correlation = part["rank_correlation"]
+        word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
+        lines.append(
+            f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median "
+            f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have "
+            f"covered {1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ "
+            f"from the data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
+        )
+    failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]
+    if len(failed):
+        lines.append(
+            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(failed)} "
+            f"of {len(verdicts)} judgements; those are not informative, whatever their coverage."
+        )
+    return lines
+
+
+def rules(simulation: Simulation) -> list[dict[str, str]]:
+    """Say of every contender what it asks and in which space it measures, in words."""
+    told = []
+    for contender in simulation.contenders:
+        learner, name = split(contender)
+        strategy = STRATEGIES[name]
+        says = inspect.getdoc(type(strategy)) or ""
+        usual = FeatureSpace(gradients="initial")
+        switches = [
+            f"{f.name}: {getattr(strategy.space, f.name)}"
+            for f in dataclasses.fields(FeatureSpace)
+            if getattr(strategy.space, f.name) != getattr(usual, f.name)
+        ]
+        if isinstance(strategy, ActiveDPO) and not strategy.batch_update:
+            switches.append("no update within the batch")
+        if isinstance(strategy, Random | LabelEntropy | APLP):
+            switches = ["no width"]
+        learns = [] if learner == "neural" else [f"learner: {learner}"]
+        measures = "; ".join(learns + (switches or ["gradients at θ0, full V"]))
+        told.append({"contender": contender, "says": says.partition("\n")[0].replace("``", ""), "measures": measures})
+    return told
+
+
+def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd.DataFrame]) -> None:
+    """Write tables, figures and, last of all, the page."""
+    rounds, bounds, calibration = tables["rounds"], tables["bounds"], tables["calibration"]
+    regret = simulation.experiment == "regret"
+    if regret:
+        rounds = rounds.assign(
+            average=rounds["cumulative_average_regret"] / rounds["round"],
+            weak=rounds["cumulative_weak_regret"] / rounds["round"],
+        )
+    measures = MEASURES + (["cumulative_average_regret", "cumulative_weak_regret"] if regret else [])
+    if regret:  # a cumulative quantity is compared at its end, not averaged over rounds
+        last = rounds[rounds["round"] == rounds["round"].max()]
+        comparison = compare(last, "cumulative_average_regret", "random")
+        unit = "cumulative average regret"
+    else:
+        comparison = compare(rounds, "error", "random")
+        unit = "error of reward differences (log-odds, mean over rounds)"
+    pictures: list[Picture] = []
+
+    def show(name: str, caption: str, figure: Figure) -> None:
+        pictures.append(Picture(name, caption, plots.png(figure)))
+        plt.close(figure)
+
+    if regret:
+        show(
+            "regret",
+            "Average regret per round, f* − (f1 + f2)/2. Falling lines mean sub-linear cumulative regret.",
+            plots.learning_curves(rounds, "average", "average regret per round", log=True),
+        )
+        show(
+            "weak-regret",
+            "Weak regret per round, f* − max(f1, f2).",
+            plots.learning_curves(rounds, "weak", "weak regret per round"),
+        )
+    show(
+        "error",
+        "Error of the learner's reward differences on held-out duels; lower is better.",
+        plots.learning_curves(rounds, "error", "rms error (log-odds)"),
+    )
+    if rounds["contender"].nunique() > 1:
+        show(
+            "gap",
+            "The same, as paired difference from Random: below zero is better. Pairing removes what the "
+            "replicates share, so these bands are the ones to compare.",
+            plots.learning_curves(
+                plots.against(rounds, "random", "error"), "error", "rms error less Random's", zero=True
+            ),
+        )
+    show(
+        "accuracy",
+        "Share of held-out duels that the learner orders as the truth does.",
+        plots.learning_curves(rounds, "accuracy", "ordering accuracy"),
+    )
+    show(
+        "value",
+        "True reward of the greedy policy: 0 is a random response, 1 the best of each prompt.",
+        plots.learning_curves(rounds, "greedy_value", "value of the greedy policy"),
+    )
+    if len(comparison):
+        show(
+            "paired",
+            f"Paired difference from Random in {unit}, with joint 95 % intervals; left of zero is better.",
+            plots.paired_differences(comparison, f"difference in {unit.split(' (')[0]}"),
+        )
+    context: dict[str, object] = {}
+    if len(bounds):
+        numbers, verdicts = bound_numbers(bounds, simulation), bound_verdicts(bounds, simulation)
+        write_frame(directory.path / "bound_verdicts.csv", verdicts)
+        write_frame(directory.path / "bound_numbers.csv", numbers)
+        write_frame(directory.path / "bounds.csv", bounds)
+        write_frame(directory.path / "calibration.csv", calibration)
+        show(
+            "bound",
+            "The multiplier of Proposition 1 and its terms beside the one that would have sufficed "
+            "(bands: 90 % of replicates and contenders). The gap is the bound's looseness.",
+            plots.bound_terms(bounds),
+        )
+        show(
+            "calibration",
+            "Error by decile of width. A flat line means that width does not predict error.",
+            plots.calibration(calibration),
+        )
+        show(
+            "split",
+            "The network's error and its two parts: what the linearised learner errs, and how far the "
+            "network is from it.",
+            plots.error_split(bounds),
+        )
+        context = {
+            "verdicts": verdicts,
+            "numbers": numbers,
+            "bound_findings": bound_findings(numbers, verdicts, simulation),
+        }
+        controls = verdicts[verdicts["claim"].str.startswith("control")]
+        context["controls"] = f"{int((controls['verdict'] == 'refuted').sum())} of {len(controls)}"
+    summary = summarise(rounds, measures, ["truth", "contender", "round", "labels"])
+    write_frame(directory.path / "rounds.csv", rounds)
+    write_frame(directory.path / "summary.csv", summary)
+    write_frame(directory.path / "comparison.csv", comparison)
+    for picture in pictures:
+        write_bytes(directory.path / "figures" / f"{picture.name}.png", picture.content)
+    lines = findings(comparison, unit)
+    write_json(directory.path / "findings.json", lines + list(context.get("bound_findings", [])))  # type: ignore[call-overload]
+    final = summary[(summary["round"] == summary["round"].max())]
+    page = render(
+        "bandits.sim",
+        "report.html.j2",
+        s=simulation,
+        manifest=directory.manifest,
+        findings=lines,
+        pictures={p.name: p for p in pictures},
+        comparison=comparison,
+        final=final,
+        measures=measures,
+        unit=unit,
+        has_bounds=len(bounds) > 0,
+        rules=rules(simulation),
+        gradient=float(np.nanmax(rounds["gradient_norm"])),
+        converged=CONVERGED,
+        **context,
+    )
+    write_text(directory.path / "index.html", page)

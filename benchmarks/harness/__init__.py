@@ -1,0 +1,1 @@
+"""What a benchmark row is, how it is measured, and the page."""

@@ -1,0 +1,221 @@
+"""Owns what is told of measured rows: records, verdicts, the terminal's table, ``docs/benchmarks.md``, a figure."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from bandits.runs.directory import read_json, write_frame, write_json, write_text
+from bandits.sim.figures import STYLE
+from benchmarks.harness.measure import Measured, Timing
+from benchmarks.harness.row import Row, Target
+from benchmarks.rows.growth import AXES
+
+Record = dict[str, Any]
+SPREAD = (25, 75)  # percentiles of the ratios
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median over repetitions of one contender's seconds over another's, with quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """Pair the repetitions in order, as they were run; all with the last of the shorter list's."""
+        count = min(len(above), len(below))
+        ratios = np.array(above[:count]) / np.array(below[:count])
+        return cls(float(np.median(ratios)), *map(float, np.percentile(ratios, SPREAD)))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def record(
+    row: Row, measured: Measured, machine: Mapping[str, str], threads: int, versions: Mapping[str, str], commit: str
+) -> Record:
+    """Return a measured row as JSON values, with the verdict on each target."""
+    limit = row.limit.name if row.limit else None
+    own = [contender.name for contender in row.peers if contender.own]
+    timings = measured.timings
+    verdicts = [verdict(row, target, measured) for target in row.targets]
+    return {
+        "name": row.name,
+        "title": row.title,
+        "workload": row.workload,
+        "when": _now(),
+        "commit": commit,
+        "machine": dict(machine),
+        "threads": threads,
+        "versions": dict(versions),
+        "contenders": [
+            {
+                "name": name,
+                "seconds": t.seconds,
+                "peak_gb": t.peak,
+                "beside_gb": t.beside,
+                "part": (name == limit and "limit") or (name == "ours" and "ours") or (name in own and "own") or "peer",
+                "of_ours": str(Ratio.of(t.seconds, timings["ours"].seconds)),
+            }
+            for name, t in timings.items()
+        ],
+        "figures": dict(measured.figures),
+        "curves": dict(measured.curves),
+        "absent": dict(measured.absent),
+        "valid": measured.check.passed,
+        "check": measured.check.text,
+        "targets": verdicts,
+        "bound": row.bound,
+        "profile": [list(part) for part in measured.profile],
+        "memory": row.memory,
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
+    """Return what was measured for a target, and whether it was met.
+
+    ``met``, ``missed``; ``unknown`` where nobody to compare with could be run; ``invalid`` where the check failed.
+    """
+    ours, timings = measured.timings["ours"], measured.timings
+    at_least = False
+    value: float | None
+    told = ""
+    match target.of:
+        case "peer":
+            peers = [
+                timings[p.name] for p in row.peers if p.name in timings and not p.own and target.against in ("", p.name)
+            ]
+            at_least = True
+            ratios = [Ratio.of(p.seconds, ours.seconds) for p in peers if p.seconds]
+            best = min(ratios, key=lambda r: r.median, default=None)
+            value, told = (best.median, f"{best} times") if best else (None, "no peer could be run")
+        case "limit":
+            assert row.limit
+            known = timings.get(row.limit.name)
+            ratio = Ratio.of(ours.seconds, known.seconds) if known else None
+            value, told = (ratio.median, f"{ratio} times the limit") if ratio else (None, "the limit could not be run")
+        case "seconds":
+            value = float(np.median(ours.seconds))
+            told = f"{value:.3g} s"
+        case "memory":
+            value = _memory(row, ours)
+            told = f"{value:.2f} GB"
+        case "figure":
+            value = measured.figures[target.figure]
+            told = f"{value:.3g}"
+    if value is None:
+        word = "unknown"
+    elif not measured.check.passed:
+        word = "invalid"
+    else:
+        word = "met" if (value >= target.threshold if at_least else value <= target.threshold) else "missed"
+    return {"text": target.text, "measured": told, "word": word}
+
+
+def _memory(row: Row, timing: Timing) -> float:
+    return timing.beside if row.memory == "beside" else timing.peak
+
+
+def save(folder: Path, entry: Record) -> None:
+    """Write one row's record, whole, and the table of all runs of all rows measured so far."""
+    write_json(folder / "rows" / f"{entry['name']}.json", entry)
+    runs = [
+        {
+            "row": e["name"],
+            "contender": c["name"],
+            "repetition": i,
+            "seconds": s,
+            "peak_gb": c["peak_gb"],
+            "threads": e["threads"],
+            "commit": e["commit"],
+        }
+        for e in load(folder)
+        for c in e["contenders"]
+        for i, s in enumerate(c["seconds"])
+    ]
+    write_frame(folder / "runs.csv", pd.DataFrame(runs))
+
+
+def load(folder: Path) -> list[Record]:
+    """Return the records of all rows measured so far."""
+    return [read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
+
+
+MARK = {"met": "ok", "missed": "RED", "unknown": "?", "invalid": "INVALID"}
+
+
+def terminal(entry: Record) -> str:
+    """Return a row for the terminal."""
+    lines = [f"{entry['title']} ({entry['name']}): {entry['workload']}"]
+    lines += [
+        f"    {c['name'][:66]:<66} {np.median(c['seconds']):>9.4g} s   x {c['of_ours']:<22} {c['peak_gb']:.2f} GB"
+        for c in entry["contenders"]
+    ]
+    lines += [f"    {name}: {reason}"[:160] for name, reason in entry["absent"].items()]
+    lines.append(f"    check: {'' if entry['valid'] else 'FAILED: '}{entry['check']}"[:300])
+    lines += [f"    {MARK[t['word']]:<8}{t['text']}: {t['measured']}" for t in entry["targets"]]
+    return "\n".join(lines)
+
+
+def growth(entry: Record) -> Figure:
+    """Draw seconds against each size, with the measured exponent."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(AXES), figsize=(3.1 * len(AXES), 2.9))
+        for place, axis in zip(axes, AXES, strict=True):
+            x, y = np.array(entry["curves"][f"x:{axis.name}"]), np.array(entry["curves"][f"y:{axis.name}"])
+            slope = entry["figures"][f"slope_{axis.name}"]
+            place.plot(x, y, "o-", color="#0072b2", ms=4)
+            place.plot(x, y[-1] * (x / x[-1]) ** axis.promised, ":", color="0.5", lw=1)
+            place.set(
+                xscale="log",
+                yscale="log",
+                xlabel=axis.label,
+                title=f"{axis.name}: exponent {slope:.2f} (≤ {axis.promised:g})",
+            )
+            place.title.set_fontsize(10)
+            ends = [x[0], x[len(x) // 2], x[-1]]
+            place.set_xticks(ends, [f"{size:.3g}" if size < 1000 else f"{size:.0f}" for size in ends])
+            place.xaxis.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
+            place.set_ylim(y.min() / 1.6, y.max() * 1.6)
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if y.max() / y.min() < 10 else (1,)))
+            place.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+            place.yaxis.set_minor_formatter(NullFormatter())
+        axes[0].set_ylabel("seconds")
+        figure.tight_layout()
+    return figure
+
+
+def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], picture: str | None) -> None:
+    """Write the page from all records, in the rows' order; rows without a record are named."""
+    known = {entry["name"]: entry for entry in entries}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("benchmarks.harness", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["median"] = lambda seconds: f"{float(np.median(seconds)):.3g}"
+    environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
+    shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
+    text = environment.get_template("benchmarks.md.j2").render(
+        entries=shown, missing=[row for row in rows if row.name not in known], picture=picture, mark=MARK
+    )
+    write_text(path, text)

@@ -1,0 +1,1 @@
+"""The rows: ours beside public peers."""

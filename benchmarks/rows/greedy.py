@@ -1,0 +1,214 @@
+"""Rows: greedy D-optimal batches, after many past duels and from a large memory-mapped pool."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.core.design import GramDesign, WhitenedDesign, greedy
+from bandits.core.rng import Key
+from bandits.core.rows import Dense
+from benchmarks.harness.row import Answer, Check, Contender, Row, Target
+
+RIDGE = 1.0
+SMALL = {"n": 2000, "d": 96, "past": 150, "picks": 40}  # what the float64 reference is run on
+
+
+def gaussian(n: int, d: int, name: str, seed: int = 0) -> Tensor:
+    """Return ``n`` float32 rows whose coordinates fade as ``j^{-1/4}``, so that widths differ."""
+    generator = Key(seed).fold_in(name).torch_generator()
+    return torch.randn(n, d, generator=generator) * torch.arange(1, d + 1) ** -0.25
+
+
+def naive(pool: Tensor, past: Tensor, picks: int) -> list[int]:
+    """Return the greedy batch in float64 with ``V`` itself, solved anew for every pick."""
+    values = pool.double()
+    v = RIDGE * torch.eye(values.shape[-1], dtype=torch.float64) + past.double().mT @ past.double()
+    chosen: list[int] = []
+    for _ in range(picks):
+        widths = (values * torch.linalg.solve(v, values.mT).mT).sum(-1)
+        widths[chosen] = -torch.inf
+        chosen.append(int(widths.argmax()))
+        v = v + torch.outer(values[chosen[-1]], values[chosen[-1]])
+    return chosen
+
+
+def _pick(pool: Tensor, past: Tensor, picks: int, whitened: bool) -> Tensor:
+    design = WhitenedDesign(RIDGE) if whitened else GramDesign(RIDGE)
+    if len(past):
+        design.append(Dense(past))
+    free = torch.ones(len(pool), dtype=torch.bool)
+    return greedy(design.condition(Dense(pool)), picks, free, torch.zeros(len(pool)))
+
+
+def ours(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
+    """Condition on the past, pick the batch; and the same code on the small case."""
+    pool, old = gaussian(n, d, "pool"), gaussian(past, d, "past")
+    whitened = n > 4 * d
+    small = gaussian(SMALL["n"], SMALL["d"], "pool"), gaussian(SMALL["past"], SMALL["d"], "past")
+    checked = _pick(*small, SMALL["picks"], whitened)
+    return lambda: {"picks": _pick(pool, old, picks, whitened), "small": checked}
+
+
+def bmdal(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
+    """bmdal's MaxDet; it picks the small case too."""
+    vars(np)["Inf"] = np.inf  # NumPy 2 dropped the name that bmdal uses
+    from bmdal_reg.bmdal.feature_data import TensorFeatureData
+    from bmdal_reg.bmdal.feature_maps import IdentityFeatureMap
+    from bmdal_reg.bmdal.features import Features
+    from bmdal_reg.bmdal.selection import MaxDetSelectionMethod
+
+    def select(pool: Tensor, old: Tensor, count: int) -> Tensor:
+        features = IdentityFeatureMap(n_features=pool.shape[-1])
+        method = MaxDetSelectionMethod(
+            Features(features, TensorFeatureData(pool)),
+            Features(features, TensorFeatureData(old)),
+            sel_with_train=len(old) > 0,
+            noise_sigma=RIDGE**0.5,
+            verbosity=0,
+        )
+        return torch.as_tensor(method.select(count))
+
+    pool, old = gaussian(n, d, "pool"), gaussian(past, d, "past")
+    small = select(
+        gaussian(SMALL["n"], SMALL["d"], "pool"), gaussian(SMALL["past"], SMALL["d"], "past"), SMALL["picks"]
+    )
+    return lambda: {"picks": select(pool, old, picks), "small": small}
+
+
+def limit(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
+    """One product of past and pool, and a pass over the pool per pick."""
+    pool, old = gaussian(n, d, "pool"), gaussian(past, d, "past")
+    vector = pool[0].clone()
+
+    def run() -> Answer:
+        product = old @ pool.mT
+        for _ in range(picks):
+            vector.copy_(pool[0] + (pool @ vector)[0] * 0)
+        return {"entry": float(product[0, 0])}
+
+    return run
+
+
+def check(answers: Mapping[str, Answer]) -> Check:
+    """Compare the small case with the naive reference, and ours with bmdal on the row's own size."""
+    want = naive(gaussian(SMALL["n"], SMALL["d"], "pool"), gaussian(SMALL["past"], SMALL["d"], "past"), SMALL["picks"])
+    mine = answers["ours"]
+    same = mine["small"].tolist() == want
+    text = (
+        f"picks {'identical to' if same else 'DIFFER from'} the naive float64 reference on n={SMALL['n']}, "
+        f"d={SMALL['d']}, {SMALL['past']} past, {SMALL['picks']} picks"
+    )
+    if "bmdal MaxDet" in answers and len(answers["bmdal MaxDet"]["picks"]) == len(mine["picks"]):
+        shared = len(set(mine["picks"].tolist()) & set(answers["bmdal MaxDet"]["picks"].tolist()))
+        text += f"; at full size {shared} of {len(mine['picks'])} picks are bmdal's"
+    return Check(same, text)
+
+
+def _past_row(name: str, n: int, d: int, past: int, picks: int) -> Row:
+    size = {"n": n, "d": d, "past": past, "picks": picks}
+    return Row(
+        name,
+        "Greedy batch after past duels",
+        f"n={n}, d={d}, {picks} picks, {past} past rows, float32",
+        Contender("ours", ours, size),
+        check,
+        (
+            Target("peer", 6, "at least 6 times as fast as bmdal MaxDet"),
+            Target("limit", 2, "at most 2 times the limit (one product with the past, one pass a pick)"),
+        ),
+        (Contender("bmdal MaxDet", bmdal, size, ("bmdal_reg",), repetitions=2),),
+        Contender("limit", limit, size),
+    )
+
+
+@contextmanager
+def _mapped(n: int, d: int) -> Iterator[Tensor]:
+    """Write a pool to a file, part by part, and map it."""
+    with tempfile.NamedTemporaryFile(suffix=".f32") as file:
+        for start in range(0, n, 10_000):
+            part = gaussian(min(10_000, n - start), d, "pool", seed=start)
+            file.write(part.numpy().tobytes())
+        file.flush()
+        yield torch.from_file(file.name, shared=False, size=n * d, dtype=torch.float32).view(n, d)
+
+
+def pool_ours(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
+    """Pick from a mapped file; the file is gone when the process ends, the map stays until then."""
+    with _mapped(n, d) as pool:
+        old = gaussian(past, d, "past")
+    small = gaussian(SMALL["n"], SMALL["d"], "pool"), gaussian(SMALL["past"], SMALL["d"], "past")
+    checked = _pick(*small, SMALL["picks"], True)
+    return lambda: {"picks": _pick(pool, old, picks, True), "small": checked}
+
+
+def pool_limit(n: int, d: int, past: int, picks: int) -> Callable[[], Answer]:
+    """The limit on a mapped file."""
+    with _mapped(n, d) as pool:
+        old = gaussian(past, d, "past")
+    vector = gaussian(1, d, "vector")[0]
+
+    def run() -> Answer:
+        total = 0.0
+        for part in pool.split(10_000):
+            total += float((old @ part.mT)[0, 0])
+        for _ in range(picks):
+            total += float((pool @ vector)[0])
+        return {"total": total}
+
+    return run
+
+
+def pool_naive(n: int, d: int, past: int) -> Callable[[], Answer]:
+    """One pick of the naive rule: widths of all rows from ``V⁻¹``, in float32."""
+    pool, old = gaussian(n, d, "pool"), gaussian(past, d, "past")
+
+    def run() -> Answer:
+        inverse = torch.linalg.inv(RIDGE * torch.eye(d) + old.mT @ old)
+        return {"pick": ((pool @ inverse) * pool).sum(-1).argmax()}
+
+    return run
+
+
+POOL = {"n": 200_000, "d": 1024, "past": 500, "picks": 64}
+
+ROWS = (
+    _past_row("greedy-past", 3000, 8192, 1000, 50),
+    _past_row("greedy-past-wide-pool", 10_000, 1024, 500, 64),
+    Row(
+        "greedy-pool",
+        "Greedy batch from a large memory-mapped pool",
+        "n=200,000, d=1024, 64 picks, 500 past rows, float32, features mapped from a file",
+        Contender("ours", pool_ours, POOL),
+        check,
+        (
+            Target("memory", 4, "less than 4 GB beside the mapped file"),
+            Target("limit", 2, "at most 2 times the limit (one product with the past, one pass a pick)"),
+        ),
+        (
+            Contender(
+                "naive D-optimal (n=20,000, one pick, times 640)",
+                pool_naive,
+                {"n": 20_000, "d": 1024, "past": 500},
+                scale=640,
+                repetitions=2,
+            ),
+            Contender(
+                "bmdal MaxDet (n=20,000, times 10)",
+                bmdal,
+                POOL | {"n": 20_000},
+                ("bmdal_reg",),
+                scale=10,
+                repetitions=1,
+            ),
+        ),
+        Contender("limit", pool_limit, POOL),
+        repetitions=3,
+        memory="beside",
+    ),
+)

@@ -1,0 +1,1 @@
+"""From a run's tables to figures, findings and the page."""

@@ -1,0 +1,235 @@
+"""Owns what may be said of a run's tables: held-out reward, win rate, accuracy, KL, repetition, strategies compared.
+
+Pure functions of frames (their columns: ``llm_loop.config``).  Two kinds of interval are kept apart.  *Over
+prompts*: these very policies, other held-out prompts; every prompt's value is first averaged over the seeds, since
+seeds share prompts.  *Over seeds*: other runs of the same recipe, with other key, on these prompts; it is what a
+comparison of strategies needs, and it is wide when seeds are few.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bandits.core.errors import InputError
+from bandits.runs.stats import compare, mean_interval
+
+Unit = Literal["prompt_index", "seed"]
+KEYS = ["strategy", "round"]
+REPETITIVE = 0.5
+"""A response fewer of whose word pairs than this are distinct counts as degenerate."""
+TOKENS = ["tokens_generated", "tokens_scored", "tokens_features", "tokens_trained"]
+GRADIENT_FREE = ("random", "label-entropy", "aplp")
+"""Strategies that need no gradient."""
+OUTCOMES = {"final": "after the last round", "area": "mean over all rounds"}
+
+
+def distinct(text: str, n: int = 2) -> float:
+    """Return the share of distinct n-grams among a text's words (lower case, split at blanks); 1 if it has none."""
+    words = text.lower().split()
+    grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def corpus_distinct(texts: pd.Series, n: int = 2) -> float:
+    """Return the share of distinct n-grams among those of all texts: it falls when responses come to be alike."""
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        words = str(text).lower().split()
+        grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else 1.0
+
+
+def degenerate(evaluations: pd.DataFrame) -> pd.Series:
+    """Return 1 for a response that is empty (fewer than two tokens) or repeats itself, else 0."""
+    empty, repetitive = evaluations["tokens"] < 2, evaluations["distinct_2"] < REPETITIVE
+    return (empty | repetitive).astype(float)
+
+
+def check_balanced(evaluations: pd.DataFrame) -> None:
+    """Raise ``InputError`` unless all strategies were evaluated in the same rounds, seeds and prompts."""
+    cells = {
+        key: frozenset(zip(part["seed"], part["prompt_index"], strict=True)) for key, part in evaluations.groupby(KEYS)
+    }
+    rounds = {strategy: {r for s, r in cells if s == strategy} for strategy, _ in cells}
+    if len(set(cells.values())) > 1 or len({frozenset(r) for r in rounds.values()}) > 1:
+        raise InputError("evaluations: strategies or rounds differ in their seeds or prompts; is the run complete?")
+    if any(0 not in r for r in rounds.values()):
+        raise InputError("evaluations: round 0, the initial model, is missing")
+
+
+def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.DataFrame:
+    """Return each measure's mean and its paired change from the initial model, with Student's t intervals at 95 %.
+
+    One row per strategy, round and measure.  With ``v_u`` the mean of all rows of unit ``u``, the columns ``mean``,
+    ``low``, ``high`` are of ``v_u`` and ``change``, ``change_low``, ``change_high`` of ``v_u − v_u(round 0)``.
+    """
+    means = evaluations.groupby([*KEYS, unit], sort=False)[measures].mean()
+    start = means.xs(0, level="round").add_suffix(" at first")
+    table = means.join(start, on=["strategy", unit]).reset_index()
+    rows = []
+    for (strategy, number), part in table.groupby(KEYS, sort=False):
+        for measure in measures:
+            mean, low, high = mean_interval(part[measure].to_numpy())
+            change, change_low, change_high = mean_interval((part[measure] - part[f"{measure} at first"]).to_numpy())
+            rows.append(
+                {
+                    "strategy": strategy,
+                    "round": number,
+                    "measure": measure,
+                    "mean": mean,
+                    "low": low,
+                    "high": high,
+                    "change": change,
+                    "change_low": change_low,
+                    "change_high": change_high,
+                    "units": len(part),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def wilson(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval for the mean of ``trials`` independent values in [0, 1] with mean ``share``.
+
+    Made for values 0 and 1.  Any other distribution on [0, 1] has a variance of at most p(1 − p), so with ties (½) and
+    with values averaged over seeds the interval is wider than it need be, never degenerate.
+    """
+    if not 0 <= share <= 1 or trials < 1:
+        raise ValueError(f"a share of {share} in {trials} trials")
+    z = float(stats.norm.ppf((1 + level) / 2)) ** 2 / trials
+    centre = (share + z / 2) / (1 + z)
+    half = math.sqrt(z * share * (1 - share) + z * z / 4) / (1 + z)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFrame:
+    """Return how often a round's response has more reward than the initial model's to the same prompt, seed and place.
+
+    ``wins``, ``ties``, ``losses`` are counts over prompts and seeds; ``rate`` counts a tie as ½, and its interval
+    (Wilson, 95 %) is over prompts: a prompt's result is its mean over the seeds.
+    """
+    table = evaluations.assign(place=evaluations.groupby([*KEYS, "seed", "prompt_index"]).cumcount())
+    keys = ["strategy", "seed", "prompt_index", "place"]
+    start = table[table["round"] == 0].set_index(keys)[measure].rename("start")
+    table = table[table["round"] > 0].join(start, on=keys)
+    table["win"] = (np.sign(table[measure] - table["start"]) + 1) / 2
+    rows = []
+    for (strategy, number), part in table.groupby(KEYS, sort=False):
+        by_prompt = part.groupby("prompt_index")["win"].mean()
+        rate = float(by_prompt.mean())
+        low, high = wilson(rate, len(by_prompt))
+        counts = {
+            name: int((part["win"] == value).sum()) for name, value in (("wins", 1), ("ties", 0.5), ("losses", 0))
+        }
+        rows.append(
+            {
+                "strategy": strategy,
+                "round": number,
+                "measure": measure,
+                **counts,
+                "rate": rate,
+                "low": low,
+                "high": high,
+                "prompts": len(by_prompt),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of held-out duels that the implicit reward orders as the true reward does.
+
+    A margin of 0 counts ½ (the initial model has no other); duels that are truly tied are left out and counted.  A
+    prompt's duels share responses, so the interval (Wilson, 95 %) is over prompts.
+    """
+    rows = []
+    for (strategy, number), part in duels.groupby(KEYS, sort=False):
+        untied = part[part["true_margin"] != 0]
+        agree = (np.sign(untied["margin"]) * np.sign(untied["true_margin"]) + 1) / 2
+        by_prompt = agree.groupby(untied["prompt_index"]).mean()
+        accuracy = float(by_prompt.mean()) if len(by_prompt) else float("nan")
+        low, high = wilson(accuracy, len(by_prompt)) if len(by_prompt) else (float("nan"), float("nan"))
+        rows.append(
+            {
+                "strategy": strategy,
+                "round": number,
+                "accuracy": accuracy,
+                "low": low,
+                "high": high,
+                "prompts": len(by_prompt),
+                "duels": len(untied),
+                "tied": len(part) - len(untied),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:
+    """Return each strategy's paired difference from a baseline, on the final measure and on its area under the curve.
+
+    Pairs are seeds: a seed's strategies share prompts, initial model and key.  Intervals are Student's t over seeds,
+    95 % jointly over all strategies and both outcomes (Bonferroni); the verdict is ``better``, ``worse`` or ``no
+    gain``.  Empty without the baseline or without rivals; with one seed the interval is NaN and so nothing is claimed.
+    """
+    trained = evaluations[evaluations["round"] > 0]
+    means = trained.groupby(["strategy", "seed", "round"], sort=False)[measure].mean().reset_index()
+    last = means[means["round"] == means["round"].max()]
+    outcomes = pd.concat([last.assign(truth="final"), means.assign(truth="area")], ignore_index=True)
+    outcomes = outcomes.rename(columns={"strategy": "contender", "seed": "replicate"})
+    if baseline not in set(outcomes["contender"]):
+        outcomes = outcomes.iloc[:0]
+    table = compare(outcomes, measure, baseline, lower_is_better=False)
+    return table.rename(columns={"truth": "outcome", "contender": "strategy", "replicates": "seeds"})
+
+
+def totals(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return per strategy and round, as means over seeds: labels, and tokens through the model up to that round.
+
+    ``tokens`` sums what was generated, scored, run through for gradients and trained on.  Strategies that look at no
+    gradient are not charged for those that only diagnostics asked for.
+    """
+    table = rounds.sort_values(["strategy", "seed", "round"], kind="stable").copy()
+    spent = table[TOKENS].fillna(0)
+    spent["tokens_features"] *= ~table["strategy"].isin(GRADIENT_FREE)
+    table["tokens"] = spent.sum(axis=1)
+    table["tokens"] = table.groupby(["strategy", "seed"])["tokens"].cumsum()
+    return table.groupby(KEYS, sort=False)[["labels", "tokens"]].mean().reset_index()
+
+
+def selection(candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return, per strategy and round, how the picked duels differ from the pool they were picked from.
+
+    ``gap``: mean true reward difference, absolute; ``width``; ``agreement``: share of labels that name the response of
+    more reward (below 1 because labels are sampled).  Means over seeds of each seed's mean.  Duels that were not on
+    offer, since a response repeats another, are no part of the pool.
+    """
+    table = candidates[candidates["offered"]]
+    table = table.assign(picked=table["picked_position"].notna(), gap=(table["reward_1"] - table["reward_2"]).abs())
+    right = (table["label"] > 0.5) == (table["reward_1"] > table["reward_2"])
+    table["agreement"] = right.where(table["picked"]).astype(float)
+    rows = []
+    for (strategy, number), part in table.groupby(KEYS, sort=False):
+        seeds = part.groupby("seed")
+        picked = part[part["picked"]].groupby("seed")
+        rows.append(
+            {
+                "strategy": strategy,
+                "round": number,
+                "pool": float(seeds.size().mean()),
+                "picked": float(picked.size().mean()),
+                "gap": float(picked["gap"].mean().mean()),
+                "gap_pool": float(seeds["gap"].mean().mean()),
+                "width": float(picked["width"].mean().mean()),
+                "width_pool": float(seeds["width"].mean().mean()),
+                "agreement": float(picked["agreement"].mean().mean()),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,298 @@
+"""Owns the sentences of a run's page: what was compared, what was found, what to make of a diagnostic.
+
+Numbers in, words out; knows nothing of files and figures.  A sentence says what was measured, whichever way it went.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from llm_loop.report.evaluate import OUTCOMES
+
+FEW = 4
+"""Strategies that a page can tell of one by one."""
+
+STRATEGIES = {
+    "random": "picks duels blindly; the rival that is hard to beat",
+    "activedpo": "picks the duel of greatest width ‖φ‖ under V⁻¹, adds it to V, picks the next; φ from gradients of "
+    "the implicit reward at the current model, past duels' included, as the theory has it",
+    "activedpo-normalised": "picks the duel of greatest width ‖φ‖ under V⁻¹, adds it to V, picks the next; φ from "
+    "gradients of the implicit reward at the current model, each response's scaled to length 1: the paper's practice",
+    "activedpo-normalised-duel": "activedpo with each duel's φ scaled to length 1",
+    "activedpo-initial": "activedpo with gradients at the initial model, as in Neural Dueling Bandits",
+    "activedpo-stale": "activedpo, but a labelled duel keeps the φ it had when it was asked",
+    "activedpo-fisher": "activedpo with φ scaled by √σ'(margin): duels whose label is foreseen count less",
+    "activedpo-identity": "no V at all: the duel of greatest ‖φ‖",
+    "activedpo-diagonal": "activedpo with V's diagonal in place of V",
+    "activedpo-last-layer": "activedpo with gradients of the last layer alone",
+    "activedpo-top-b": "activedpo without adding a pick to V before the next: the batch may repeat itself",
+    "apo": "greatest width of fixed last-layer features, no update within the batch (Das et al.)",
+    "aplp": "prompts of highest entropy, then the largest implicit-reward margin (Muldrew et al.)",
+    "adpo": "greatest width of fixed last-layer features, V updated within the batch (Kveton et al.)",
+    "adpo+": "adpo with Fisher weights",
+    "label-entropy": "the duels whose label the implicit reward foresees least",
+    "ucb": "the best response by implicit reward against its most promising rival",
+    "ts": "the best response against a Thompson draw",
+    "colstim": "a perturbed best response against its most promising rival",
+    "delta-ucb": "the largest optimistic gap between two responses",
+    "drts": "Thompson-best against Thompson-worst",
+}
+"""What each strategy of ``bandits.selector`` does."""
+
+REWARDS = {
+    "sentiment-valence": "a small model of sentiment valence: how positive people find a text, from −4 to 4. It is no "
+    "measure of quality, helpfulness or truth, and it can be gamed: a row of praise words scores near the top. So a "
+    "higher reward says that alignment to this oracle works, and nothing about better texts",
+    "tweet-judge": "a small model of how positive people find a tweet, from −1 to 1. It shares its encoder with "
+    "sentiment-valence, but learned from other people's labels of other texts",
+    "lexical-letters": "a toy that needs no file: the share of plain letters in a response, from −2 to 2. It serves "
+    "tests of the loop; it says nothing about texts",
+    "lexical-vowels": "a toy as well: the share of vowels in a response, from −2 to 2",
+}
+"""What a reward is, and what it is not."""
+
+DIAGNOSTICS = {
+    "zero_A_gradient_share": (
+        "zero A-gradients",
+        "Share of LoRA's A-matrices, over responses, whose gradient is exactly 0. LoRA starts with B = 0, so in "
+        "round 1 the model's uncertainty is measured through the B-half of its parameters alone; later through both.",
+    ),
+    "zero_margin_share": (
+        "zero margins",
+        "Share of duels that the implicit reward calls a tie. In round 1 policy and reference are one, so all are "
+        "ties, and a rule that ranks by margin has nothing to go by.",
+    ),
+    "duplicates_dropped": (
+        "duplicates dropped",
+        "Responses that repeat another to the same prompt: such a duel has φ = 0 and would waste its label.",
+    ),
+    "selected_excess_length": (
+        "length, selected ÷ pool",
+        "Mean tokens of the responses in selected duels over the pool's. A sum over tokens has a gradient that grows "
+        "with length, so without normalisation a gradient rule may simply buy long responses.",
+    ),
+    "gradient_drift": (
+        "gradient drift",
+        "‖now − initially‖/‖initially‖ of the gradients of a few fixed responses, after the round's fit. The theory "
+        "of wide networks wants it near 0; 1 means that the features have become others.",
+    ),
+    "kernel_drift": (
+        "kernel drift",
+        "The same for the Gram matrix of these gradients, all that widths depend on: the measurable side of the "
+        "paper's Remark 1.",
+    ),
+    "width_error_rank_correlation": (
+        "width–error correlation",
+        "Rank correlation, over the pool, of a duel's width with the true error of its reward difference. Choosing by "
+        "width helps only as far as width knows where the error is: at 0 it does not.",
+    ),
+    "information": (
+        "information",
+        "log det of V over its ridge, in nats: how much the labelled duels pin down, by the strategy's own account. "
+        "Strategies measure in spaces of their own, so these compare across rounds, not across strategies.",
+    ),
+}
+"""Diagnostics of the loop: a short title, and what to make of it."""
+
+
+def number(value: float, digits: int = 2, sign: bool = True) -> str:
+    """Return a number with a true minus sign; a positive one with a plus if ``sign``."""
+    rounded = round(value, digits) + 0.0  # no −0.00
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def span(low: float, high: float, digits: int = 2, sign: bool = True) -> str:
+    """Return an interval in brackets, or a dash where one value gave none."""
+    if math.isnan(low) or math.isnan(high):
+        return "–"
+    return f"[{number(low, digits, sign)}, {number(high, digits, sign)}]"
+
+
+def moved(low: float, high: float) -> str:
+    """Say which way a change went, if its interval says so."""
+    return "rose" if low > 0 else "fell" if high < 0 else "did not move beyond its interval"
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names as in a sentence."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline: str) -> str:
+    """Return the run in one or two sentences: did alignment work, and did choosing the duels help?
+
+    A strategy counts as better or worse only if both outcomes (last round, mean over rounds) do not contradict it.
+    """
+    rose = [row["strategy"] for row in rows if row["last"]["reward"]["change_low"] > 0]
+    if len(rose) == len(rows):
+        said = "Held-out reward rose above the initial model's " + ("for every strategy" if len(rows) > 1 else "")
+    elif rose:
+        said = f"Held-out reward rose above the initial model's for {named(rose)} only"
+    else:
+        said = "Held-out reward did not rise above the initial model's beyond its interval, for any strategy"
+    said = said.strip() + "."
+    if comparison.empty:
+        return said
+    verdicts: dict[str, set[str]] = {}
+    for judged in comparison.to_dict("records"):
+        verdicts.setdefault(judged["strategy"], set()).add(judged["verdict"])
+    clear = {
+        word: [name for name, words in verdicts.items() if words - {"no gain"} == {word}]
+        for word in ("better", "worse")
+    }
+    if len(rows) > FEW:
+        words = ", ".join(f"{len(names)} did {word}" for word, names in clear.items())
+        return (
+            f"{said} Of {len(verdicts)} ways to choose the duels, {words} than {baseline}; the others showed no gain."
+        )
+    for word, names in clear.items():
+        if names:
+            said += f" {named(names)} did {word} than {baseline}."
+    rest = [name for name in verdicts if not any(name in names for names in clear.values())]
+    if rest:
+        said += f" Choosing the duels by {named(rest)} gave no gain over {baseline} that these runs could show."
+    return said
+
+
+def findings(
+    rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, labels: int, seeds: int, baseline: str
+) -> list[str]:
+    """Return what was found in sentences: each strategy against the initial model, then against the baseline.
+
+    More than ``FEW`` strategies are told together; the tables have each.
+    """
+    if len(rows) > FEW:
+        lines = [together(rows, labels), *(grouped(comparison, baseline) if len(comparison) else [])]
+    else:
+        lines = [alone(row, labels, seeds) for row in rows]
+        lines += [compared(judged, baseline) for judged in comparison.to_dict("records")]
+    if comparison.empty:
+        lines.append(f"No comparison of strategies: it takes {baseline} and one other at least.")
+    return lines
+
+
+def alone(row: dict[str, Any], labels: int, seeds: int) -> str:
+    """Say how a strategy's last policy compares with the initial model."""
+    reward, judge, over = row["last"]["reward"], row["last"]["judge"], row["seeds"]["reward"]
+    wins, spread = row["wins"], row["spread"]
+    line = (
+        f"{row['strategy']}: held-out reward {moved(reward['change_low'], reward['change_high'])}, from "
+        f"{number(row['start']['reward'], sign=False)} to {number(reward['mean'], sign=False)} after {labels} "
+        f"labels: {number(reward['change'])} {span(reward['change_low'], reward['change_high'])} over "
+        f"{reward['units']:.0f} prompts (these very policies)"
+    )
+    if seeds > 1:
+        line += f", {span(over['change_low'], over['change_high'])} over {seeds} seeds (other runs like these)"
+    line += (
+        f". Its win rate against the initial model is {wins['rate']:.0%} [{wins['low']:.0%}, {wins['high']:.0%}]. The "
+        f"judge, which never labels, {moved(judge['change_low'], judge['change_high'])}: {number(judge['change'])} "
+        f"{span(judge['change_low'], judge['change_high'])}"
+    )
+    if spread["reward"] > 0 and spread["judge"] > 0:
+        ours, theirs = (row["last"][name]["change"] / spread[name] for name in ("reward", "judge"))
+        line += (
+            f"; in units of the spread among the initial model's responses, {number(theirs)} where the reward has "
+            f"{number(ours)}"
+        )
+    return line + "."
+
+
+def compared(judged: dict[Hashable, Any], baseline: str) -> str:
+    """Say how a strategy compares with the baseline on one outcome."""
+    name, where = judged["strategy"], OUTCOMES[judged["outcome"]]
+    low, high = judged["low"], judged["high"]
+    if math.isnan(low):
+        return (
+            f"{name} against {baseline}, {where}: {number(judged['difference'])} with one seed. That is no evidence "
+            "either way; a comparison takes several seeds."
+        )
+    said = f"{number(judged['difference'])} {span(low, high)}, {judged['seeds']} paired seeds"
+    if judged["verdict"] != "no gain":
+        return f"{name} did {judged['verdict']} than {baseline}, {where}: {said}."
+    return (
+        f"{name} against {baseline}, {where}: no gain was seen ({said}). With these seeds only a difference of more "
+        f"than {(high - low) / 2:.2f} would have shown."
+    )
+
+
+def together(rows: Sequence[dict[str, Any]], labels: int) -> str:
+    """Say from where to where many strategies brought the reward."""
+    ends = sorted(rows, key=lambda row: float(row["last"]["reward"]["mean"]))
+    rose = sum(row["last"]["reward"]["change_low"] > 0 for row in rows)
+    follow = sum(row["last"]["judge"]["change_low"] > 0 for row in rows)
+    least, most = ((number(row["last"]["reward"]["mean"], sign=False), row["strategy"]) for row in (ends[0], ends[-1]))
+    return (
+        f"Held-out reward began at {number(rows[0]['start']['reward'], sign=False)} and ended, after {labels} labels, "
+        f"between {least[0]} ({least[1]}) and {most[0]} ({most[1]}). It rose beyond its interval over prompts for "
+        f"{rose} of {len(rows)} strategies, the judge for {follow}."
+    )
+
+
+def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
+    """Say which of many strategies did better or worse than the baseline, a sentence per outcome and verdict."""
+    lines = []
+    for outcome, where in OUTCOMES.items():
+        part = comparison[comparison["outcome"] == outcome]
+        for verdict, said in (
+            ("better", f"better than {baseline}"),
+            ("worse", f"worse than {baseline}"),
+            ("no gain", f"no gain over {baseline} that these seeds could show"),
+        ):
+            group = part[part["verdict"] == verdict].sort_values("difference", ascending=False)
+            if len(group):
+                each = [
+                    f"{judged['strategy']} ({number(judged['difference'])} {span(judged['low'], judged['high'])})"
+                    for judged in group.to_dict("records")
+                ]
+                lines.append(f"{where.capitalize()}, {said}: {', '.join(each)}.")
+    return lines
+
+
+def gaming(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the signs that a policy games its reward rather than earns it; none found is said as well."""
+    lines = []
+    for row in rows:
+        last, name = row["last"], row["strategy"]
+        if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
+            lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
+        if last["degenerate"]["change_low"] > 0:
+            lines.append(
+                f"{name}: more responses are empty or repetitive, {last['degenerate']['mean']:.0%} by the end."
+            )
+        if last["distinct_2"]["change_high"] < 0:
+            lines.append(
+                f"{name}: responses repeat themselves more, {number(last['distinct_2']['change'])} distinct pairs."
+            )
+        alike = last["corpus_distinct_2"]["mean"] / row["first"]["corpus_distinct_2"]["mean"]
+        if alike < 0.9:
+            lines.append(f"{name}: responses to different prompts grew alike; {1 - alike:.0%} fewer distinct pairs.")
+        if abs(last["tokens"]["change"]) > 0.25 * row["start"]["tokens"]:
+            lines.append(f"{name}: responses changed in length by {number(last['tokens']['change'], 1)} tokens.")
+    if lines:
+        return ["Signs of gaming in this run:", *lines]
+    if any(row["last"]["reward"]["change_low"] > 0 for row in rows):
+        return [
+            "No sign of gaming in this run: where the reward rose the judge did, and responses became neither "
+            "empty, repetitive, alike, nor much longer or shorter."
+        ]
+    return ["The reward did not rise, so there was nothing gained by gaming it."]
+
+
+def told(loop: pd.DataFrame, strategies: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return each diagnostic's title, what to make of it, and its first and last values per strategy in words."""
+    found = []
+    for name, (title, text) in DIAGNOSTICS.items():
+        said = []
+        for strategy in strategies:
+            part = loop[(loop["measure"] == name) & (loop["strategy"] == strategy)].sort_values("round")
+            ends = part.iloc[[0, -1]] if len(part) > 1 else part
+            values = [f"{row['mean']:.3g} in round {row['round']}".replace("-", "−") for row in ends.to_dict("records")]
+            if values:
+                said.append(f"{strategy} {', '.join(values)}")
+        if said:
+            found.append((title, text, "; ".join(said)))
+    return found

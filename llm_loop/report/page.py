@@ -1,0 +1,339 @@
+"""Owns the page of a run: reads the run's folder, says in words what was measured, writes one self-contained HTML file.
+
+Everything comes from the folder's files (their columns: ``llm_loop.config``), so ``python -m llm_loop.report.page
+FOLDER`` writes the same page again.  Wall-clock seconds are on a page of their own, since they alone differ between
+equal runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from bandits.core.errors import InputError
+from bandits.runs.directory import read_json, write_bytes, write_frame, write_json, write_text
+from bandits.runs.page import Picture, render
+from bandits.runs.stats import summarise
+from bandits.sim import figures as core_plots
+from llm_loop.report import figures as plots
+from llm_loop.report import findings as words
+from llm_loop.report.evaluate import (
+    OUTCOMES,
+    REPETITIVE,
+    accuracies,
+    against,
+    check_balanced,
+    corpus_distinct,
+    degenerate,
+    intervals,
+    selection,
+    totals,
+    win_rates,
+)
+
+BASELINE = "random"
+TABLES = ("rounds", "evaluations", "duels", "candidates")
+SHOWN_PICKS = 5
+SHOWN_SAMPLES = 6
+
+HEALTH = {
+    "judge": "judge, which never labels",
+    "win_rate": "win rate against the initial model",
+    "log_ratio": "KL from the initial model\n(nats per response)",
+    "accuracy": "held-out duels ordered rightly\nby the implicit reward",
+    "tokens": "tokens per response",
+    "distinct_2": "distinct word pairs\nwithin a response",
+}
+"""Panels of the second figure, by measure."""
+
+TEXTS = ("prompt", "response_1", "response_2")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds: its tables over all cells, and the held-out samples."""
+
+    manifest: dict[str, Any]
+    rounds: pd.DataFrame
+    evaluations: pd.DataFrame
+    duels: pd.DataFrame
+    candidates: pd.DataFrame
+    samples: pd.DataFrame
+
+    @property
+    def strategies(self) -> list[str]:
+        """The run's strategies, the baseline last."""
+        names = list(dict.fromkeys(self.rounds["strategy"]))
+        return sorted(names, key=lambda name: name == BASELINE)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The run's seeds."""
+        return sorted(int(seed) for seed in self.rounds["seed"].unique())
+
+    @property
+    def last(self) -> int:
+        """The number of the last round."""
+        return int(self.rounds["round"].max())
+
+
+def read(folder: Path) -> Run:
+    """Read a finished run; ``InputError`` names the file that is missing or damaged."""
+    cells = sorted(path for path in (folder / "cells").glob("*--seed*") if path.is_dir())
+    if not cells:
+        raise InputError(f"{folder} holds no finished cell of a run")
+    # Numbers, not their spelling, put seed 10 after seed 9.
+    cells.sort(key=lambda path: (path.name.rpartition("--seed")[0], int(path.name.rpartition("--seed")[2])))
+    try:
+        tables = {
+            name: pd.concat([_table(cell / f"{name}.csv") for cell in cells], ignore_index=True) for name in TABLES
+        }
+        samples: list[dict[str, Any]] = []
+        for cell in cells:
+            strategy, _, seed = cell.name.rpartition("--seed")
+            lines = (cell / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+            samples.extend({**json.loads(line), "strategy": strategy, "seed": int(seed)} for line in lines)
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}; is the run complete?") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{folder} holds a damaged table ({error})") from None
+    return Run(read_json(folder / "manifest.json"), **tables, samples=pd.DataFrame(samples))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Read a table; a response “NA” stays the text it is, and so does an empty one."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], lineterminator="\n")
+    texts = [name for name in TEXTS if name in table]
+    return table.assign(**{name: table[name].fillna("").astype(str) for name in texts})
+
+
+def measures(run: Run) -> pd.DataFrame:
+    """Return what was measured on held-out prompts: a row per strategy, round and measure, intervals over prompts.
+
+    ``corpus_distinct_2`` alone has its interval over seeds, since a corpus has no prompts to vary.
+    """
+    evaluations = run.evaluations.assign(degenerate=degenerate(run.evaluations))
+    means = intervals(
+        evaluations, ["reward", "judge", "log_ratio", "tokens", "distinct_2", "degenerate"], "prompt_index"
+    )
+    wins = win_rates(evaluations).rename(columns={"rate": "mean", "prompts": "units"}).assign(measure="win_rate")
+    right = accuracies(run.duels).rename(columns={"accuracy": "mean", "prompts": "units"}).assign(measure="accuracy")
+    alike = run.samples.groupby(["strategy", "round", "seed"])["response"].apply(corpus_distinct).reset_index()
+    corpus = summarise(
+        alike.rename(columns={"response": "corpus_distinct_2"}), ["corpus_distinct_2"], ["strategy", "round"]
+    ).rename(columns={"replicates": "units"})
+    kept = ["strategy", "round", "measure", "mean", "low", "high", "units"]
+    table = pd.concat([means, wins[kept], right[kept], corpus], ignore_index=True)
+    return table.merge(totals(run.rounds)[["strategy", "round", "labels"]], on=["strategy", "round"], how="left")
+
+
+def bands(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the measures with ``low`` and ``high`` such that a curve's band is its paired change's interval.
+
+    Where a measure is a change itself (win rate) or has a known start (accuracy), they stay what they are.
+    """
+    start = table["mean"] - table["change"]
+    low, high = start + table["change_low"], start + table["change_high"]
+    return table.assign(low=low.fillna(table["low"]), high=high.fillna(table["high"]))
+
+
+def diagnostics(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return the loop's own diagnostics per strategy and round: the mean over seeds, and their range as low and high.
+
+    A diagnostic that no round of any cell has is left out; a round that lacks one (round 0 has no pool) is, too.
+    """
+    table = rounds.assign(selected_excess_length=rounds["selected_length"] / rounds["pool_length"])
+    long = table.melt(["strategy", "seed", "round", "labels"], list(words.DIAGNOSTICS), "measure", "value").dropna()
+    grouped = long.groupby(["strategy", "round", "labels", "measure"], sort=False)["value"]
+    return grouped.agg(mean="mean", low="min", high="max").reset_index()
+
+
+def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return what the page's main table says of each strategy after the last round."""
+    seeds = intervals(run.evaluations, ["reward", "judge"], "seed")
+    wins = win_rates(run.evaluations)
+    rows = []
+    for strategy in run.strategies:
+        own = table[table["strategy"] == strategy]
+        first, last = (own[own["round"] == number].set_index("measure") for number in (0, run.last))
+        over = seeds[(seeds["strategy"] == strategy) & (seeds["round"] == run.last)].set_index("measure")
+        start = run.evaluations[(run.evaluations["strategy"] == strategy) & (run.evaluations["round"] == 0)]
+        won = wins[(wins["strategy"] == strategy) & (wins["round"] == run.last)]
+        rows.append(
+            {
+                "strategy": strategy,
+                "first": first.to_dict("index"),
+                "last": last.to_dict("index"),
+                "seeds": over.to_dict("index"),
+                "wins": won.to_dict("records")[0],
+                "start": start[["reward", "judge", "tokens", "distinct_2"]].mean().to_dict(),
+                "spread": start[["reward", "judge"]].std().to_dict(),
+            }
+        )
+    return rows
+
+
+def why(run: Run) -> dict[str, Any]:
+    """Return one round's first picks with what spoke for each: the first strategy and seed, the last round."""
+    strategy, seed = run.strategies[0], run.seeds[0]
+    pool = run.candidates[(run.candidates["strategy"] == strategy) & (run.candidates["seed"] == seed)]
+    pool = pool[(pool["round"] == run.last) & pool["offered"]].copy()
+    pool["rank"] = pool["width"].rank(ascending=False, method="min")
+    picks = pool.dropna(subset=["picked_position"]).sort_values("picked_position", kind="stable")
+    places = dict(zip(picks["candidate"], picks["picked_position"], strict=True))
+    shown = picks.head(SHOWN_PICKS).to_dict("records")
+    for pick in shown:
+        alone = pick["nearest_picked_duel"] == pick["candidate"]
+        pick["nearest"] = None if alone else int(places[pick["nearest_picked_duel"]]) + 1
+    return {"strategy": strategy, "seed": seed, "pool": len(pool), "picked": len(picks), "picks": shown}
+
+
+def seconds(timing: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Return wall-clock seconds by strategy and stage, means over seeds, with their sum."""
+    table = pd.DataFrame(timing).T
+    table = table.groupby(table.index.str.rpartition("--seed").get_level_values(0), sort=False).mean()
+    return table.assign(total=table.sum(axis=1))
+
+
+def samples(run: Run) -> list[dict[str, Any]]:
+    """Return the first held-out prompts with the first seed's responses: the initial model's, and each strategy's last.
+
+    They are the first ones in the data's random order, not chosen.
+    """
+    keys = ["strategy", "seed", "round", "prompt_index"]
+    scores = run.evaluations.drop_duplicates(keys)[[*keys, "reward", "judge"]]
+    table = run.samples.drop_duplicates(keys).merge(scores, on=keys, how="left")
+    table = table[table["seed"] == run.seeds[0]]
+    before = table[(table["strategy"] == run.strategies[0]) & (table["round"] == 0)].assign(who="initial model")
+    after = table[table["round"] == run.last]
+    after = after.assign(who=after["strategy"], place=after["strategy"].map(run.strategies.index)).sort_values("place")
+    shown = []
+    for first in before.sort_values("prompt_index").head(SHOWN_SAMPLES).to_dict("records"):
+        last = after[after["prompt_index"] == first["prompt_index"]]
+        shown.append({"prompt": first["prompt"], "responses": [first, *last.to_dict("records")]})
+    return shown
+
+
+def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.DataFrame) -> list[Picture]:
+    """Draw the page's figures."""
+    drawn: list[Picture] = []
+
+    def show(name: str, caption: str, figure: Figure) -> None:
+        drawn.append(Picture(name, caption, core_plots.png(figure)))
+        plt.close(figure)
+
+    paired = bands(table)
+    thin = " Thin: the single seeds; where they cross, the strategies do not differ reliably."
+    show(
+        "reward",
+        "Mean reward of responses to held-out prompts, by labels bought (left) and by tokens generated, "
+        "scored, run through for gradients and trained on (right). Thick: mean over seeds; its band is the 95 % "
+        "interval, over prompts, of the change from the initial model."
+        + (thin if len(run.strategies) <= words.FEW and len(run.seeds) > 1 else ""),
+        plots.reward_curves(
+            run.evaluations,
+            paired[paired["measure"] == "reward"],
+            totals(run.rounds),
+            str(run.manifest["config"]["reward"]),
+            len(run.strategies) <= words.FEW,
+        ),
+    )
+    if len(comparison) and len(run.seeds) > 1:
+        show(
+            "paired",
+            f"Difference from {BASELINE} on the same key: a ring per seed, the mean (diamond) with its "
+            "95 % interval, joint over all rows; an arrow where the interval goes on.",
+            plots.seed_differences(run.evaluations, comparison, BASELINE, OUTCOMES),
+        )
+    show(
+        "health",
+        "What else changed on held-out prompts. Bands are 95 % over prompts: of the change from the initial "
+        "model, for win rate and duels of the share itself. A reward that rises while the judge does not, or while "
+        "KL or repetition run away, is a reward being gamed.",
+        plots.small_multiples(paired, HEALTH),
+    )
+    titles = {name: title for name, (title, _) in words.DIAGNOSTICS.items() if name in set(loop["measure"])}
+    if titles:
+        show(
+            "diagnostics",
+            "The loop's own diagnostics, round by round: means over seeds, bands from the least seed to the greatest.",
+            plots.small_multiples(loop, titles, columns=4),
+        )
+    return drawn
+
+
+def write(folder: Path) -> Path:
+    """Write a finished run's tables, figures, findings and, last of all, its page ``index.html``; return the page."""
+    run = read(folder)
+    check_balanced(run.evaluations)
+    table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
+    rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
+    drawn = pictures(run, table, loop, comparison)
+    labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
+    headline = words.headline(rows, comparison, BASELINE)
+    said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
+        write_frame(folder / f"{name}.csv", frame)
+    for picture in drawn:
+        write_bytes(folder / "figures" / f"{picture.name}.png", picture.content)
+    write_json(folder / "findings.json", [headline, *said])
+    if (folder / "timing.json").exists():
+        spent_seconds = seconds(read_json(folder / "timing.json"))
+        page = render("llm_loop.report", "timing.html.j2", seconds=spent_seconds, manifest=run.manifest)
+        write_text(folder / "timing.html", page)
+    page = render(
+        "llm_loop.report",
+        "report.html.j2",
+        manifest=run.manifest,
+        config=config,
+        run=run,
+        headline=headline,
+        findings=said,
+        gaming=words.gaming(rows),
+        rows=rows,
+        comparison=comparison,
+        outcomes=OUTCOMES,
+        baseline=BASELINE,
+        does={name: words.STRATEGIES[name] for name in run.strategies},
+        means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
+        pictures={picture.name: picture for picture in drawn},
+        selection=chosen[chosen["round"] == run.last],
+        diagnostics=words.told(loop, run.strategies),
+        why=why(run),
+        samples=samples(run),
+        labels=labels,
+        tokens=spent[spent["round"] == run.last].set_index("strategy")["tokens"],
+        repetitive=REPETITIVE,
+        prompts=run.evaluations["prompt_index"].nunique(),
+        number=words.number,
+        span=words.span,
+    )
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages of finished runs again, from their files."""
+    folders = list(sys.argv[1:] if arguments is None else arguments)
+    if not folders or folders[0] in ("-h", "--help"):
+        print("usage: python -m llm_loop.report.page FOLDER [FOLDER ...]")
+        return 0 if folders else 2
+    try:
+        for folder in folders:
+            print(f"page: {write(Path(folder))}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

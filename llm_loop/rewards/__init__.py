@@ -1,0 +1,1 @@
+"""Reward models and scorers: who labels and who judges."""

@@ -1,0 +1,336 @@
+"""Remark 1 is about networks other than fully connected ones; for a small random transformer it can be measured.
+
+``r_θ(x, y) = β log π_θ(y|x)/π_ref(y|x)`` of a causal transformer, trained on duels by the theory's loss: by LoRA
+factors on the attention's matrices, or by those matrices themselves.  How much do gradients and the duels' kernel move,
+and how far is the reward from its linearisation, as the width ``m`` or LoRA's rank grows?  Written with torch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.nn.functional import layer_norm, log_softmax
+
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import loss, slope
+from bandits.core.rng import Key
+from bandits.sim.learners import newton_step
+from theory_checks import figures as plots
+from theory_checks.claims import Claim, Measurement, deviation
+from theory_checks.family import Family, Picture, Run, Verdict, picture
+from theory_checks.slopes import Slope, log_slope
+
+VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
+MODULES = ("q", "k", "v", "o")
+CONVERGED = 1e-4
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A causal transformer in the NTK parametrisation with frozen weights and trainable vector θ, 0 at the reference.
+
+    Every matrix acts as ``W x/√m``.  ``rank`` > 0: ``(W + B(A0 + A)/√rank) x/√m`` on q, k, v, o with θ = (A, B),
+    ``B0 = 0`` (LoRA with standard normal ``A0``); ``rank`` 0: ``(W + D) x/√m`` with θ = D.
+    """
+
+    frozen: dict[str, Tensor]
+    width: int
+    rank: int
+
+    @classmethod
+    def draw(cls, width: int, rank: int, key: Key) -> Transformer:
+        """Draw the reference."""
+        frozen = {
+            "embed": key.fold_in("embed").normal(VOCABULARY, width),
+            "place": key.fold_in("place").normal(PROMPT + RESPONSE, width),
+            "head": key.fold_in("head").normal(VOCABULARY, width),
+        }
+        for layer in range(LAYERS):
+            for module in MODULES:
+                frozen[f"{layer}.{module}"] = key.fold_in(layer, module).normal(width, width)
+                frozen[f"{layer}.{module}.a"] = key.fold_in(layer, module, "a").normal(max(1, rank), width)
+            frozen[f"{layer}.up"] = key.fold_in(layer, "up").normal(2 * width, width)
+            frozen[f"{layer}.down"] = key.fold_in(layer, "down").normal(width, 2 * width)
+        return cls(frozen, width, rank)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the trainable blocks, A before B."""
+        one = [(self.rank, self.width), (self.width, self.rank)] if self.rank else [(self.width, self.width)]
+        return one * (LAYERS * len(MODULES))
+
+    @property
+    def parameters(self) -> int:
+        """How many trainable numbers."""
+        return sum(a * b for a, b in self.shapes)
+
+    def _project(self, x: Tensor, name: str, blocks: list[Tensor]) -> Tensor:
+        root = math.sqrt(self.width)
+        out = x @ self.frozen[name].mT / root
+        if self.rank:
+            a, b = blocks
+            return out + x @ (self.frozen[f"{name}.a"] + a).mT / root @ b.mT / math.sqrt(self.rank)
+        return out + x @ blocks[0].mT / root
+
+    def log_probability(self, theta: Tensor, tokens: Tensor) -> Tensor:
+        """Return ``log π_θ(y|x)`` of one sequence: prompt, then response."""
+        blocks = [
+            part.view(shape)
+            for part, shape in zip(theta.split([a * b for a, b in self.shapes]), self.shapes, strict=True)
+        ]
+        per, root = len(blocks) // (LAYERS * len(MODULES)), math.sqrt(self.width)
+        x = self.frozen["embed"][tokens] + self.frozen["place"]
+        mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+        for layer in range(LAYERS):
+            h = layer_norm(x, (self.width,))
+            mine = {m: blocks[per * (layer * len(MODULES) + i) :][:per] for i, m in enumerate(MODULES)}
+            q, k, v = (
+                self._project(h, f"{layer}.{m}", mine[m]).unflatten(-1, (HEADS, -1)).transpose(0, 1) for m in "qkv"
+            )
+            score = (q @ k.mT / math.sqrt(self.width / HEADS)).masked_fill(~mask, -torch.inf)
+            mixed = (score.softmax(-1) @ v).transpose(0, 1).flatten(-2)
+            x = x + self._project(mixed, f"{layer}.o", mine["o"])
+            h = layer_norm(x, (self.width,))
+            h = torch.nn.functional.gelu(h @ self.frozen[f"{layer}.up"].mT / root)
+            x = x + h @ self.frozen[f"{layer}.down"].mT / math.sqrt(2 * self.width)
+        logits = layer_norm(x, (self.width,)) @ self.frozen["head"].mT / root
+        chosen = log_softmax(logits[PROMPT - 1 : -1], -1).gather(-1, tokens[PROMPT:, None])
+        return chosen.sum()
+
+
+def fit(
+    rewards: Callable[[Tensor], Tensor],
+    jacobian: Callable[[Tensor], Tensor],
+    first_won: Tensor,
+    duels: Duels,
+    theta: Tensor,
+    regularisation: float,
+    iterations: int = 150,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, float]:
+    """Return the minimiser of the theory's loss from ``theta``, by Gauss-Newton in the dual, and its gradient norm.
+
+    The norm is relative to that at θ = 0.  ``rewards`` and ``jacobian`` are per item.
+    """
+    y = first_won.to(theta.dtype)
+
+    def objective(at: Tensor) -> tuple[Tensor, Tensor]:
+        margin = duels.difference(rewards(at))
+        return loss(margin, first_won) + regularisation / 2 * at.square().sum(), margin
+
+    value, margin = objective(theta)
+    rows = _differences(jacobian(theta), duels)
+    reference = float(torch.linalg.vector_norm((0.5 - y) @ rows))
+    size = math.inf
+    for spent in range(iterations + 1):
+        residual = torch.sigmoid(margin) - y
+        pull = residual @ rows + regularisation * theta
+        size = float(torch.linalg.vector_norm(pull)) / reference
+        if size <= tolerance or spent == iterations:
+            break
+        alpha = newton_step(rows @ rows.mT, slope(margin), rows @ theta, residual, regularisation)
+        step = alpha @ rows - theta
+        descent, length = float(pull @ step), 1.0
+        while length > 1e-8:
+            trial, trial_margin = objective(theta + length * step)
+            if trial <= value + 1e-4 * length * descent + 1e-14 * value.abs():
+                break
+            length /= 2
+        else:
+            break
+        theta, value, margin = theta + length * step, trial, trial_margin
+        rows = _differences(jacobian(theta), duels)
+    return theta, size
+
+
+def _differences(rows: Tensor, duels: Duels) -> Tensor:
+    return rows[duels.first] - rows[duels.second]
+
+
+def drift(width: int, rank: int, prompts: int, answers: int, regularisation: float, key: Key) -> dict[str, float]:
+    """Fit one random transformer to answered duels; return how far it left its linearisation.
+
+    The truth is a random reward of the items with |Δ| <= 2.
+    """
+    model = Transformer.draw(width, rank, key.fold_in("model"))
+    draws = (key.fold_in("tokens").uniform(prompts * 3, PROMPT + RESPONSE) * VOCABULARY).long()
+    draws[:, :PROMPT] = draws[::3, :PROMPT].repeat_interleave(3, 0)
+    zero = torch.zeros(model.parameters, dtype=key.dtype)
+    start = torch.stack([model.log_probability(zero, row) for row in draws])
+
+    def rewards(theta: Tensor) -> Tensor:
+        return vmap(model.log_probability, in_dims=(None, 0))(theta, draws) - start
+
+    def jacobian(theta: Tensor) -> Tensor:
+        return vmap(grad(model.log_probability), in_dims=(None, 0))(theta, draws)
+
+    duels = Duels.within(prompts, 3)
+    truth = key.fold_in("truth").normal(prompts * 3)
+    truth = truth * (2 / duels.difference(truth).abs().max())
+    asked = duels.take(key.fold_in("order").uniform(duels.count).argsort(-1)[:answers])
+    won = key.fold_in("labels").uniform(answers) < torch.sigmoid(asked.difference(truth))
+    first = jacobian(zero)
+    theta, size = fit(rewards, jacobian, won, asked, zero, regularisation)
+    flat, flat_size = fit(lambda t: first @ t, lambda t: first, won, asked, zero, regularisation)
+    now = jacobian(theta)
+    old, new = _differences(first, duels), _differences(now, duels)
+    kernel = old @ old.mT
+    fitted = duels.difference(rewards(theta))
+    a_part = 0.0
+    if rank:
+        a_rows = torch.cat(first.split([a * b for a, b in model.shapes], -1)[::2], -1)
+        a_part = float(a_rows.abs().max())
+    return {
+        "gradient": float(
+            (torch.linalg.vector_norm(now - first, dim=-1) / torch.linalg.vector_norm(first, dim=-1)).max()
+        ),
+        "kernel": float(torch.linalg.matrix_norm(new @ new.mT - kernel) / torch.linalg.matrix_norm(kernel)),
+        "epsilon": float((fitted - duels.difference(first @ flat)).abs().max()),
+        "relative": float((fitted - duels.difference(first @ flat)).abs().max() / fitted.abs().max()),
+        "gradient_norm": max(size, flat_size),
+        "a_gradient": a_part,
+    }
+
+
+SWEEPS = {
+    "LoRA in m": "LoRA of rank 4, against the width m",
+    "LoRA in rank": "LoRA at a fixed width, against the rank",
+    "full in m": "the attention's matrices themselves, against the width m",
+}
+MEASURES = {
+    "epsilon": "ε = max |reward - linearised| over duels",
+    "gradient": "max ‖∇r_θt - ∇r_θ0‖ / ‖∇r_θ0‖",
+    "kernel": "‖K_θt - K_θ0‖ / ‖K_θ0‖ over duels",
+}
+
+
+@dataclass(frozen=True)
+class Transformers(Family):
+    """Gradient drift, kernel drift and linearisation residual of small transformers."""
+
+    replicates: int = 6
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
+    prompts: int = 8
+    answers: int = 16
+    regularisation: float = 1.0
+    at_width: int = 64
+    """of the sweep over the rank"""
+
+    def __post_init__(self) -> None:
+        if self.replicates < 2 or len(set(self.widths)) < 2 or len(set(self.ranks)) < 2:
+            raise InputError("transformers: a slope needs two widths, two ranks and two replicates")
+        if any(width % HEADS for width in (*self.widths, self.at_width)) or min(self.ranks) < 1:
+            raise InputError(f"transformers: widths must be multiples of {HEADS} and ranks at least 1")
+        if not 1 <= self.answers <= 3 * self.prompts:
+            raise InputError(f"transformers: {self.answers} answers from {3 * self.prompts} duels cannot be asked")
+
+    @property
+    def name(self) -> str:
+        """The family's name."""
+        return "transformers"
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        return "Transformers (Remark 1): does a LoRA-trained policy follow its linearisation?"
+
+    def _points(self) -> list[tuple[str, int, int, int]]:
+        points = [("LoRA in m", width, width, 4) for width in self.widths]
+        points += [("LoRA in rank", rank, self.at_width, rank) for rank in self.ranks]
+        return points + [("full in m", width, width, 0) for width in self.widths]
+
+    def cells(self) -> list[str]:
+        """One per point of a sweep; the largest first."""
+        points = sorted(self._points(), key=lambda p: -p[2])
+        return [f"{sweep.replace(' ', '-')}={x}" for sweep, x, _, _ in points]
+
+    def run(self, cell: str, run: Run) -> pd.DataFrame:
+        """Measure one point in every replicate."""
+        sweep, x, width, rank = next(p for p in self._points() if f"{p[0].replace(' ', '-')}={p[1]}" == cell)
+        rows = []
+        for member in range(self.replicates):
+            key = Key(run.seed).fold_in("transformers", sweep, x, member)
+            rows.append(
+                {"sweep": sweep, "x": x, "replicate": member}
+                | drift(width, rank, self.prompts, self.answers, self.regularisation, key)
+            )
+        return pd.DataFrame(rows)
+
+    def claims(self) -> list[Claim]:
+        """Declare that each quantity falls; Remark 1's order is not known, so all is open."""
+        where = f"2 layers, {HEADS} heads, {self.answers} answers, β = 1, λ = {self.regularisation:g}"
+        declared = [
+            Claim(
+                f"transformers/{sweep}/{name}",
+                f"log-log slope of {words}: falls; {SWEEPS[sweep]}",
+                "at most",
+                0.0,
+                "open",
+                where,
+            )
+            for sweep in SWEEPS
+            for name, words in MEASURES.items()
+        ]
+        declared.append(
+            Claim(
+                "transformers/A-gradients at θ0",
+                "LoRA's B0 = 0, so every gradient by A is 0 in the first round",
+                "at most",
+                0.0,
+                "holds",
+                where,
+            )
+        )
+        return declared
+
+    def _slopes(self, table: pd.DataFrame) -> dict[tuple[str, str], tuple[Slope, str]]:
+        found = {}
+        for sweep, part in table.groupby("sweep", sort=False):
+            share = float((part["gradient_norm"] > CONVERGED).mean())
+            unmet = f"{share:.0%} of the fits did not converge" if share else ""
+            for name in MEASURES:
+                found[str(sweep), name] = log_slope(part, "x", name), unmet
+        return found
+
+    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+        """Fit every slope."""
+        found = {
+            f"transformers/{sweep}/{name}": slope.measurement(unmet)
+            for (sweep, name), (slope, unmet) in self._slopes(table).items()
+        }
+        return found | {"transformers/A-gradients at θ0": deviation(table["a_gradient"].to_numpy())}
+
+    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+        """Say which of the three ways to grow is lazy."""
+        slopes = self._slopes(table)
+        ends = table.groupby(["sweep", "x"])["relative"].median()
+        said = []
+        for sweep in SWEEPS:
+            places = sorted(table[table["sweep"] == sweep]["x"].unique())
+            said.append(
+                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel'][0].said}, ε "
+                f"{slopes[sweep, 'epsilon'][0].said} (relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, "
+                f"{ends[sweep, places[-1]]:.2f} at {places[-1]})"
+            )
+        return ["; ".join(said) + "."]
+
+    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+        """Draw the sweeps."""
+        pictures = []
+        for sweep, words in SWEEPS.items():
+            part = table[table["sweep"] == sweep]
+            measures = {"epsilon": ("ε", -0.5), "gradient": ("gradient drift", -0.5), "kernel": ("kernel drift", -0.5)}
+            caption = f"{words[0].upper() + words[1:]} (medians with 95 % intervals). Dashed: order -1/2, for the eye."
+            name = f"transformers-{sweep.replace(' ', '-').lower()}"
+            pictures.append(
+                picture(name, caption, plots.orders(part, "x", measures, None, sweep.rpartition(" ")[2], guide="order"))
+            )
+        return pictures

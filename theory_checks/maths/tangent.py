@@ -1,0 +1,328 @@
+"""Owns the linearised problem in exact coordinates, and its fits with sufficient statistics.
+
+On a finite table the linearised learner ``h(z) = ⟨∇f(z; θ0), θ - θ0⟩`` only ever sees the span of the duels' features
+φ.  An orthonormal basis of that span has ``p = prompts (responses - 1)`` members, so every duel is a vector of ``p``
+numbers with exactly the inner products of the ``P`` numbers of its gradient; ``V`` is ``p x p``; and the answers enter
+through two counts per duel, however often it is asked.  Knows nothing of claims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import slope
+from bandits.core.rng import Key
+from bandits.core.rows import Dense, Rows
+from bandits.sim.arena import Problem
+from bandits.sim.networks import MLP, Activation
+from bandits.sim.truths import TRUTHS, ground_truth
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A table of items, a network and a truth on it."""
+
+    prompts: int = 3
+    responses: int = 3
+    dim: int = 5
+    width: int = 32
+    depth: int = 3
+    activation: Activation = "softplus"
+    truth: str = "mlp"
+    largest: float = 1.0
+    """Δmax: the largest true reward difference, attained"""
+
+    def __post_init__(self) -> None:
+        if self.truth not in (*TRUTHS, "aligned"):
+            raise InputError(f"unknown ground truth {self.truth!r}; choose from {', '.join((*TRUTHS, 'aligned'))}")
+        if self.prompts < 1 or self.responses < 2:
+            raise InputError(f"a table needs prompts and two responses, got {self.prompts} x {self.responses}")
+        if not self.largest > 0:
+            raise InputError(f"the largest reward difference must be positive, got {self.largest}")
+        _ = self.network
+
+    @property
+    def network(self) -> MLP:
+        """The learner's network."""
+        return MLP(self.dim, self.width, self.depth, self.activation)
+
+    @property
+    def duels(self) -> Duels:
+        """All pairs within a prompt."""
+        return Duels.within(self.prompts, self.responses)
+
+
+@dataclass(frozen=True)
+class TangentWorld:
+    """Duels as vectors, the true parameter, and where θ0 lies.
+
+    ``features`` are φ, ``theta`` is the least ``θ* - θ0`` with the true reward differences on the table, ``start`` the
+    projection of θ0 itself on the span (needed only to decay to the wrong place).
+    """
+
+    features: Float[Tensor, "r n p"]
+    theta: Float[Tensor, "r p"]
+    start: Float[Tensor, "r p"]
+    duels: Duels
+    responses: int
+
+    @property
+    def margins(self) -> Float[Tensor, "r n"]:
+        """The true reward differences, in log-odds."""
+        return times(self.features, self.theta)
+
+    @property
+    def norm(self) -> Float[Tensor, r]:
+        """``B = ‖θ* - θ0‖``."""
+        return torch.linalg.vector_norm(self.theta, dim=-1)
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The two items' places among their prompt's responses."""
+        return self.duels.first % self.responses, self.duels.second % self.responses
+
+    @classmethod
+    def of(cls, setting: Setting, key: Key) -> TangentWorld:
+        """Draw a table, a network and a truth, one per replicate.
+
+        The truth ``aligned`` is ``θ* - θ0 ∝`` the feature of the first duel: the truth of least norm for its size.
+        """
+        network = setting.network
+        initial = network.initial(key.fold_in("network"))
+        name = "linear" if setting.truth == "aligned" else setting.truth
+        problem = Problem(
+            ground_truth(name, network, initial),
+            key.fold_in("world", name),
+            setting.prompts,
+            setting.responses,
+            setting.dim,
+            bound=setting.largest / 2,
+        )
+        points, rewards = problem.everything()
+        rows = network.value_and_gradient(initial, points.x)[1]
+        items = coordinates(rows, setting.responses)
+        duels = setting.duels.expand(rewards.shape[0])
+        features = Dense(items.values).differences(duels).values
+        theta = interpolate(items, rewards, setting.responses)
+        if setting.truth == "aligned":
+            theta = features[..., 0, :]
+        margins = times(features, theta)
+        theta = theta * (setting.largest / margins.abs().amax(-1, keepdim=True))
+        return cls(
+            features, theta, interpolate(items, rows.times(initial), setting.responses), duels, setting.responses
+        )
+
+
+def times(features: Float[Tensor, "*r n p"], vector: Float[Tensor, "*r p"]) -> Float[Tensor, "*r n"]:
+    """Return ``Φ v``."""
+    return (features @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def coordinates(rows: Rows, responses: int) -> Dense:
+    """Return every item's gradient, less its prompt's first one, in an orthonormal basis of the duels' span.
+
+    ``G = L Lᵀ`` is the Gram matrix of the duels of every response against its prompt's first; row ``i`` of ``L`` is
+    duel ``i``.  Raises ``InputError`` if ``G`` is singular, naming two items that coincide where there are such.
+    """
+    first, second = _bases(rows, responses)
+    pairs = rows.differences(Duels(first, second))
+    gram = pairs.inner(pairs)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300)
+    if bool((failed > 0).any()) or float(pivots.min()) < 1e-12:
+        raise InputError(f"the items' Gram matrix is singular: {_coinciding(rows, responses)}")
+    count = rows.count
+    values = factor.new_zeros((*factor.shape[:-2], count, factor.shape[-1]))
+    others = torch.arange(count)[torch.arange(count) % responses != 0]
+    values[..., others, :] = factor
+    return Dense(values)
+
+
+def _bases(rows: Rows, responses: int) -> tuple[Tensor, Tensor]:
+    others = torch.arange(rows.count)
+    others = others[others % responses != 0]
+    lead = rows.squares().shape[:-1]
+    return others.expand(*lead, -1), (others - others % responses).expand(*lead, -1)
+
+
+def _coinciding(rows: Rows, responses: int) -> str:
+    """Name the two items whose gradients are nearest, if they are equal up to rounding."""
+    gram = rows.inner(rows)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    distance = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram
+    distance = distance / squares.amax(-1)[..., None, None].clamp(min=1e-300)
+    distance = distance.flatten(0, -3).amin(0) if distance.dim() > 2 else distance
+    distance = distance + torch.eye(rows.count, dtype=distance.dtype) * 1e9
+    i, j = divmod(int(distance.argmin()), rows.count)
+    if float(distance.min()) > 1e-10:
+        return (
+            f"no two items coincide, so the network has too few parameters for {rows.count} items; widen it or show "
+            "fewer items"
+        )
+    where = " and ".join(f"{k} (prompt {k // responses}, response {k % responses})" for k in (i, j))
+    return f"items {where} coincide; drop one of them"
+
+
+def interpolate(items: Dense, rewards: Float[Tensor, "r n"], responses: int) -> Float[Tensor, "r p"]:
+    """Return the least θ with ``⟨item_i - item_first, θ⟩ = reward_i - reward_first`` for every item: ``L⁻¹ d``."""
+    first, second = _bases(items, responses)
+    factor = items.differences(Duels(first, second)).values
+    difference = Duels(first, second).difference(rewards).unsqueeze(-1)
+    return torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """The link ``σ`` with its primitive and slope."""
+
+    def value(self, margin: Tensor) -> Tensor:
+        """Return ``σ(m)``."""
+        return torch.sigmoid(margin)
+
+    def primitive(self, margin: Tensor) -> Tensor:
+        """Return ``∫σ = log(1 + eᵐ)``."""
+        return softplus(margin)
+
+    def slope(self, margin: Tensor) -> Tensor:
+        """Return ``σ'(m)``."""
+        return slope(margin)
+
+
+@dataclass(frozen=True)
+class ExtendedLink:
+    """``σ`` on ``|m| <= limit``, continued beyond it by straight lines of slope ``κ = σ'(limit)``.
+
+    The link of a generalised linear model that agrees with Bradley-Terry-Luce wherever ``|Δ| <= limit``, but whose
+    slope is at least κ *everywhere*: no fitted difference can leave the region where κ holds (docs/theory.md, 2.2).
+    Its primitive is continued by the matching parabola, so the loss stays convex and once continuously differentiable.
+    """
+
+    limit: float
+
+    def value(self, margin: Tensor) -> Tensor:
+        """Return the continued link; outside [0, 1] far from 0, which a mean may not be but a loss's slope may."""
+        inside = margin.clamp(-self.limit, self.limit)
+        return torch.sigmoid(inside) + slope(inside) * (margin - inside)
+
+    def primitive(self, margin: Tensor) -> Tensor:
+        """Return its integral."""
+        inside = margin.clamp(-self.limit, self.limit)
+        beyond = margin - inside
+        return softplus(inside) + torch.sigmoid(inside) * beyond + slope(inside) * beyond.square() / 2
+
+    def slope(self, margin: Tensor) -> Tensor:
+        """Return its derivative, ``σ'(clip(m))``."""
+        return slope(margin.clamp(-self.limit, self.limit))
+
+
+Link = Logistic | ExtendedLink
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sufficient statistics of the answers: how often each duel was asked, and how often its first item won."""
+
+    asked: Float[Tensor, "*r n"]
+    won: Float[Tensor, "*r n"]
+
+    def add(self, picks: Tensor, first_won: Tensor) -> Counts:
+        """Return the counts with more answers."""
+        one = torch.ones_like(picks, dtype=self.asked.dtype)
+        return Counts(self.asked.scatter_add(-1, picks, one), self.won.scatter_add(-1, picks, first_won.to(one.dtype)))
+
+    @property
+    def total(self) -> Tensor:
+        """Answers so far."""
+        return self.asked.sum(-1)
+
+
+def log_likelihood(margin: Float[Tensor, "*r n"], counts: Counts, link: Link) -> Float[Tensor, "*r"]:
+    """Return ``ℓ = Σ asked · (share won · m - ∫link(m))``, in nats; for the logistic link the BTL log-likelihood."""
+    return (counts.won * margin - counts.asked * link.primitive(margin)).sum(-1)
+
+
+def fit(
+    features: Float[Tensor, "*r n p"],
+    counts: Counts,
+    regularisation: Float[Tensor, "*r"],
+    link: Link,
+    start: Float[Tensor, "*r p"],
+    centre: Float[Tensor, "*r p"] | None = None,
+    tolerance: float = 1e-9,
+    iterations: int = 60,
+) -> tuple[Float[Tensor, "*r p"], Float[Tensor, "*r"]]:
+    """Return the minimiser of ``-ℓ(θ) + (λ/2)‖θ - centre‖²`` and ``‖∇‖`` there relative to ``1 + ‖∇‖`` at the centre.
+
+    Newton's method from ``start`` with halved steps where the loss would rise.
+    """
+    lam = regularisation.unsqueeze(-1)
+    centre = torch.zeros_like(start) if centre is None else centre
+
+    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
+        margin = times(features, theta)
+        return regularisation / 2 * (theta - centre).square().sum(-1) - log_likelihood(margin, counts, link), margin
+
+    def gradient(theta: Tensor, margin: Tensor) -> Tensor:
+        residual = counts.asked * link.value(margin) - counts.won
+        return times(features.mT, residual) + lam * (theta - centre)
+
+    scale = 1 + torch.linalg.vector_norm(gradient(centre, times(features, centre)), dim=-1)
+    theta = start
+    value, margin = objective(theta)
+    for spent in range(iterations + 1):
+        pull = gradient(theta, margin)
+        size = torch.linalg.vector_norm(pull, dim=-1) / scale
+        if spent == iterations or bool((size <= tolerance).all()):
+            break
+        hessian = features.mT @ (features * (counts.asked * link.slope(margin)).unsqueeze(-1))
+        hessian.diagonal(dim1=-2, dim2=-1).add_(lam)
+        step = torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
+        length = torch.ones_like(value)
+        for _ in range(30):
+            trial = theta - length.unsqueeze(-1) * step
+            trial_value, trial_margin = objective(trial)
+            bad = ~(trial_value <= value + 1e-12 * (1 + value.abs()))
+            if not bool(bad.any()):
+                break
+            length = torch.where(bad, length / 2, length)
+        theta, value, margin = trial, trial_value, trial_margin
+    return theta, size
+
+
+@dataclass(frozen=True)
+class DenseDesign:
+    """``V = ridge·I + Σ weight φφᵀ`` held as its Cholesky factor; widths and information of any rows."""
+
+    factor: Float[Tensor, "*r p p"]
+    ridge: Float[Tensor, "*r"] | float
+
+    @classmethod
+    def of(
+        cls, features: Float[Tensor, "*r n p"], weights: Float[Tensor, "*r n"], ridge: Tensor | float
+    ) -> DenseDesign:
+        """Build ``V`` from weights (counts, or counts times slopes) of the duels."""
+        matrix = features.mT @ (features * weights.unsqueeze(-1))
+        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge)
+        return cls(torch.linalg.cholesky(matrix), ridge)
+
+    def widths(self, features: Float[Tensor, "*r n p"]) -> Float[Tensor, "*r n"]:
+        """Return ``‖φ‖_{V⁻¹}``."""
+        return torch.linalg.solve_triangular(self.factor, features.mT, upper=False).square().sum(-2).sqrt()
+
+    def norm(self, vector: Float[Tensor, "*r p"]) -> Float[Tensor, "*r"]:
+        """Return ``‖v‖_{V⁻¹}``."""
+        return self.widths(vector.unsqueeze(-2)).squeeze(-1)
+
+    @property
+    def information(self) -> Float[Tensor, "*r"]:
+        """``log det(V / ridge)`` in nats."""
+        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
+        ridge = torch.as_tensor(self.ridge, dtype=diagonal.dtype)
+        return (2 * diagonal.log()).sum(-1) - diagonal.shape[-1] * ridge.log()
