@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_nothing_half_written(asset: Asset, monkeypatch: pyte
 def test_a_converted_model_is_checked_file_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asset = Asset("policy", "none", (), Converted(1, 1.0))
     monkeypatch.setitem(assets.ASSETS, "policy", asset)
-    with pytest.raises(InputError, match=r"run: python -m llm_loop\.assets policy"):
+    with pytest.raises(InputError, match=r"run: python -m llm_loop\.data\.assets policy"):
         assets.policy_directory("policy")
     folder = assets.cache() / "policy-safetensors"
     folder.mkdir(parents=True)
