@@ -5,8 +5,6 @@ What is written, and where, is told in ``llm_loop.config``.  Knows nothing of th
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import threading
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import pandas as pd
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -29,7 +26,9 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Round, play
 from bandits.runs.directory import RunDirectory, read_json, write_json, write_text
+from bandits.runs.text import dumps, loads
 from bandits.selector import APLP, STRATEGIES, FeatureSpace, LabelEntropy, Random, Strategy
+from llm_loop import tables
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import prompts as prompt_sets
@@ -175,7 +174,7 @@ class Cell:
         return self.folder / "adapters" / f"round-{number:02d}"
 
     def run(self) -> None:
-        """Play all rounds that are not recorded yet, then write the tables, ``rounds.csv`` last."""
+        """Play all rounds that are not recorded yet, then write the tables."""
         if self.write:
             for half_written in self.folder.rglob(".*.tmp"):  # of a process that was killed
                 half_written.unlink()
@@ -202,8 +201,8 @@ class Cell:
     def _keep(self, record: Record) -> None:
         """Write a finished round: θ first, then the record, which makes the round count."""
         number = len(self.records)
-        text = json.dumps(record, ensure_ascii=False)
-        self.records.append(json.loads(text))  # as a run that goes on would read it
+        text = dumps(record)
+        self.records.append(loads(text))  # as a run that goes on would read it
         if self.write:
             self.policy.save(self._adapter(number))
             write_text(self._record(number), text + "\n")
@@ -360,22 +359,13 @@ class Cell:
         """Write the tables from the records."""
         if not self.write:
             return
-        for table in ("samples", "preferences"):
-            lines = [
-                json.dumps(line | {"round": number}, ensure_ascii=False) + "\n"
-                for number, record in enumerate(self.records)
-                for line in record.get(table, [])
-            ]
-            write_text(self.folder / f"{table}.jsonl", "".join(lines))
-        for table in ("candidates", "evaluations", "duels", "rounds"):
+        for kind in tables.KINDS:  # rounds last: where they are, the cell is done
             rows = [
-                {"strategy": self.name, "seed": self.seed, "round": number} | row
+                kind(strategy=self.name, seed=self.seed, round=number, **row)
                 for number, record in enumerate(self.records)
-                for row in ([record["row"]] if table == "rounds" else record.get(table, []))
+                for row in ([record["row"]] if kind is tables.Round else record.get(kind.table, []))
             ]
-            # Completions in quotes, whatever is in them: a bare carriage return would end a row for some readers.
-            text = pd.DataFrame(rows).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-            write_text(self.folder / f"{table}.csv", text)
+            tables.write(kind, self.folder, rows)
 
 
 def strategy_of(name: str) -> Strategy:
@@ -420,7 +410,9 @@ def check(alignment: Alignment) -> None:
 
 def run(alignment: Alignment, directory: RunDirectory, jobs: int = 0) -> None:
     """Run all cells that are not done yet; ``jobs`` side by side (0: one per core; one on CUDA); no byte changes."""
-    todo = [cell for cell in alignment.cells if not (directory.cell(cell_name(*cell)) / "rounds.csv").exists()]
+    todo = [
+        cell for cell in alignment.cells if not tables.path_of(tables.Round, directory.cell(cell_name(*cell))).exists()
+    ]
     if alignment.device == "cuda" or processes() > 1:
         jobs = 1
     jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))

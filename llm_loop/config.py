@@ -8,28 +8,8 @@ labels, and held-out key.  What a run leaves in ``results/llm/<preset>-<hash of 
 - ``cells/<strategy>--seed<k>/records/round-NN.json``: all that a round left (round 0: the initial model), written whole
   when the round is over, so that a killed run goes on after the last of them; the tables below are made from these;
 - ``adapters/round-NN/``: θ after the round, a PEFT folder;
-- ``rounds.csv``, a row per round from 0 on: strategy, seed, round, labels (so far); tokens through the model in this
-  round, prompts included and padding not: tokens_generated (pool responses), tokens_scored (log-probabilities for
-  rewards and reference), tokens_features (gradients, forward and backward; blind strategies do without),
-  tokens_trained (DPO, all epochs); measuring on held-out prompts is not counted.  Of the round's pool, at the θ that
-  drew it: zero_A_gradient_share (share of (response, A-matrix) pairs whose gradient is exactly 0),
-  zero_margin_share, duplicates_dropped (responses that repeat an earlier one), duels_offered, selected_length and
-  pool_length (tokens per response), width_error_rank_correlation (of width with |margin - true margin|), information
-  (log det(V/ridge) in nats, this round's duels included).  Of the fit: first_loss, dpo_loss (last step), steps.  Of θ
-  after the fit, on a few fixed responses: gradient_drift and kernel_drift against θ0, gradient_step and kernel_step
-  against the round before.  Empty in round 0 where there is nothing to tell;
-- ``candidates.csv``, a row per duel of every pool: strategy, seed, round, candidate (its number in the round),
-  prompt_index (of the training prompts), prompt, response_1, response_2, reward_1, reward_2, tokens_1, tokens_2, margin
-  (learner's, log-odds), width, offered (false: a repeated response), picked_position (0 = first pick; empty: not
-  picked), log_det_gain (nats; of a pick given the picks before it), nearest_picked_duel (the candidate number of that
-  pick of this round, other than itself, which it is most like), nearest_cosine (|cosine| with it under V⁻¹), label (1:
-  response_1 won; 0: response_2 won; empty: not asked);
-- ``evaluations.csv``, a row per held-out response and round: strategy, seed, round, prompt_index, reward, judge,
-  log_ratio (log π_θ/π_ref, nats, summed over tokens), tokens, distinct_2;
-- ``duels.csv``, a row per held-out duel (two fixed responses of the initial model) and round: strategy, seed, round,
-  prompt_index, margin (implicit), true_margin;
-- ``samples.jsonl``: round, prompt_index, prompt, response, held out; ``preferences.jsonl``: prompt, chosen, rejected
-  (as TRL reads them), round.
+- ``rounds.jsonl``, ``candidates.jsonl``, ``evaluations.jsonl``, ``duels.jsonl``, ``samples.jsonl`` and
+  ``preferences.jsonl`` (which TRL reads): ``llm_loop.tables`` has their columns.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from bandits.core.oracles import Noiseless
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.selector import STRATEGIES
+from llm_loop import tables
 from llm_loop.__main__ import main
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.cells import Cell, cell_name, run_cell
@@ -65,16 +66,18 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     cell = finished / "cells" / "activedpo-normalised--seed0"
-    tables = {name: pd.read_csv(cell / f"{name}.csv") for name in ("rounds", "candidates", "evaluations", "duels")}
-    assert tables["rounds"]["round"].tolist() == [0, 1, 2]
-    assert tables["rounds"]["labels"].tolist() == [0, 3, 6]
-    assert tables["rounds"]["first_loss"][1:].tolist() == pytest.approx([math.log(2)] * 2, abs=1e-5)
-    assert tables["rounds"]["zero_A_gradient_share"][1:].tolist() == [1.0, 0.0]
-    assert tables["rounds"]["zero_margin_share"][1:].tolist() == [1.0, 0.0]
-    assert (tables["rounds"][["tokens_generated", "tokens_features", "tokens_trained"]][1:] > 0).all(axis=None)
+    rounds, candidates, evaluations, duels, preferences = (
+        tables.frame(kind, cell)
+        for kind in (tables.Round, tables.Candidate, tables.Evaluation, tables.HeldoutDuel, tables.Preference)
+    )
+    assert rounds["round"].tolist() == [0, 1, 2]
+    assert rounds["labels"].tolist() == [0, 3, 6]
+    assert rounds["first_loss"][1:].tolist() == pytest.approx([math.log(2)] * 2, abs=1e-5)
+    assert rounds["zero_A_gradient_share"][1:].tolist() == [1.0, 0.0]
+    assert rounds["zero_margin_share"][1:].tolist() == [1.0, 0.0]
+    assert (rounds[["tokens_generated", "tokens_features", "tokens_trained"]][1:] > 0).all(axis=None)
     # in round 1 the policy that draws is the reference: there is nothing to score
-    assert tables["rounds"]["tokens_scored"][1] == 0 < tables["rounds"]["tokens_scored"][2]
-    candidates = tables["candidates"]
+    assert rounds["tokens_scored"][1] == 0 < rounds["tokens_scored"][2]
     assert len(candidates) == 2 * 4 * 3
     picked = candidates.dropna(subset=["picked_position"])
     assert sorted(picked["picked_position"]) == [0, 0, 1, 1, 2, 2]
@@ -82,13 +85,11 @@ def test_a_run_leaves_what_it_promises(finished):
     assert (picked["offered"]).all()
     # the picks' gains sum to the information that the rounds report
     gains = picked.groupby("round")["log_det_gain"].sum()
-    assert tables["rounds"]["information"][1] == pytest.approx(gains[1])
-    assert len(tables["evaluations"]) == 3 * SMOKE.heldout
-    assert (tables["evaluations"].query("round == 0")["log_ratio"] == 0).all()
-    assert (tables["duels"].query("round == 0")["margin"] == 0).all()
-    lines = [json.loads(line) for line in (cell / "preferences.jsonl").read_text().splitlines()]
-    assert len(lines) == 6
-    assert all(set(line) == {"prompt", "chosen", "rejected", "round"} for line in lines)
+    assert rounds["information"][1] == pytest.approx(gains[1])
+    assert len(evaluations) == 3 * SMOKE.heldout
+    assert (evaluations.query("round == 0")["log_ratio"] == 0).all()
+    assert (duels.query("round == 0")["margin"] == 0).all()
+    assert len(preferences) == 6
     rewards = candidates.set_index(["round", "prompt", "response_1", "response_2"])
     assert len(rewards) == len(candidates)
     for number in range(3):
@@ -99,7 +100,7 @@ def test_a_run_leaves_what_it_promises(finished):
 
 def test_both_strategies_begin_with_the_same_model_prompts_and_responses(finished):
     first = [
-        pd.read_csv(finished / "cells" / f"{s}--seed0" / "candidates.csv").query("round == 1") for s in SMOKE.strategies
+        tables.frame(tables.Candidate, finished / "cells" / f"{s}--seed0").query("round == 1") for s in SMOKE.strategies
     ]
     shared = ["prompt", "response_1", "response_2", "reward_1", "reward_2", "margin", "width"]
     pd.testing.assert_frame_equal(first[0][shared], first[1][shared])
@@ -124,7 +125,7 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, 
     assert smoke(tmp_path / "same") == 0
     assert contents(run_folder(tmp_path / "same")) == contents(finished)
     assert smoke(tmp_path / "other", "--seed", "1") == 0
-    name = "cells/random--seed0/candidates.csv"
+    name = "cells/random--seed0/candidates.jsonl"
     assert contents(run_folder(tmp_path / "other"))[name] != contents(finished)[name]
 
 
@@ -136,7 +137,7 @@ def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, t
         target = part / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     cell = part / "cells" / "activedpo-normalised--seed0"
-    for name in ("rounds.csv", "candidates.csv", "samples.jsonl"):
+    for name in ("rounds.jsonl", "candidates.jsonl", "samples.jsonl"):
         (cell / name).unlink()
     for number in range(kept, 3):
         (cell / "records" / f"round-{number:02d}.json").unlink()
@@ -197,7 +198,7 @@ def test_a_damaged_record_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished, part)
     (part / "index.html").unlink()
     cell = part / "cells" / "random--seed0"
-    (cell / "rounds.csv").unlink()
+    (cell / "rounds.jsonl").unlink()
     (cell / "records" / "round-01.json").write_text('{"picks": [1,')
     assert smoke(tmp_path) == 2
     assert "cannot read" in capsys.readouterr().err
@@ -250,7 +251,7 @@ def test_every_strategy_plays_and_resumes(name, tmp_path):
     (tmp_path / "part" / "records" / "round-02.json").unlink()
     run_cell(alignment, name, 0, tmp_path / "part")
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
-    rounds = pd.read_csv(tmp_path / "whole" / "rounds.csv")
+    rounds = tables.frame(tables.Round, tmp_path / "whole")
     assert rounds["labels"].tolist() == [0, 3, 6]
 
 
@@ -263,7 +264,7 @@ def test_two_rounds_on_each_architecture(model, settings, tmp_path):
     targets = ("c_attn", "c_proj") if model == "tiny-gpt2" else SMOKE.targets
     alignment = replace(SMOKE, model=model, targets=targets, heldout=2, heldout_duels=1, probes=2, epochs=1, **settings)
     run_cell(alignment, "activedpo-normalised", 0, tmp_path)
-    rounds = pd.read_csv(tmp_path / "rounds.csv")
+    rounds = tables.frame(tables.Round, tmp_path)
     assert rounds["information"][1:].is_monotonic_increasing or settings
     assert (rounds["gradient_drift"][1:] > 0).all()
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pandas as pd
 import pytest
 
 from bandits import selector
-from bandits.runs.directory import config_of, write_frame, write_json, write_text
+from bandits.runs.directory import config_of, write_json
+from llm_loop import tables
 from llm_loop.config import Alignment
 from llm_loop.report import findings
 from llm_loop.report import page as report
@@ -88,7 +90,16 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                         "distinct_2": distinct(text),
                     }
                 )
-                samples.append({"prompt_index": p, "prompt": f"Prompt <{p}> & so on", "round": r, "response": text})
+                samples.append(
+                    {
+                        "strategy": strategy,
+                        "seed": seed,
+                        "round": r,
+                        "prompt_index": p,
+                        "prompt": f"Prompt <{p}> & so on",
+                        "response": text,
+                    }
+                )
                 for _ in range(3):
                     true = key.normal()
                     duels.append(
@@ -111,25 +122,25 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                     "tokens_scored": 6000 if r else 0,
                     "tokens_trained": 5000 * r,
                     "tokens_features": (9000 if r else 0) * (strategy != "random"),
-                    "zero_A_gradient_share": (1.0 if r == 1 else 0.0) if r else np.nan,
-                    "zero_margin_share": (1.0 if r == 1 else 0.0) if r else np.nan,
-                    "duplicates_dropped": float(key.integers(0, 3)) if r else np.nan,
-                    "selected_length": 12.5 if r else np.nan,
-                    "pool_length": 12.0 if r else np.nan,
-                    "gradient_drift": 0.1 * r if r else np.nan,
-                    "kernel_drift": 0.2 * r if r else np.nan,
-                    "width_error_rank_correlation": 0.1 + 0.05 * key.normal() if r else np.nan,
-                    "information": 3.0 * r if r else np.nan,
-                    "dpo_loss": 0.69 - 0.05 * r if r else np.nan,
-                    "first_loss": 0.693147 if r else np.nan,
+                    "zero_A_gradient_share": (1.0 if r == 1 else 0.0) if r else None,
+                    "zero_margin_share": (1.0 if r == 1 else 0.0) if r else None,
+                    "duplicates_dropped": int(key.integers(0, 3)) if r else None,
+                    "selected_length": 12.5 if r else None,
+                    "pool_length": 12.0 if r else None,
+                    "gradient_drift": 0.1 * r if r else None,
+                    "kernel_drift": 0.2 * r if r else None,
+                    "width_error_rank_correlation": 0.1 + 0.05 * key.normal() if r else None,
+                    "information": 3.0 * r if r else None,
+                    "dpo_loss": 0.69 - 0.05 * r if r else None,
+                    "first_loss": 0.693147 if r else None,
                 }
             )
             if r == 0:
                 continue
             widths = key.uniform(0.2, 1.0, 30)
-            order = (np.argsort(-widths) if strategy != "random" else key.permutation(30))[:BATCH]
+            order = (np.argsort(-widths) if strategy != "random" else key.permutation(30))[:BATCH].tolist()
             for c in range(30):
-                place = order.tolist().index(c) if c in order else None
+                place = order.index(c) if c in order else None
                 other = order[0] if c != order[0] else order[1]
                 reward_1, reward_2 = key.normal(size=2)
                 text_1, text_2 = (" ".join(key.choice(WORDS, 12)) for _ in range(2))
@@ -146,6 +157,8 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                         "response_2": text_2,
                         "reward_1": reward_1,
                         "reward_2": reward_2,
+                        "tokens_1": 12,
+                        "tokens_2": 12,
                         "margin": 0.1 * key.normal() * (r > 1),
                         "width": widths[c],
                         "picked_position": place,
@@ -155,14 +168,14 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                         "label": None if place is None else float(key.random() < 1 / (1 + np.exp(reward_2 - reward_1))),
                     }
                 )
-        for name, rows in (
-            ("rounds", rounds),
-            ("evaluations", evaluations),
-            ("duels", duels),
-            ("candidates", candidates),
+        for kind, rows in (
+            (tables.Round, rounds),
+            (tables.Evaluation, evaluations),
+            (tables.HeldoutDuel, duels),
+            (tables.Candidate, candidates),
+            (tables.Sample, samples),
         ):
-            write_frame(cell / f"{name}.csv", pd.DataFrame(rows))
-        write_text(cell / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
+            tables.write(kind, cell, (kind(**row) for row in rows))
     return folder
 
 
@@ -200,7 +213,7 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     for strategy, r in itertools.product(("random", "activedpo-normalised"), (0, ROUNDS)):
         values = []
         for seed in range(3):
-            frame = pd.read_csv(cells / f"{strategy}--seed{seed}" / "evaluations.csv")
+            frame = tables.frame(tables.Evaluation, cells / f"{strategy}--seed{seed}")
             values.append(float(frame[frame["round"] == r]["reward"].mean()))
         means[strategy, r] = values
     for strategy in ("random", "activedpo-normalised"):
@@ -231,14 +244,12 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
 def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False)
     for cell in (folder / "cells").iterdir():
-        frame = pd.read_csv(cell / "evaluations.csv")
-        late = frame["round"] == ROUNDS
-        frame.loc[late, "distinct_2"] = 0.3
-        frame.loc[late, "tokens"] = 20
-        write_frame(cell / "evaluations.csv", frame)
-        lines = [json.loads(line) for line in (cell / "samples.jsonl").read_text().splitlines()]
-        alike = [line | ({"response": "great great great"} if line["round"] == ROUNDS else {}) for line in lines]
-        write_text(cell / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in alike))
+        evaluations = tables.read(tables.Evaluation, cell)
+        worse = [replace(row, distinct_2=0.3, tokens=20) if row.round == ROUNDS else row for row in evaluations]
+        tables.write(tables.Evaluation, cell, worse)
+        samples = tables.read(tables.Sample, cell)
+        alike = [replace(row, response="great great great") if row.round == ROUNDS else row for row in samples]
+        tables.write(tables.Sample, cell, alike)
     report.write(folder)
     page = page_of(folder)
     assert "Signs of gaming in this run" in page
@@ -299,7 +310,7 @@ def test_samples_are_the_first_prompts_before_and_after(run: Path) -> None:
     for p, sample in enumerate(shown):
         who = [said["who"] for said in sample["responses"]]
         assert who == ["initial model", "activedpo-normalised", "random"]
-        frame = pd.read_csv(run / "cells" / "random--seed0" / "evaluations.csv")
+        frame = tables.frame(tables.Evaluation, run / "cells" / "random--seed0")
         expected = frame[(frame["round"] == ROUNDS) & (frame["prompt_index"] == p)]["reward"].iloc[0]
         assert sample["responses"][2]["reward"] == pytest.approx(expected)
 
@@ -332,7 +343,7 @@ def test_damaged_and_unfinished_runs_are_one_line(
 
     empty, lost, cut, fewer = tmp_path / "empty", broken("lost"), broken("cut"), broken("fewer")
     empty.mkdir()
-    (lost / "cells" / "random--seed1" / "duels.csv").unlink()
+    (lost / "cells" / "random--seed1" / "duels.jsonl").unlink()
     file = cut / "cells" / "random--seed1" / "samples.jsonl"
     file.write_text(file.read_text()[:-9])
     shutil.rmtree(fewer / "cells" / "random--seed1")

@@ -431,6 +431,7 @@ def dpo_check(answers: Mapping[str, Answer]) -> Check:
 def loop() -> Callable[[], Answer]:
     """ActiveDPO in the quick preset, one seed; the seconds of its stages against all seconds."""
     from bandits.runs.directory import read_json
+    from llm_loop import tables
     from llm_loop.cells import run_cell
     from llm_loop.config import PRESETS
 
@@ -442,7 +443,7 @@ def loop() -> Callable[[], Answer]:
             run_cell(alignment, "activedpo-normalised", 0, Path(scratch))
             elapsed = time.perf_counter() - started
             stages: dict[str, Any] = read_json(Path(scratch) / "timing.json")
-            rows = len((Path(scratch) / "rounds.csv").read_text().splitlines()) - 1
+            rows = len(tables.read(tables.Round, Path(scratch)))
         inside = sum(seconds for name, seconds in stages.items() if name != "other")
         return {"outside": max(0.0, 1 - inside / elapsed), "rows": float(rows)} | {
             f"stage_{name}": float(seconds) for name, seconds in stages.items()

@@ -7,7 +7,6 @@ equal runs.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from bandits.runs.directory import read_json, write_bytes, write_frame, write_js
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
 from bandits.sim import figures as core_plots
+from llm_loop import tables
+from llm_loop.data.chat import Prompt, text_of
 from llm_loop.report import figures as plots
 from llm_loop.report import findings as words
 from llm_loop.report.evaluate import (
@@ -40,7 +41,6 @@ from llm_loop.report.evaluate import (
 )
 
 BASELINE = "random"
-TABLES = ("rounds", "evaluations", "duels", "candidates")
 SHOWN_PICKS = 5
 SHOWN_SAMPLES = 6
 
@@ -53,8 +53,6 @@ HEALTH = {
     "distinct_2": "distinct word pairs\nwithin a response",
 }
 """Panels of the second figure, by measure."""
-
-TEXTS = ("prompt", "response_1", "response_2")
 
 
 @dataclass(frozen=True)
@@ -92,27 +90,9 @@ def read(folder: Path) -> Run:
         raise InputError(f"{folder} holds no finished cell of a run")
     # Numbers, not their spelling, put seed 10 after seed 9.
     cells.sort(key=lambda path: (path.name.rpartition("--seed")[0], int(path.name.rpartition("--seed")[2])))
-    try:
-        tables = {
-            name: pd.concat([_table(cell / f"{name}.csv") for cell in cells], ignore_index=True) for name in TABLES
-        }
-        samples: list[dict[str, Any]] = []
-        for cell in cells:
-            strategy, _, seed = cell.name.rpartition("--seed")
-            lines = (cell / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-            samples.extend({**json.loads(line), "strategy": strategy, "seed": int(seed)} for line in lines)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}; is the run complete?") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{folder} holds a damaged table ({error})") from None
-    return Run(read_json(folder / "manifest.json"), **tables, samples=pd.DataFrame(samples))
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """Read a table; a response “NA” stays the text it is, and so does an empty one."""
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], lineterminator="\n")
-    texts = [name for name in TEXTS if name in table]
-    return table.assign(**{name: table[name].fillna("").astype(str) for name in texts})
+    kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
+    frames = {kind.table: tables.frame(kind, *cells) for kind in kinds}
+    return Run(read_json(folder / "manifest.json"), **frames)
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -270,6 +250,15 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     return drawn
 
 
+def visible(text: Prompt) -> str:
+    """Return a text as a page can show it: control characters by their pictures, half surrogate pairs by their code.
+
+    HTML knows neither; line ends and tabs stay.
+    """
+    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+    return text_of(text).translate(pictures).encode("utf-8", "backslashreplace").decode()
+
+
 def write(folder: Path) -> Path:
     """Write a finished run's tables, figures, findings and, last of all, its page ``index.html``; return the page."""
     run = read(folder)
@@ -315,6 +304,7 @@ def write(folder: Path) -> Path:
         prompts=run.evaluations["prompt_index"].nunique(),
         number=words.number,
         span=words.span,
+        visible=visible,
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
