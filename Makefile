@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate llm-run theory bench test lint types smoke assets reward-model clean
+.PHONY: help setup simulate llm-run theory bench test test-fast lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ bench: $(BENCH) assets  ## measure the hot paths against public peers; writes do
 test: $(DEV)  ## run the tests
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
+test-fast: $(DEV)  ## run the tests that need no subprocess, cluster or long simulation (under a minute)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+
 lint: $(DEV)  ## check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +54,13 @@ smoke: $(DEV)  ## run every smoke preset, from the command line to the page
 	$(BIN)/python -m bandits smoke-regret --output results/smoke --force
 	$(BIN)/python -m theory_checks smoke --output results/smoke --force
 	$(BIN)/python -m llm_loop smoke --output results/smoke --force
+
+docs: $(DEV)  ## build the documentation site; its tutorial is executed, warnings are errors
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+	@echo "site: build/site/index.html"
+
+wheel:  ## build the wheel, install it outside the checkout and run the smoke presets there
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" bash .ci/wheel
 
 assets: $(LLM)  ## fetch, check and convert the language model, ratings and prompts (once)
 	$(BIN)/python -m llm_loop.data.assets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,31 +18,8 @@ from bandits.runs.directory import commit, write_bytes
 from bandits.sim.figures import png
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, hardware, measure, prepare
-from benchmarks.harness.row import Row
-from benchmarks.rows import fits, greedy, growth, llm, simulator, sketches, widths
-
-ROWS: tuple[Row, ...] = (
-    *greedy.ROWS,
-    *sketches.ROWS,
-    *widths.ROWS,
-    *fits.ROWS,
-    *simulator.ROWS,
-    *llm.ROWS,
-    *growth.ROWS,
-)
-PEERS = (
-    "bmdal-reg",
-    "traker",
-    "scikit-learn",
-    "dattri",
-    "calvera",
-    "lightning",
-    "opacus",
-    "bergson",
-    "transformers",
-    "peft",
-    "trl",
-)
+from benchmarks.harness.row import ROWS, Row
+from benchmarks.rows import __all__ as _registered  # noqa: F401  (importing the rows registers them)
 
 
 @dataclass(frozen=True)
@@ -62,33 +39,29 @@ class Options:
     output: Path = Path("results/bench")
     """folder of records and tables; rows measured before are kept there"""
     docs: Path | None = None
-    """the page to write from all records: docs/benchmarks.md when all rows are measured, none when some are named"""
+    """the page to write: docs/benchmarks.md when all rows are measured, none when some are named"""
     measure: bool = True
-    """off: write the page from the records alone"""
+    """off: write the page from what this commit's records on this machine hold"""
     list: bool = False
     """list the rows and stop"""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is installed of torch, NumPy, SciPy and the peers."""
-    found = {}
-    for name in ("torch", "numpy", "scipy", *PEERS):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of what is installed of torch, NumPy, SciPy and all that contenders need."""
+    needed = {need for row in ROWS.values() for contender in row.contenders for need in contender.needs}
+    owners = importlib.metadata.packages_distributions()
+    names = ["torch", "numpy", "scipy", *sorted({owners[need][0] for need in needed if need in owners})]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def chosen(options: Options) -> list[Row]:
     """Return the rows to measure; ``InputError`` for a name that is none."""
-    names = {row.name: row for row in ROWS}
     for name in options.rows:
-        if name not in names:
-            raise InputError(f"unknown row {name!r}; choose from {', '.join(names)}")
+        if name not in ROWS:
+            raise InputError(f"unknown row {name!r}; choose from {', '.join(ROWS)}")
     if options.rows:
-        return [names[name] for name in options.rows]
-    return [row for row in ROWS if options.long or not row.long]
+        return [ROWS[name] for name in options.rows]
+    return [row for row in ROWS.values() if options.long or not row.long]
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -96,7 +69,7 @@ def bench(arguments: Sequence[str]) -> int:
     options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks", description=__doc__)
     rows = chosen(options) if options.measure else []
     if options.list:
-        for row in ROWS:
+        for row in ROWS.values():
             print(f"  {row.name:<24}{row.title}: {row.workload}{' (long)' if row.long else ''}")
         return 0
     if options.repetitions < 0 or options.threads < 0:
@@ -120,22 +93,27 @@ def bench(arguments: Sequence[str]) -> int:
         wrong += [] if entry["valid"] else [row.name]
     docs = options.docs or (None if options.rows else Path("docs/benchmarks.md"))
     if docs:
-        publish(options.output, docs)
+        publish(options.output, docs, head, machine)
         print(f"page: {docs}")
     if wrong:
         print(f"not valid: {', '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def publish(output: Path, docs: Path) -> None:
-    """Write the page, and its figure beside it, from all records."""
-    records = report.load(output)
+def publish(output: Path, docs: Path, commit: str, machine: Mapping[str, str]) -> None:
+    """Write the page, and its figure beside it, from the records of this commit on this machine.
+
+    Raises ``InputError`` if there is none.
+    """
+    records = report.together(report.load(output), commit, machine)
+    if not records:
+        raise InputError(f"{output} holds no row of this commit on this machine; measure some: python -m benchmarks")
     grown = [entry for entry in records if entry["name"] in ("growth", "growth-long")]
     picture = None
     if grown:
         picture = docs.with_name(f"{docs.stem}-growth.png")
         write_bytes(picture, png(report.growth(grown[-1])))
-    report.write_docs(docs, records, ROWS, picture.name if picture else None)
+    report.write_docs(docs, records, list(ROWS.values()), picture.name if picture else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

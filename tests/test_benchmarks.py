@@ -1,6 +1,7 @@
 """The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,26 @@ class TestTelling:
         """Ratios are paired in time: 6/1 and 6/2, median 4.5."""
         assert report.verdict(self.small(target), target, self.measured())["word"] == word
 
+    @pytest.mark.parametrize(
+        ("seconds", "of", "word"),
+        [(0.5, "limit", "met"), (0.2, "limit", "missed"), (3.0, "limit", "beaten"), (3.0, "yardstick", "met")],
+    )
+    def test_a_limit_that_is_beaten_is_none_and_the_row_not_valid(self, seconds, of, word):
+        plain = Contender("plain", build)
+        small = replace(row(targets=(Target(of, 2.5, ""),)), **{of: plain})
+        measured = self.measured()
+        timings = {"ours": Timing([1.0, 1.0, 1.0], 1.0, 0.5), "plain": Timing([seconds] * 3, 1.0, 0.5)}
+        measured = replace(measured, timings=timings)
+        assert report.verdict(small, small.targets[0], measured)["word"] == word
+        assert report.record(small, measured, {}, 2, {}, "abc")["valid"] == (word != "beaten")
+
+    def test_a_page_tells_of_one_commit_and_one_machine(self, tmp_path: Path):
+        small = self.small(Target("peer", 1, "faster"))
+        for name, commit, machine in (("old", "abc", "one"), ("other", "def", "two"), ("small", "def", "one")):
+            entry = report.record(small, self.measured(), {"processor": machine}, 2, {"torch": "0"}, commit)
+            report.save(tmp_path, entry | {"name": name, "load": "0.1", "when": f"2026-01-0{len(name)}"})
+        assert [e["name"] for e in report.together(report.load(tmp_path), "def", {"processor": "one"})] == ["small"]
+
     def test_records_become_a_page(self, tmp_path: Path):
         target = Target("peer", 100, "a hundred times faster")
         small = self.small(target)
@@ -132,7 +153,7 @@ class TestTelling:
         report.save(tmp_path, entry | {"load": "0.1"})
         assert json.loads((tmp_path / "rows" / "small.json").read_text())["valid"]
         assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
-        report.write_docs(tmp_path / "page.md", report.load(tmp_path), [small, *widths.ROWS], None)
+        report.write_docs(tmp_path / "page.md", report.load(tmp_path), [small, command.ROWS["widths-256"]], None)
         page = (tmp_path / "page.md").read_text()
         assert "**red**" in page
         assert "4.5 [3.75, 5.25] times" in page
@@ -140,9 +161,8 @@ class TestTelling:
         assert "RED" in report.terminal(entry)
 
     def test_every_row_says_what_it_must_reach(self):
-        names = [row.name for row in command.ROWS]
-        assert len(set(names)) == len(names)
-        for row in command.ROWS:
+        for name, row in command.ROWS.items():
+            assert row.name == name
             assert row.targets
             assert row.ours.name == "ours"
 
@@ -157,7 +177,7 @@ class TestCommand:
         assert "greedy-past" in capsys.readouterr().out
 
     def test_a_row_end_to_end(self, tmp_path: Path, monkeypatch, capsys):
-        monkeypatch.setattr(command, "ROWS", (row(settings={"value": 1.0}),))
+        monkeypatch.setitem(command.ROWS, "small", row(settings={"value": 1.0}))
         page = tmp_path / "page.md"
         assert command.main(["small", "--output", str(tmp_path), "--docs", str(page), "--threads", "1"]) == 0
         assert "all say one" in page.read_text()

@@ -49,8 +49,8 @@ def record(
     row: Row, measured: Measured, machine: Mapping[str, str], threads: int, versions: Mapping[str, str], commit: str
 ) -> Record:
     """Return a measured row as JSON values, with the verdict on each target."""
-    limit = row.limit.name if row.limit else None
-    own = [contender.name for contender in row.peers if contender.own]
+    part = {contender.name: "own" if contender.own else "peer" for contender in row.peers} | {"ours": "ours"}
+    part |= {c.name: name for name, c in (("yardstick", row.yardstick), ("limit", row.limit)) if c}
     timings = measured.timings
     verdicts = [verdict(row, target, measured) for target in row.targets]
     return {
@@ -68,7 +68,7 @@ def record(
                 "seconds": t.seconds,
                 "peak_gb": t.peak,
                 "beside_gb": t.beside,
-                "part": (name == limit and "limit") or (name == "ours" and "ours") or (name in own and "own") or "peer",
+                "part": part[name],
                 "of_ours": str(Ratio.of(t.seconds, timings["ours"].seconds)),
             }
             for name, t in timings.items()
@@ -76,7 +76,7 @@ def record(
         "figures": dict(measured.figures),
         "curves": dict(measured.curves),
         "absent": dict(measured.absent),
-        "valid": measured.check.passed,
+        "valid": measured.check.passed and all(v["word"] != "beaten" for v in verdicts),
         "check": measured.check.text,
         "targets": verdicts,
         "bound": row.bound,
@@ -92,10 +92,11 @@ def _now() -> str:
 def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
     """Return what was measured for a target, and whether it was met.
 
-    ``met``, ``missed``; ``unknown`` where nobody to compare with could be run; ``invalid`` where the check failed.
+    ``met``, ``missed``; ``unknown`` where there was nothing to compare with; ``invalid`` where the check failed;
+    ``beaten`` where ours is faster than what was taken for a limit (upper quartile below 1), which then is none.
     """
     ours, timings = measured.timings["ours"], measured.timings
-    at_least = False
+    at_least = beaten = False
     value: float | None
     told = ""
     match target.of:
@@ -107,11 +108,16 @@ def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
             ratios = [Ratio.of(p.seconds, ours.seconds) for p in peers if p.seconds]
             best = min(ratios, key=lambda r: r.median, default=None)
             value, told = (best.median, f"{best} times") if best else (None, "no peer could be run")
-        case "limit":
-            assert row.limit
-            known = timings.get(row.limit.name)
+        case "yardstick" | "limit":
+            contender = row.yardstick if target.of == "yardstick" else row.limit
+            known = timings.get(contender.name) if contender else None
             ratio = Ratio.of(ours.seconds, known.seconds) if known else None
-            value, told = (ratio.median, f"{ratio} times the limit") if ratio else (None, "the limit could not be run")
+            beaten = target.of == "limit" and ratio is not None and ratio.high < 1
+            value, told = (
+                (ratio.median, f"{ratio} times the {target.of}")
+                if ratio
+                else (None, f"the {target.of} could not be run")
+            )
         case "seconds":
             value = float(np.median(ours.seconds))
             told = f"{value:.3g} s"
@@ -125,6 +131,8 @@ def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
         word = "unknown"
     elif not measured.check.passed:
         word = "invalid"
+    elif beaten:
+        word = "beaten"
     else:
         word = "met" if (value >= target.threshold if at_least else value <= target.threshold) else "missed"
     return {"text": target.text, "measured": told, "word": word}
@@ -159,7 +167,12 @@ def load(folder: Path) -> list[Record]:
     return [read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
 
 
-MARK = {"met": "ok", "missed": "RED", "unknown": "?", "invalid": "INVALID"}
+def together(records: Sequence[Record], commit: str, machine: Mapping[str, str]) -> list[Record]:
+    """Return the rows that one commit gave on one machine: no others may stand in one table."""
+    return [entry for entry in records if entry["commit"] == commit and entry["machine"] == dict(machine)]
+
+
+MARK = {"met": "ok", "missed": "RED", "unknown": "?", "invalid": "INVALID", "beaten": "NO LIMIT"}
 
 
 def terminal(entry: Record) -> str:
@@ -216,6 +229,12 @@ def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], pictu
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
     text = environment.get_template("benchmarks.md.j2").render(
-        entries=shown, missing=[row for row in rows if row.name not in known], picture=picture, mark=MARK
+        commit=entries[-1]["commit"],
+        machine={"instructions": "", "memory": "", "cores": "", "gpu": ""} | entries[-1]["machine"],
+        versions=entries[-1]["versions"],
+        entries=shown,
+        missing=[row for row in rows if row.name not in known],
+        picture=picture,
+        mark=MARK,
     )
     write_text(path, text)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bandits.core.errors import InputError
+
 Answer = Mapping[str, Any]
 """What a run returns: arrays or numbers by name, for the check and for targets on figures."""
 
@@ -44,12 +46,12 @@ class Check:
 class Target:
     """What must be reached.
 
-    ``peer``: the fastest peer's seconds over ours, or those of the one named by ``against``, at least; ``limit``: ours
-    over the limit's, at most; ``seconds`` and ``memory`` (GB, peak) of ours, at most; ``figure``: a number of our
-    answer, by name, at most.
+    ``peer``: the fastest peer's seconds over ours, or those of the one named by ``against``, at least; ``yardstick``
+    and ``limit``: ours over the yardstick's or the limit's, at most; ``seconds`` and ``memory`` (GB, peak) of ours, at
+    most; ``figure``: a number of our answer, by name, at most.
     """
 
-    of: Literal["peer", "limit", "seconds", "memory", "figure"]
+    of: Literal["peer", "yardstick", "limit", "seconds", "memory", "figure"]
     threshold: float
     text: str
     figure: str = ""
@@ -60,6 +62,8 @@ class Target:
 class Row:
     """A row of the table.
 
+    ``yardstick`` is a plain form of the work that ours is measured by and may beat; ``limit`` is what the machine
+    allows (``benchmarks.harness.limit``): ours cannot beat it, and a row where it does is not valid.
     ``check`` sees every contender's first answer.  ``bound`` says what bounds the row where a target is missed.
     ``memory`` says which memory counts: all of it, or what lies ``beside`` mapped files.  ``warm`` runs everything once
     before timing.  ``long`` rows are left out unless asked for;
@@ -73,6 +77,7 @@ class Row:
     check: Callable[[Mapping[str, Answer]], Check]
     targets: tuple[Target, ...]
     peers: tuple[Contender, ...] = ()
+    yardstick: Contender | None = None
     limit: Contender | None = None
     repetitions: int = 5
     warm: bool = True
@@ -83,5 +88,17 @@ class Row:
 
     @property
     def contenders(self) -> tuple[Contender, ...]:
-        """Everyone who is timed: ours first, then peers, then the limit."""
-        return (self.ours, *self.peers, *((self.limit,) if self.limit else ()))
+        """Everything that is timed: ours first, then peers, the yardstick and the limit."""
+        return (self.ours, *self.peers, *(c for c in (self.yardstick, self.limit) if c))
+
+
+ROWS: dict[str, Row] = {}
+"""every row that can be measured, by name, in the table's order"""
+
+
+def register(*rows: Row) -> None:
+    """Add rows to the table: the one step that makes a row measurable, here or in a script of one's own."""
+    for row in rows:
+        if row.name in ROWS:
+            raise InputError(f"there is a benchmark row {row.name!r} already; choose another name")
+        ROWS[row.name] = row

@@ -16,7 +16,7 @@ from bandits.core.rng import Key
 from bandits.sim.arena import Inputs
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP, Weights
-from benchmarks.harness.row import Answer, Check, Contender, Row, Target
+from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 WIDTH, DUELS, INPUTS, LAM, GOAL = 256, 1000, 5, 1.0, 1e-6
 
@@ -170,7 +170,7 @@ def check(answers: Mapping[str, Answer]) -> Check:
     return Check(ok, "gradient norm over its start: " + ", ".join(words))
 
 
-ROWS = (
+register(
     Row(
         "fit",
         "Fit to a near-minimiser",
@@ -186,5 +186,5 @@ ROWS = (
         bound="Passes over the network on both sides: ours needs 40, most of them in single precision, and its metric "
         "31 times (two products each); L-BFGS needs about 105.  The metric, the Gauss-Newton matrix, leaves out the "
         "residuals' own curvature, which BFGS has to learn; at λ = 1 and 1000 noisy answers it is not small.",
-    ),
+    )
 )

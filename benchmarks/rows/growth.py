@@ -15,7 +15,7 @@ from torch import Tensor
 from bandits.core.design import GramDesign, greedy
 from bandits.core.rows import Dense
 from bandits.sim.experiments import PRESETS, run_cell
-from benchmarks.harness.row import Answer, Check, Contender, Row, Target
+from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 from benchmarks.rows.greedy import gaussian, naive
 from benchmarks.rows.simulator import per_round
 from benchmarks.rows.widths import scene
@@ -157,4 +157,4 @@ def _row(name: str, long: bool) -> Row:
     )
 
 
-ROWS = (_row("growth", False), _row("growth-long", True))
+register(_row("growth", False), _row("growth-long", True))

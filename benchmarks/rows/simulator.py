@@ -21,11 +21,12 @@ from bandits.loop import fit_rounds, play
 from bandits.selector import STRATEGIES
 from bandits.sim.experiments import PRESETS, Simulation, blocks, build, run_cell
 from benchmarks.harness.measure import memory
-from benchmarks.harness.row import Answer, Check, Contender, Row, Target
+from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 REPLICATES, ROUNDS = 20, 300
 HORIZON, STEPS = PRESETS["ndb"][1].rounds, PRESETS["ndb"][1].fit_iterations
 EVERY = f"calvera NeuralUCB, fitted every round (one replicate, times {REPLICATES})"
+AS_OFTEN = f"calvera NeuralUCB, fitted as often as ours (one replicate, times {REPLICATES})"
 ALONE = "one replicate at a time, own code"
 PER_CORE = REPLICATES / (os.cpu_count() or 1)  # replicates that a core would play one by one
 
@@ -219,7 +220,7 @@ def _seconds(name: str, limit: float) -> Target:
 QUICK = PRESETS["quick"][1]
 _CORES: dict[str, Any] = {"repetitions": 2}
 
-ROWS = (
+register(
     Row(
         "simulator",
         "Simulator",
@@ -230,21 +231,15 @@ ROWS = (
         (
             Target(
                 "peer",
-                20,
-                "at least 20 times calvera's rounds per second and replicate, fitted as it does by itself",
-                against=EVERY,
+                10,
+                "at least 10 times calvera's rounds per second and replicate at equal refits",
+                against=AS_OFTEN,
             ),
+            Target("peer", 20, "at least 20 times calvera as it fits by itself, every round", against=EVERY),
         ),
         (
             Contender(EVERY, calvera, {"every": True}, ("calvera", "lightning"), scale=REPLICATES, **_CORES),
-            Contender(
-                f"calvera NeuralUCB, fitted as often as ours (one replicate, times {REPLICATES})",
-                calvera,
-                {"every": False},
-                ("calvera", "lightning"),
-                scale=REPLICATES,
-                **_CORES,
-            ),
+            Contender(AS_OFTEN, calvera, {"every": False}, ("calvera", "lightning"), scale=REPLICATES, **_CORES),
             Contender(ALONE, direct, scale=PER_CORE, own=True, **_CORES),
         ),
         repetitions=2,

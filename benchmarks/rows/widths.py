@@ -13,7 +13,7 @@ from bandits.core.duels import Duels
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
 from bandits.sim.networks import MLP, Weights
-from benchmarks.harness.row import Answer, Check, Contender, Row, Target
+from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 ITEMS, ASKED, INPUTS, DEPTH, RIDGE = 60, 1000, 5, 3, 1.0
 NARROW = 48  # the width at which gradients are formed in float64, by autograd, to check
@@ -103,7 +103,7 @@ def _row(
     )
 
 
-ROWS = (
+register(
     _row(
         "widths-256",
         256,
