@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,7 +22,7 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
-from bandits.selector import FeatureSpace, Pool, Strategy, select
+from bandits.selector import FeatureSpace, Pool, Quantity, Strategy, select
 
 
 class DuelArena(ABC):
@@ -197,14 +197,19 @@ def play(
     plan: Plan,
     key: Key,
     replay: Sequence[tuple[Int64[Tensor, "*r b"], dict[str, Tensor] | None]] = (),
+    diagnostics: FeatureSpace | None = None,
 ) -> Iterator[Round]:
     """Run the loop, yielding after every round.
 
+    What the strategy does not read is not computed, unless ``diagnostics`` asks for it: then every quantity is, and the
+    widths of a strategy that reads none are measured in the space that it names.
     ``replay`` holds the picks of rounds that were played before, each with the learner's state after it where one is
     known; they are asked again (the arena answers alike) and not yielded.  A strategy with ``stale`` gradients needs
     the state after every round, others only after the last.
     """
-    belief = DesignState(strategy.space, plan)
+    reads = strategy.reads if diagnostics is None else frozenset(get_args(Quantity))
+    measured = strategy.space if diagnostics is None or "width" in strategy.reads else diagnostics
+    belief = DesignState(measured, plan) if "width" in reads else None
     asked: Tensor | None = None
     due, fit = fit_rounds(plan), None
     for number in range(plan.rounds):
@@ -214,19 +219,20 @@ def play(
         if asked is None or plan.fresh or plan.repeats:
             asked = torch.zeros(duels.first.shape, dtype=torch.bool, device=duels.first.device)
         pool = features = None
-        if number >= len(replay) or belief.extends:
+        if belief and (number >= len(replay) or belief.extends):
             features = belief.look(learner, items, duels)
         if number < len(replay):
             picks = replay[number][0]
         else:
-            assert features is not None
-            rewards = learner.rewards(items)
-            entropy = learner.entropy(items, rewards, plan.temperature)
-            pool = Pool(duels, rewards, features, ~asked & arena.offers(duels), items.responses, entropy)
+            rewards = learner.rewards(items) if reads & {"reward", "entropy"} else None
+            entropy = learner.entropy(items, rewards, plan.temperature) if rewards is not None else None
+            pool = Pool(duels, ~asked & arena.offers(duels), items.responses, features, rewards, entropy)
             picks = select(pool, strategy, plan.batch, key.fold_in("select", number))
         asked = asked.scatter(-1, picks, True)
         answers = arena.ask(duels.take(picks))
-        belief.remember(learner, items, answers.duels, features.take(picks) if features and belief.extends else None)
+        if belief:
+            seen = features.take(picks) if features and belief.extends else None
+            belief.remember(learner, items, answers.duels, seen)
         learner.observe(items, answers)
         if number < len(replay):
             saved = replay[number][1]
@@ -235,4 +241,6 @@ def play(
             continue
         if due[number]:
             fit = learner.fit()
-        yield Round(number, items, duels, picks, answers, fit, pool, belief.design.information())
+        yield Round(
+            number, items, duels, picks, answers, fit, pool, belief.design.information() if belief else math.nan
+        )

@@ -7,21 +7,24 @@ from torch import Tensor
 
 from bandits.__main__ import main
 from bandits.core.rng import Key
-from bandits.selector import STRATEGIES, FeatureSpace, Pool, Strategy
+from bandits.selector import STRATEGIES, FeatureSpace, Pool, ScoreStrategy
 
 
 @dataclass(frozen=True)
-class WideAndUnsure(Strategy):
+class WideAndUnsure(ScoreStrategy):
     """Ask wide duels whose answer the learner cannot tell: width less |margin|, both in log-odds."""
 
     space: FeatureSpace = FeatureSpace()
 
+    reads = frozenset({"width", "reward"})
+    summary = "picks wide duels whose label the learner cannot foresee"
+
     def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return how much each duel is worth asking; the highest are asked, ties are broken at random."""
-        return pool.features.widths - pool.margins.abs()
+        return pool.widths - pool.margins.abs()
 
 
-STRATEGIES["wide-and-unsure"] = WideAndUnsure()
+STRATEGIES.register("wide-and-unsure", WideAndUnsure())
 
 if __name__ == "__main__":
     contenders = ["--contenders", "random", "activedpo", "wide-and-unsure"]

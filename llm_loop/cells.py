@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from bandits.core.rng import Key
 from bandits.loop import Round, play
 from bandits.runs.directory import RunDirectory, read_json, write_json, write_text
 from bandits.runs.text import dumps, loads
-from bandits.selector import APLP, STRATEGIES, FeatureSpace, LabelEntropy, Random, Strategy
+from bandits.selector import STRATEGIES, FeatureSpace, Strategy
 from llm_loop import tables
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.config import Alignment
@@ -42,6 +41,8 @@ from llm_loop.rewards.scorers import Scorer, checked, load_scorer
 from llm_loop.sampling import sample
 
 Record = dict[str, Any]
+DIAGNOSTICS = FeatureSpace(normalise="response")
+"""Where the widths of a strategy that reads none are measured, to compare them: ActiveDPO's space in practice."""
 
 
 class Heldout:
@@ -129,9 +130,21 @@ class Cell:
     the main one writes.
     """
 
-    def __init__(self, alignment: Alignment, strategy: str, seed: int, folder: Path, write: bool = True) -> None:
-        """Build everything, and take up what a run that was stopped left in the folder."""
-        self.alignment, self.name, self.seed, self.folder, self.write = alignment, strategy, seed, folder, write
+    def __init__(
+        self,
+        alignment: Alignment,
+        name: str,
+        seed: int,
+        folder: Path,
+        strategy: Strategy | None = None,
+        write: bool = True,
+    ) -> None:
+        """Build everything, and take up what a run that was stopped left in the folder.
+
+        ``strategy`` is the named one, for a process that may not know the name.
+        """
+        self.alignment, self.name, self.seed, self.folder, self.write = alignment, name, seed, folder, write
+        self.strategy = strategy or STRATEGIES[name]
         shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
         texts = prompt_sets.load(alignment.prompts, shared)
         self.policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
@@ -187,8 +200,8 @@ class Cell:
         replay = [self._recall(number) for number in range(1, len(self.records))]
         if replay:
             self.last_probe = self._probe_at(len(replay))
-        strategy = strategy_of(self.name)
-        for round in play(self.arena, self.learner, strategy, self.alignment.plan, self.key, replay):
+        plan = self.alignment.plan
+        for round in play(self.arena, self.learner, self.strategy, plan, self.key, replay, DIAGNOSTICS):
             row = self._pool_row(round) | self._fit_row(round.fit)
             row |= self._tokens() | self._probe()
             record = {"row": row, "picks": round.picks.tolist(), "candidates": self._candidates(round)}
@@ -248,10 +261,11 @@ class Cell:
         }
 
     def _tokens(self) -> Record:
-        """Return the tokens of the method's stages since the round began."""
+        """Return the tokens of the method's stages since the round began; gradients for diagnostics are not its own."""
         stages = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
         now = self.policy.meter.tokens
-        return {f"tokens_{column}": now[stage] - self.arena.spent[stage] for column, stage in stages.items()}
+        row = {f"tokens_{column}": now[stage] - self.arena.spent[stage] for column, stage in stages.items()}
+        return row if "width" in self.strategy.reads else row | {"tokens_features": 0}
 
     def _probe_at(self, number: int) -> Tensor:
         """Return the probes' features at θ after a round."""
@@ -272,8 +286,9 @@ class Cell:
 
     def _pool_row(self, round: Round) -> Record:
         """Return the diagnostics of a round's pool."""
-        pool, space = round.pool, strategy_of(self.name).space
+        pool = round.pool
         assert pool is not None
+        space = self.strategy.space if "width" in self.strategy.reads else DIAGNOSTICS
         offered = pool.available
         margins, truth = pool.margins, pool.duels.difference(self.arena.rewards)
         lengths = torch.tensor([len(row.response) for row in self.arena.table.items.rows], dtype=torch.float64)
@@ -368,27 +383,22 @@ class Cell:
             tables.write(kind, self.folder, rows)
 
 
-def strategy_of(name: str) -> Strategy:
-    """Return a strategy; one that reads no features is measured in ActiveDPO's space, to compare widths."""
-    strategy = STRATEGIES[name]
-    if isinstance(strategy, Random | LabelEntropy | APLP):
-        return replace(strategy, space=FeatureSpace(normalise="response"))
-    return strategy
-
-
 def cell_name(strategy: str, seed: int) -> str:
     """Return the name of a cell's folder."""
     return f"{strategy}--seed{seed}"
 
 
-def run_cell(alignment: Alignment, strategy: str, seed: int, folder: Path) -> float:
-    """Carry out one cell, from its last recorded round on; return the seconds spent."""
+def run_cell(alignment: Alignment, name: str, seed: int, folder: Path, strategy: Strategy | None = None) -> float:
+    """Carry out one cell, from its last recorded round on; return the seconds spent.
+
+    ``strategy`` is the named one, for a process that may not know the name.
+    """
     started = time.perf_counter()
     _quiet()
     if alignment.device == "cpu":
         torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
     with main_first():
-        cell = Cell(alignment, strategy, seed, folder, write=is_main())
+        cell = Cell(alignment, name, seed, folder, strategy, write=is_main())
     wait()  # records are read by all before the first new one is written
     cell.run()
     return time.perf_counter() - started
@@ -404,8 +414,7 @@ def _quiet() -> None:
 def check(alignment: Alignment) -> None:
     """Build one cell without running it, so that what cannot be is said before anything is written."""
     _quiet()
-    strategy, seed = alignment.cells[0]
-    Cell(alignment, strategy, seed, Path(os.devnull))
+    Cell(alignment, *alignment.cells[0], Path(os.devnull))
 
 
 def run(alignment: Alignment, directory: RunDirectory, jobs: int = 0) -> None:
@@ -421,7 +430,10 @@ def run(alignment: Alignment, directory: RunDirectory, jobs: int = 0) -> None:
         tqdm(total=len(folders) * (alignment.rounds + 1), desc="rounds", disable=not todo or not is_main()) as bar,
         _Watched(bar, folders),
     ):
-        work = (joblib.delayed(run_cell)(alignment, *cell, directory.cell(cell_name(*cell))) for cell in todo)
+        work = (
+            joblib.delayed(run_cell)(alignment, *cell, directory.cell(cell_name(*cell)), STRATEGIES[cell[0]])
+            for cell in todo
+        )
         joblib.Parallel(n_jobs=jobs)(work)
     wait()
     if is_main():

@@ -105,8 +105,7 @@ class Alignment:
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
-            if strategy not in STRATEGIES:
-                raise InputError(f"unknown strategy {strategy!r}; choose from {', '.join(STRATEGIES)}")
+            _ = STRATEGIES[strategy]  # raises InputError for an unknown one
         if not self.strategies or len(set(self.strategies)) < len(self.strategies):
             raise InputError("name at least one strategy, and each once")
         for name in (
@@ -217,8 +216,8 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
                 "activedpo-top-b",
                 "apo",
                 "aplp",
+                "apo-in-batch",
                 "adpo",
-                "adpo+",
                 "label-entropy",
                 "delta-ucb",
                 "drts",

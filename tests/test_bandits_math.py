@@ -346,7 +346,7 @@ class TestBounds:
     def test_the_known_norm_interpolates_no_worse(self, key, network):
         """The tangent teacher's B is exact; the least norm on finitely many items is at most that, scaling included."""
         weights = network.initial(key)
-        problem = Problem(TangentTeacher(network, weights, 1.7), key.fold_in("w"), 10, 3, 4)
+        problem = Problem(TangentTeacher(1.7).beside(network, weights), key.fold_in("w"), 10, 3, 4)
         items, rewards = problem.everything()
         gradient = network.value_and_gradient(weights, items.x)[1]
         least = interpolation_norm(gradient, rewards, 3)
@@ -435,14 +435,14 @@ class TestArena:
 
     def test_rewards_attain_their_bound(self, key):
         for truth in ("linear", "square", "cosine", "mlp", "ntk"):
-            from bandits.sim.truths import ground_truth
+            from bandits.sim.truths import TRUTHS
 
             network = MLP(4, 8)
-            problem = Problem(ground_truth(truth, network, network.initial(key)), key, 20, 3, 4, bound=1.5)
+            problem = Problem(TRUTHS[truth].beside(network, network.initial(key)), key, 20, 3, 4, bound=1.5)
             assert torch.allclose(problem.everything()[1].abs().amax(-1), torch.tensor(1.5, dtype=torch.float64))
 
     def test_bad_worlds_are_refused(self, key):
-        from bandits.sim.truths import Square, ground_truth
+        from bandits.sim.truths import Square
 
         with pytest.raises(InputError, match="over its declared bound"):
             Problem(Square(), key, 20, 3, 4, bound=0.1, rescale=False)
@@ -450,8 +450,6 @@ class TestArena:
             Problem(Square(), key, 20, 1, 4)
         with pytest.raises(InputError, match="round 3"):
             Problem(Square(), key, 20, 2, 4, rounds=3).table(3)
-        with pytest.raises(InputError, match="unknown ground truth"):
-            ground_truth("cubic", MLP(4, 8), MLP(4, 8).initial(key))
 
     def test_points_join_and_take(self, key):
         points = Inputs(key.normal(6, 2), 3)

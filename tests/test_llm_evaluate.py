@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bandits.core.errors import InputError
-from bandits.selector import APLP, STRATEGIES, LabelEntropy, Random
 from llm_loop.report.evaluate import (
-    GRADIENT_FREE,
     TOKENS,
     accuracies,
     against,
@@ -252,13 +250,6 @@ def test_totals_add_tokens_up_within_a_seed() -> None:
     found = totals(rounds).sort_values("round")
     assert found["tokens"].tolist() == [15.5, 33.0, 50.5]
     assert found["labels"].tolist() == [0, 4, 8]
-    free = totals(rounds.assign(strategy="random")).sort_values("round")
-    assert free["tokens"].tolist() == [15.5, 31.0, 46.5]
-
-
-def test_strategies_without_gradients_are_named_rightly() -> None:
-    free = {name for name, s in STRATEGIES.items() if isinstance(s, Random | LabelEntropy | APLP)}
-    assert set(GRADIENT_FREE) == free
 
 
 def test_selection_compares_picked_duels_with_their_pool() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bandits import selector
 from bandits.runs.directory import config_of, write_json
 from llm_loop import tables
 from llm_loop.config import Alignment
@@ -376,10 +375,6 @@ def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     ]
     assert "activedpo (" in said[2]
     assert "aplp (" in said[3]
-
-
-def test_every_strategy_of_the_selector_has_its_sentence() -> None:
-    assert set(findings.STRATEGIES) == set(selector.STRATEGIES)
 
 
 def test_numbers_have_true_minus_signs_and_no_minus_zero() -> None:

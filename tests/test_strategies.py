@@ -1,6 +1,7 @@
 """The contract of every strategy, and each rule against a slow, obvious statement of it."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -12,9 +13,26 @@ from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
+from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
-from bandits.selector import APLP, STRATEGIES, TS, UCB, ActiveDPO, CoLSTIM, DeltaUCB, FeatureSpace, Pool, select
+from bandits.selector import (
+    ADPO,
+    APLP,
+    DRTS,
+    STRATEGIES,
+    TS,
+    UCB,
+    ActiveDPO,
+    CoLSTIM,
+    DeltaUCB,
+    FeatureSpace,
+    Pool,
+    Quantity,
+    ScoreStrategy,
+    Strategy,
+    select,
+)
 
 PROMPTS, RESPONSES, DIM = 5, 3, 6
 LUCK = Key(11, (0, 1))
@@ -32,7 +50,8 @@ def make_pool(seed: int, selves: bool = False, prompts: int = PROMPTS) -> Pool:
     available = torch.from_numpy(rng.random((2, duels.count)) < 0.8)
     available[:, :3] = True
     entropy = torch.from_numpy(rng.random((2, prompts)))
-    return Pool(duels, rewards, design.condition(Dense(gradients).differences(duels)), available, RESPONSES, entropy)
+    seen = design.condition(Dense(gradients).differences(duels))
+    return Pool(duels, available, RESPONSES, seen, rewards, entropy)
 
 
 def reordered(pool: Pool, order: torch.Tensor) -> Pool:
@@ -42,7 +61,7 @@ def reordered(pool: Pool, order: torch.Tensor) -> Pool:
         pool.features, rows=pool.features.rows.take(index), projections=pool.features.projections[..., order]
     )
     return dataclasses.replace(
-        pool, duels=pool.duels.take(index), features=seen, available=pool.available.gather(-1, index)
+        pool, duels=pool.duels.take(index), posterior=seen, available=pool.available.gather(-1, index)
     )
 
 
@@ -53,7 +72,7 @@ def turned(pool: Pool) -> Pool:
         rows=pool.features.rows.scaled(-torch.ones_like(pool.margins)),
         projections=-pool.features.projections,
     )
-    return dataclasses.replace(pool, duels=pool.duels.swapped(), features=seen)
+    return dataclasses.replace(pool, duels=Duels(pool.duels.second, pool.duels.first), posterior=seen)
 
 
 @every
@@ -83,10 +102,10 @@ class TestContract:
             )
             alone = Pool(
                 Duels(pool.duels.first[r : r + 1], pool.duels.second[r : r + 1]),
-                pool.rewards[r : r + 1],
-                seen,
                 pool.available[r : r + 1],
                 RESPONSES,
+                seen,
+                pool.rewards[r : r + 1],
                 pool.entropy[r : r + 1],
             )
             assert torch.equal(select(alone, STRATEGIES[name], 4, LUCK.only(r))[0], both[r])
@@ -98,7 +117,7 @@ class TestContract:
             plain = select(pool, STRATEGIES[name], 4, LUCK)
             assert torch.equal(select(turned(pool), STRATEGIES[name], 4, LUCK), plain)
             shift = torch.arange(PROMPTS, dtype=torch.float64).repeat_interleave(RESPONSES)
-            moved = dataclasses.replace(pool, rewards=pool.rewards + shift)
+            moved = dataclasses.replace(pool, item_rewards=pool.rewards + shift)
             assert torch.equal(select(moved, STRATEGIES[name], 4, LUCK), plain)
 
     def test_the_order_of_the_pool_does_not_matter(self, name):
@@ -119,12 +138,12 @@ class TestContract:
         rewards = pool.rewards.clone()
         rewards[1, 2] = torch.nan
         with pytest.raises(InputError, match="reward is NaN"):
-            select(dataclasses.replace(pool, rewards=rewards), strategy, 2, LUCK)
+            select(dataclasses.replace(pool, item_rewards=rewards), strategy, 2, LUCK)
         values = pool.features.rows.dense().values.clone()
         values[0, 1, 1] = torch.inf
         broken = dataclasses.replace(pool.features, rows=Dense(values))
         with pytest.raises(InputError, match="feature is NaN"):
-            select(dataclasses.replace(pool, features=broken), strategy, 2, LUCK)
+            select(dataclasses.replace(pool, posterior=broken), strategy, 2, LUCK)
 
 
 class TestRules:
@@ -163,10 +182,12 @@ class TestRules:
     @given(seed=st.integers(0, 10**6), nu=st.floats(0, 3))
     def test_two_arms_on_one_prompt_are_those_of_the_paper(self, seed, nu):
         """UCB, Thompson, DeltaUCB and DRTS on one prompt, arm by arm, every arm against itself included."""
+        inner = LUCK.fold_in("strategy").fold_in
         pool = make_pool(seed, selves=True, prompts=1)
         pool = dataclasses.replace(pool, available=torch.ones(2, 6, dtype=torch.bool))
-        draws = LUCK.fold_in("strategy").fold_in("thompson").normal(RESPONSES)
-        names = {"ucb": UCB(nu), "ts": TS(nu), "delta": DeltaUCB(nu)}
+        draws = inner("thompson").normal(RESPONSES)
+        best, worst = inner("thompson", "best").normal(RESPONSES), inner("thompson", "worst").normal(RESPONSES)
+        names = {"ucb": UCB(nu), "ts": TS(nu), "delta": DeltaUCB(nu), "drts": DRTS(nu)}
         picked = {name: select(pool, strategy, 1, LUCK) for name, strategy in names.items()}
         for r in range(2):
             rows = zip(pool.duels.first[r], pool.duels.second[r], pool.features.widths[r], strict=True)
@@ -176,7 +197,11 @@ class TestRules:
             ucb = [reward[j] + nu * width[frozenset((first, j))] for j in range(3)]
             ts = [reward[j] + nu * width[frozenset((first, j))] * float(draws[r, j]) for j in range(3)]
             gap = {pair: abs(reward[min(pair)] - reward[max(pair)]) + nu * w for pair, w in width.items()}
+            spread = [nu * width[frozenset((first, j))] for j in range(3)]
+            up = int(np.argmax([reward[j] + spread[j] * float(best[r, j]) for j in range(3)]))
+            down = int(np.argmin([reward[j] + spread[j] * float(worst[r, j]) for j in range(3)]))
             expected = {
+                "drts": frozenset((up, down)),
                 "ucb": frozenset((first, int(np.argmax(ucb)))),
                 "ts": frozenset((first, int(np.argmax(ts)))),
                 "delta": max(gap, key=lambda pair: gap[pair]),
@@ -205,10 +230,10 @@ class TestRules:
         duels = Duels.within(1, 3).expand(1)
         pool = Pool(
             duels,
-            torch.zeros(1, 3).double(),
-            GramDesign(1.0).condition(Dense(values)),
             torch.ones(1, 3, dtype=torch.bool),
             3,
+            GramDesign(1.0).condition(Dense(values)),
+            torch.zeros(1, 3).double(),
             torch.zeros(1, 1).double(),
         )
         one = Key(0, (0,))
@@ -216,11 +241,198 @@ class TestRules:
         assert set(select(pool, ActiveDPO(batch_update=False), 2, one)[0].tolist()) == {0, 1}
 
 
+@dataclasses.dataclass(frozen=True)
+class Given(ScoreStrategy):
+    """Scores as given, for tests."""
+
+    values: tuple[float, ...]
+    reads = frozenset[Quantity]()
+    summary = "scores duels as it is told to"
+
+    def scores(self, pool, key):
+        return torch.tensor(self.values, dtype=torch.float64).expand(pool.available.shape)
+
+
+class TestChecks:
+    """What a strategy returns is checked, whoever wrote it."""
+
+    def pool(self, available: list[bool]) -> Pool:
+        duels = Duels.within(1, 3).expand(1)
+        return Pool(duels, torch.tensor([available]), 3)
+
+    def test_an_available_duel_never_ties_with_one_that_is_not(self):
+        """Whatever its score: the last available duel at minus infinity is asked before any that may not be."""
+        for seed in range(20):
+            picks = select(self.pool([True, False, True]), Given((1.0, torch.inf, -torch.inf)), 2, Key(seed, (0,)))
+            assert picks.tolist() == [[0, 2]]
+
+    def test_a_score_that_is_no_number_is_refused_where_it_counts(self):
+        nan = float("nan")
+        with pytest.raises(InputError, match="a score of Given is NaN"):
+            select(self.pool([True, True, True]), Given((1.0, nan, 2.0)), 1, LUCK.only(0))
+        assert select(self.pool([True, False, True]), Given((1.0, nan, 2.0)), 1, LUCK.only(0)).tolist() == [[2]]
+
+    def test_scores_of_another_shape_are_refused(self):
+        class Short(Given):
+            def scores(self, pool, key):
+                return torch.zeros(1, 2)
+
+        with pytest.raises(InputError, match=r"shape \(1, 2\) for \(1, 3\) duels"):
+            select(self.pool([True, True, True]), Short(()), 1, LUCK.only(0))
+
+    @pytest.mark.parametrize(
+        ("picks", "words"),
+        [
+            ([0, 0], "picked a duel twice"),
+            ([0, 1], "picked a duel that is not available"),
+            ([0, 3], "picked a duel that is not available"),
+            ([-1, 0], "picked a duel that is not available"),
+            ([0], "not 2 positions"),
+            ([0.0, 2.0], "not 2 positions"),
+        ],
+    )
+    def test_picks_are_checked(self, picks, words):
+        class Fixed(Strategy):
+            summary = "picks what it is told to"
+
+            def select(self, pool, count, key):
+                return torch.tensor([picks])
+
+        with pytest.raises(InputError, match=f"Fixed .*{words}"):
+            select(self.pool([True, False, True]), Fixed(), 2, LUCK.only(0))
+
+    def test_what_is_read_is_declared(self):
+        class Sly(Given):
+            def scores(self, pool, key):
+                return pool.widths
+
+        with pytest.raises(InputError, match="add 'width' to its reads"):
+            select(self.pool([True, True, True]), Sly(()), 1, LUCK.only(0))
+
+    @every
+    def test_a_strategy_needs_no_more_than_it_says(self, name):
+        pool, strategy = make_pool(7), STRATEGIES[name]
+        read = dataclasses.replace(
+            pool,
+            posterior=pool.posterior if "width" in strategy.reads else None,
+            item_rewards=pool.item_rewards if "reward" in strategy.reads else None,
+            prompt_entropy=pool.prompt_entropy if "entropy" in strategy.reads else None,
+        )
+        assert torch.equal(select(read, strategy, 4, LUCK), select(pool, strategy, 4, LUCK))
+
+    @every
+    def test_each_quantity_that_is_declared_is_read(self, name):
+        pool, strategy = make_pool(7), STRATEGIES[name]
+        parts = {"width": "posterior", "reward": "item_rewards", "entropy": "prompt_entropy"}
+        for quantity in strategy.reads:
+            with pytest.raises(InputError, match=f"reads {quantity} without saying so"):
+                select(dataclasses.replace(pool, **{parts[quantity]: None}), strategy, 4, LUCK)
+
+
+class TestRegistry:
+    def test_a_strategy_is_added_in_one_place(self):
+        try:
+            STRATEGIES.register("as-told", Given((1.0, 2.0, 3.0)))
+            STRATEGIES.register("as-told", Given((1.0, 2.0, 3.0)))  # a worker's import of the same script
+            assert STRATEGIES["as-told"] == Given((1.0, 2.0, 3.0))
+            with pytest.raises(InputError, match="'as-told' is taken"):
+                STRATEGIES.register("as-told", Given((3.0, 2.0, 1.0)))
+        finally:
+            STRATEGIES._parts.pop("as-told")
+
+    def test_an_unknown_name_is_told_with_the_nearest(self):
+        with pytest.raises(InputError, match=r"unknown strategy 'activdpo'; did you mean 'activedpo'\?"):
+            STRATEGIES["activdpo"]
+
+    def test_what_does_not_describe_itself_is_refused(self):
+        class Silent(Given):
+            summary = " "
+
+        class Wordy(Given):
+            summary = "two\nlines"
+
+        class Curious(Given):
+            reads = frozenset({"truth"})
+
+        for strategy, words in (
+            (Silent(()), "set summary"),
+            (Wordy(()), "in one line"),
+            (Curious(()), "reads names truth"),
+            (Given, "inherits from Strategy, got <class"),
+        ):
+            with pytest.raises(InputError, match=f"strategy 'mine': .*{words}"):
+                STRATEGIES.register("mine", strategy)
+        for name in ("linear:ucb", "a--b", "", "a/b", "a.b", "-a"):
+            with pytest.raises(InputError, match="a name is made of"):
+                STRATEGIES.register(name, Given(()))
+        assert "mine" not in STRATEGIES
+
+    @every
+    def test_every_strategy_says_what_it_does_and_where_it_comes_from(self, name):
+        strategy = STRATEGIES[name]
+        assert len(strategy.summary) > 20
+        assert strategy.source or name in ("random", "label-entropy")
+
+    def test_no_two_strategies_say_the_same(self):
+        said = [(s.summary, s.source) for s in STRATEGIES.values()]
+        assert len(set(said)) == len(said)
+
+
+class TestFingerprint:
+    def source(self, body: str) -> str:
+        """The fingerprint's hash of a class with this ``scores``, typed at a prompt (no source) ."""
+        names: dict = {"ScoreStrategy": ScoreStrategy, "__name__": "__main__"}
+        exec(f"class Mine(ScoreStrategy):\n summary = 'x'\n def scores(self, pool, key):\n  {body}\n", names)
+        return fingerprint(names["Mine"]())["source"]
+
+    def test_settings_and_code_count(self):
+        one, other = fingerprint(UCB(1.0)), fingerprint(UCB(2.0))
+        assert one["class"] == "bandits.selector.UCB"
+        assert one["settings"]["nu"] == 1.0
+        assert one["source"] == other["source"]
+        assert one != other
+        assert fingerprint(TS())["source"] != one["source"]
+        assert self.source("return pool.widths") == self.source("return pool.widths")
+        assert self.source("return pool.widths") != self.source("return -pool.widths")
+        assert self.source("return pool.widths + 1") != self.source("return pool.widths + 2")
+
+    def test_a_comment_or_docstring_changes_nothing_and_a_base_class_does(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        base = "class Base:\n    def rule(self):\n        return {}\n\n\nclass Own(Base):\n    {}\n    x = 1\n"
+        found = []
+        for number, (value, text) in enumerate(((1, '"""Said."""'), (1, "# said otherwise"), (2, '"""Said."""'))):
+            (tmp_path / f"own_{number}.py").write_text(base.format(value, text))
+            found.append(fingerprint(importlib.import_module(f"own_{number}").Own())["source"])
+        assert found[0] == found[1] != found[2]
+
+
+def test_adpo_is_the_d_optimal_design_of_its_source():
+    """Fixed last-layer features, weighted by ``√(μ(1-μ))``, updated within the batch; and APO without either."""
+    space = STRATEGIES["adpo"].space
+    assert (space.layer, space.gradients, space.weight, space.metric) == ("last", "initial", "fisher", "full")
+    assert STRATEGIES["adpo"] == ADPO()
+    assert STRATEGIES["adpo"].batch_update
+    assert (
+        STRATEGIES["apo"].space == STRATEGIES["apo-in-batch"].space == FeatureSpace(layer="last", gradients="initial")
+    )
+    assert not STRATEGIES["apo"].batch_update
+    assert STRATEGIES["apo-in-batch"].batch_update
+
+
+@given(seed=st.integers(0, 10**6))
+def test_colstim_cuts_its_perturbations(seed):
+    """With a threshold near zero nothing is perturbed: CoLSTIM is UCB."""
+    pool = make_pool(seed)
+    assert torch.equal(select(pool, CoLSTIM(threshold=1e-300), 4, LUCK), select(pool, UCB(), 4, LUCK))
+
+
 def test_bad_strategies_are_refused():
     with pytest.raises(InputError, match="share"):
         APLP(keep=0.0)
     with pytest.raises(InputError, match="nu"):
         UCB(nu=-1.0)
+    with pytest.raises(InputError, match="threshold"):
+        CoLSTIM(threshold=0.0)
 
 
 def test_fisher_weights_are_the_slopes(key, network, items, arena):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bandits.core.errors import InputError
+from bandits.core.registry import Registry
 
 
 def slope(margin: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -112,7 +113,16 @@ class Noiseless(Oracle):
         return (1 + torch.sign(margin)) / 2
 
 
-ORACLES: dict[str, Oracle] = {
+def _check(oracle: object) -> None:
+    """Raise ``InputError`` for what is no oracle."""
+    if not isinstance(oracle, Oracle):
+        raise InputError(f"an oracle is an object of a class that inherits from Oracle, got {oracle!r}")
+
+
+ORACLES = Registry[Oracle]("oracle", _check)
+"""All oracles by name; ``ORACLES.register`` adds one."""
+
+for _name, _oracle in {
     "btl": BTL(),
     "btl-hot": BTL(temperature=4.0),
     "btl-cold": BTL(temperature=0.25),
@@ -121,4 +131,5 @@ ORACLES: dict[str, Oracle] = {
     "probit": Probit(),
     "intransitive": Intransitive(),
     "noiseless": Noiseless(),
-}
+}.items():
+    ORACLES.register(_name, _oracle)

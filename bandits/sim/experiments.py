@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import joblib
 import numpy as np
@@ -19,18 +19,18 @@ from tqdm import tqdm
 from bandits.core.bounds import check_delta
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
-from bandits.core.oracles import ORACLES, kappa
+from bandits.core.oracles import ORACLES, Oracle, kappa
+from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.loop import Plan, Round, play
 from bandits.runs.directory import RunDirectory, load_checkpoint, save_checkpoint, write_frame
 from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.arena import Inputs, InputShape, Problem, SyntheticVectorArena
 from bandits.sim.audit import Audit, Bounds, Columns
-from bandits.sim.learners import Learner, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
+from bandits.sim.learners import LEARNERS, Learner, NeuralLearner, Start
 from bandits.sim.networks import MLP, Activation
-from bandits.sim.truths import TRUTHS, TangentTeacher, ground_truth
+from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
 
-LEARNERS = ("neural", "tangent", "linear", "policy")
 CHECKPOINT_SECONDS = 15.0
 BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
 
@@ -57,7 +57,7 @@ class Simulation:
 
     experiment: Literal["pool", "regret"] = "pool"
     """pool: which duels of a large pool to label; regret: one prompt a round, and the arms asked are what counts"""
-    contenders: tuple[str, ...] = ("random", "activedpo", "activedpo-fisher", "apo", "adpo+", "label-entropy", "ucb")
+    contenders: tuple[str, ...] = ("random", "activedpo", "activedpo-fisher", "apo", "adpo", "label-entropy", "ucb")
     """strategies, each with a learner other than neural before a colon (linear:ucb)"""
     truths: tuple[str, ...] = ("ntk", "square")
     """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
@@ -106,16 +106,10 @@ class Simulation:
             object.__setattr__(self, "contenders", ("random", *self.contenders))
         for contender in self.contenders:
             learner, strategy = split(contender)
-            if strategy not in STRATEGIES:
-                raise InputError(f"unknown strategy {strategy!r}; choose from {', '.join(STRATEGIES)}")
-            if learner not in LEARNERS:
-                raise InputError(f"unknown learner {learner!r}; choose from {', '.join(LEARNERS)}")
+            _ = STRATEGIES[strategy], LEARNERS[learner]  # each raises InputError for an unknown name
         for truth in self.truths:
             name, oracle = split_truth(truth)
-            if name not in TRUTHS:
-                raise InputError(f"unknown ground truth {name!r}; choose from {', '.join(TRUTHS)}")
-            if oracle not in ORACLES:
-                raise InputError(f"unknown oracle {oracle!r}; choose from {', '.join(ORACLES)}")
+            _ = TRUTHS[name], ORACLES[oracle]
         for name in ("replicates", "rounds", "batch", "prompts", "heldout", "dim", "width", "fit_iterations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -235,7 +229,9 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
     ),
     "study": (
         "all strategies on all truths, 64 replicates (hours)",
-        Simulation(contenders=tuple(STRATEGIES), truths=TRUTHS, replicates=64, rounds=20, prompts=400, width=128),
+        Simulation(
+            contenders=tuple(STRATEGIES), truths=tuple(TRUTHS), replicates=64, rounds=20, prompts=400, width=128
+        ),
     ),
     "ndb": (
         "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU (2 minutes a strategy)",
@@ -293,20 +289,41 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
 }
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a cell's names stand for; they travel to workers, where the names may be unknown."""
+
+    truth: GroundTruth
+    oracle: Oracle
+    learner: type[Learner]
+    strategy: Strategy
+
+    @classmethod
+    def of(cls, truth: str, contender: str) -> Parts:
+        """Look the names up; raises ``InputError`` for an unknown one."""
+        (name, oracle), (learner, strategy) = split_truth(truth), split(contender)
+        return cls(TRUTHS[name], ORACLES[oracle], LEARNERS[learner], STRATEGIES[strategy])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the parts in the run's config."""
+        return {field.name: fingerprint(getattr(self, field.name)) for field in fields(self)}
+
+
 def build(
-    simulation: Simulation, truth: str, contender: str, block: range | None = None
+    simulation: Simulation, truth: str, contender: str, block: range | None = None, parts: Parts | None = None
 ) -> tuple[SyntheticVectorArena, Learner, Key]:
     """Return arena, learner and key of one cell; problems and key are the same for all contenders of a truth.
 
-    ``block`` names the replicates to play (default: all).
+    ``block`` names the replicates to play (default: all); ``parts`` are what the names stand for (default: looked up).
     """
-    name, oracle = split_truth(truth)
+    name, _ = split_truth(truth)
+    parts = parts or Parts.of(truth, contender)
     block = block or range(simulation.replicates)
     key = Key(simulation.seed, tuple(block), device=simulation.device)
     network = simulation.network
     initial = network.initial(key.fold_in("network"))
     problem = Problem(
-        ground_truth(name, network, initial),
+        parts.truth.beside(network, initial),
         key.fold_in("world", name),
         simulation.prompts,
         simulation.responses,
@@ -319,20 +336,10 @@ def build(
         simulation.reward_bound,
         simulation.rescale,
     )
-    arena = SyntheticVectorArena(len(block), problem=problem, oracle=ORACLES[oracle], batch=simulation.batch)
-    lam, limit = simulation.regularisation, simulation.fit_iterations
+    arena = SyntheticVectorArena(len(block), problem=problem, oracle=parts.oracle, batch=simulation.batch)
     again = simulation.repeats and not simulation.fresh
-    learner: Learner
-    match split(contender)[0]:
-        case "neural":
-            learner = NeuralLearner(network, initial, lam, iterations=limit, same_table=again)
-        case "policy":
-            learner = PolicyLearner(network, initial, lam, simulation.beta, iterations=limit, same_table=again)
-        case "tangent":
-            learner = TangentLearner(network, initial, lam)
-        case _:
-            learner = LinearLearner(simulation.dim, (len(block),), lam, key)
-    return arena, learner, key.fold_in("play", name)
+    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta, again)
+    return arena, parts.learner.begin(start), key.fold_in("play", name)
 
 
 def evaluate(learner: Learner, items: Inputs, rewards: Tensor, beta: float) -> Columns:
@@ -381,19 +388,19 @@ def run_cell(
     folder: Path,
     bar: bool = False,
     block: range | None = None,
-    strategy: Strategy | None = None,
+    parts: Parts | None = None,
 ) -> float:
     """Play one contender on one truth in a block of replicates; write its tables; return the seconds spent.
 
-    ``strategy`` is the contender's, for a process in which ``STRATEGIES`` may lack it.
-
+    ``parts`` are what the names stand for, for a process that may lack them.
     A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
     """
     torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
     started = time.perf_counter()
     block = block or range(simulation.replicates)
-    arena, learner, key = build(simulation, truth, contender, block)
-    strategy = strategy or STRATEGIES[split(contender)[1]]
+    parts = parts or Parts.of(truth, contender)
+    arena, learner, key = build(simulation, truth, contender, block, parts)
+    strategy = parts.strategy
     stale = strategy.space.gradients == "stale"
     audit = None
     problem = arena.problem
@@ -519,12 +526,12 @@ def run(simulation: Simulation, directory: RunDirectory, jobs: int = 0) -> dict[
     todo = [number for number, folder in enumerate(folders) if not (folder / "rounds.csv").exists()]
     jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))
 
-    strategies = {contender: STRATEGIES[split(contender)[1]] for contender in simulation.contenders}
+    cast = {cell: Parts.of(*cell) for cell in simulation.cells}
 
     def play_block(number: int) -> tuple[str, float]:
-        (truth, contender), block = work[number]
+        cell, block = work[number]
         name = str(folders[number].relative_to(directory.cell("")))
-        seconds = run_cell(simulation, truth, contender, folders[number], jobs == 1, block, strategies[contender])
+        seconds = run_cell(simulation, *cell, folders[number], jobs == 1, block, cast[cell])
         return name, seconds
 
     timing: dict[str, float] = {}

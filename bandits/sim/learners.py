@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from bandits.core.duels import Answers, Asked, Duels, gather
 from bandits.core.errors import InputError
 from bandits.core.minimise import Step, minimise
 from bandits.core.oracles import loss, slope
+from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Factored, Rows
 from bandits.sim.arena import Inputs
@@ -40,8 +41,26 @@ class Fit:
     iterations: int
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a learner begins with: the experiment's network at θ0 (one per replicate), its key and its settings."""
+
+    network: MLP
+    initial: Weights
+    key: Key
+    regularisation: float
+    iterations: int
+    beta: float
+    same_table: bool
+
+
 class Learner(ABC):
     """A reward model over synthetic items, fitted to answered duels; abstract."""
+
+    @classmethod
+    @abstractmethod
+    def begin(cls, start: Start) -> Self:
+        """Return the learner at the start of an experiment."""
 
     def __init__(self, regularisation: float, tolerance: float, iterations: int, same_table: bool = False) -> None:
         """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0 (see ``Fit``).
@@ -216,6 +235,12 @@ class NeuralLearner(Learner):
         self.network, self.initial, self.scale = network, initial, scale
         self.weights: Weights = initial
 
+    @classmethod
+    def begin(cls, start: Start) -> Self:
+        """Return the network at θ0."""
+        same, limit = start.same_table, start.iterations
+        return cls(start.network, start.initial, start.regularisation, iterations=limit, same_table=same)
+
     def rewards(self, items: Inputs) -> Tensor:
         """Return ``scale · (f(x; θ) - f(x; θ0))``."""
         if self.weights is self.initial:
@@ -312,6 +337,12 @@ class PolicyLearner(NeuralLearner):
             raise InputError(f"policy: β must be positive, got {beta}")
         super().__init__(network, initial, regularisation, beta, tolerance, iterations, same_table)
 
+    @classmethod
+    def begin(cls, start: Start) -> Self:
+        """Return the reference policy."""
+        same, limit = start.same_table, start.iterations
+        return cls(start.network, start.initial, start.regularisation, start.beta, iterations=limit, same_table=same)
+
     def log_ratio(self, items: Inputs) -> Float[Tensor, "*r n"]:
         """Return ``log π_θ(y|x) / π_ref(y|x)`` of every item, normalised over its prompt's responses."""
         scores = (super().rewards(items) / self.scale).unflatten(-1, (-1, items.responses))
@@ -353,6 +384,11 @@ class TangentLearner(Learner):
         self._rows: Rows | None = None
         self._gram: Tensor | None = None
         self._alpha: Tensor | None = None
+
+    @classmethod
+    def begin(cls, start: Start) -> Self:
+        """Return the linearisation at θ0."""
+        return cls(start.network, start.initial, start.regularisation)
 
     def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
         """Return ``∇f(x; θ0)``, the same at any θ."""
@@ -465,6 +501,11 @@ class LinearLearner(Learner):
         self.theta = torch.zeros((*lead, dim), dtype=key.dtype, device=key.device)
         self._phi: Tensor | None = None
 
+    @classmethod
+    def begin(cls, start: Start) -> Self:
+        """Return θ = 0 in the items' own dimension."""
+        return cls(start.network.inputs, start.initial[0].shape[:-2], start.regularisation, start.key)
+
     def features(self, items: Inputs, at: At, layer: Layer) -> Dense:
         """Return ``x``."""
         return Dense(items.x)
@@ -521,3 +562,18 @@ class LinearLearner(Learner):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up a saved θ."""
         self.theta = state["theta"]
+
+
+def _check(learner: object) -> None:
+    """Raise ``InputError`` for what is no learner."""
+    if not (isinstance(learner, type) and issubclass(learner, Learner)):
+        raise InputError(f"a learner is a class that inherits from Learner, got {learner!r}")
+
+
+LEARNERS = Registry[type[Learner]]("learner", _check)
+"""All learners by name; ``LEARNERS.register`` adds one."""
+
+LEARNERS.register("neural", NeuralLearner)
+LEARNERS.register("policy", PolicyLearner)
+LEARNERS.register("tangent", TangentLearner)
+LEARNERS.register("linear", LinearLearner)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -13,7 +10,7 @@ from matplotlib.figure import Figure
 from bandits.runs.directory import RunDirectory, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import Coverage, compare, empirical_multiplier, summarise, verdict
-from bandits.selector import APLP, STRATEGIES, ActiveDPO, FeatureSpace, LabelEntropy, Random
+from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
 from bandits.sim.experiments import Simulation, split
 
@@ -147,20 +144,10 @@ def rules(simulation: Simulation) -> list[dict[str, str]]:
     for contender in simulation.contenders:
         learner, name = split(contender)
         strategy = STRATEGIES[name]
-        says = inspect.getdoc(type(strategy)) or ""
-        usual = FeatureSpace(gradients="initial")
-        switches = [
-            f"{f.name}: {getattr(strategy.space, f.name)}"
-            for f in dataclasses.fields(FeatureSpace)
-            if getattr(strategy.space, f.name) != getattr(usual, f.name)
-        ]
-        if isinstance(strategy, ActiveDPO) and not strategy.batch_update:
-            switches.append("no update within the batch")
-        if isinstance(strategy, Random | LabelEntropy | APLP):
-            switches = ["no width"]
+        says = strategy.summary + (f" ({strategy.source})" if strategy.source else "")
+        widths = strategy.space.described() if "width" in strategy.reads else ["no width"]
         learns = [] if learner == "neural" else [f"learner: {learner}"]
-        measures = "; ".join(learns + (switches or ["gradients at θ0, full V"]))
-        told.append({"contender": contender, "says": says.partition("\n")[0].replace("``", ""), "measures": measures})
+        told.append({"contender": contender, "says": says, "measures": "; ".join(learns + widths)})
     return told
 
 

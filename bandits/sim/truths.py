@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bandits.core.errors import InputError
+from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.sim.networks import MLP, Weights
 
@@ -26,6 +27,10 @@ class GroundTruth(ABC):
     @abstractmethod
     def __call__(self, x: Float[Tensor, "r n d"], key: Key) -> Float[Tensor, "r n"]:
         """Return the reward of every row, in log-odds."""
+
+    def beside(self, network: MLP, initial: Weights) -> GroundTruth:
+        """Return this truth for a learner with the given network and θ0; most truths do not ask."""
+        return self
 
 
 def _direction(dim: int, key: Key) -> Float[Tensor, "r d 1"]:
@@ -86,13 +91,19 @@ class TangentTeacher(GroundTruth):
     ``θ* - θ0 = Σ_i α_i ∇f(z_i; θ0)`` over random anchors ``z_i``, scaled so that ``αᵀ H α = norm²``.
     """
 
-    network: MLP
-    weights: Weights
     norm: float = 1.0
     anchors: int = 16
+    network: MLP | None = None
+    weights: Weights = ()
+
+    def beside(self, network: MLP, initial: Weights) -> TangentTeacher:
+        """Return the truth in the tangent space of this network at θ0."""
+        return replace(self, network=network, weights=initial)
 
     def __call__(self, x: Tensor, key: Key) -> Tensor:
         """Return the reward; cost: one Gram block of ``n`` rows against the anchors."""
+        if self.network is None:
+            raise InputError("a tangent teacher lies beside a learner's network; say which by beside(network, initial)")
         z = key.fold_in("anchors").normal(self.anchors, x.shape[-1])
         z = z * (math.sqrt(x.shape[-1]) / torch.linalg.vector_norm(z, dim=-1, keepdim=True))
         alpha = key.fold_in("alpha").normal(self.anchors, 1)
@@ -106,21 +117,20 @@ class TangentTeacher(GroundTruth):
         return torch.cat(rewards, -1)
 
 
-TRUTHS = ("linear", "square", "cosine", "mlp", "ntk")
+def _check(truth: object) -> None:
+    """Raise ``InputError`` for what is no ground truth."""
+    if not isinstance(truth, GroundTruth):
+        raise InputError(f"a ground truth is an object of a class that inherits from GroundTruth, got {truth!r}")
 
 
-def ground_truth(name: str, network: MLP, weights: Weights) -> GroundTruth:
-    """Return the named truth; the tangent teacher needs the learner's network at its start ``θ0``."""
-    match name:
-        case "linear":
-            return Linear()
-        case "square":
-            return Square()
-        case "cosine":
-            return Cosine()
-        case "mlp":
-            return Teacher()
-        case "ntk":
-            return TangentTeacher(network, weights)
-        case _:
-            raise InputError(f"unknown ground truth {name!r}; choose from {', '.join(TRUTHS)}")
+TRUTHS = Registry[GroundTruth]("ground truth", _check)
+"""All ground truths by name; ``TRUTHS.register`` adds one."""
+
+for _name, _truth in {
+    "linear": Linear(),
+    "square": Square(),
+    "cosine": Cosine(),
+    "mlp": Teacher(),
+    "ntk": TangentTeacher(),
+}.items():
+    TRUTHS.register(_name, _truth)

@@ -23,8 +23,6 @@ KEYS = ["strategy", "round"]
 REPETITIVE = 0.5
 """A response fewer of whose word pairs than this are distinct counts as degenerate."""
 TOKENS = ["tokens_generated", "tokens_scored", "tokens_features", "tokens_trained"]
-GRADIENT_FREE = ("random", "label-entropy", "aplp")
-"""Strategies that need no gradient."""
 OUTCOMES = {"final": "after the last round", "area": "mean over all rounds"}
 
 
@@ -193,12 +191,10 @@ def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = 
 def totals(rounds: pd.DataFrame) -> pd.DataFrame:
     """Return per strategy and round, as means over seeds: labels, and tokens through the model up to that round.
 
-    ``tokens`` sums what was generated, scored, run through for gradients and trained on.  Strategies that look at no
-    gradient are not charged for those that only diagnostics asked for.
+    ``tokens`` sums what was generated, scored, run through for gradients and trained on.
     """
     table = rounds.sort_values(["strategy", "seed", "round"], kind="stable").copy()
     spent = table[TOKENS].fillna(0)
-    spent["tokens_features"] *= ~table["strategy"].isin(GRADIENT_FREE)
     table["tokens"] = spent.sum(axis=1)
     table["tokens"] = table.groupby(["strategy", "seed"])["tokens"].cumsum()
     return table.groupby(KEYS, sort=False)[["labels", "tokens"]].mean().reset_index()

@@ -16,33 +16,6 @@ from llm_loop.report.evaluate import OUTCOMES
 FEW = 4
 """Strategies that a page can tell of one by one."""
 
-STRATEGIES = {
-    "random": "picks duels blindly; the rival that is hard to beat",
-    "activedpo": "picks the duel of greatest width ‖φ‖ under V⁻¹, adds it to V, picks the next; φ from gradients of "
-    "the implicit reward at the current model, past duels' included, as the theory has it",
-    "activedpo-normalised": "picks the duel of greatest width ‖φ‖ under V⁻¹, adds it to V, picks the next; φ from "
-    "gradients of the implicit reward at the current model, each response's scaled to length 1: the paper's practice",
-    "activedpo-normalised-duel": "activedpo with each duel's φ scaled to length 1",
-    "activedpo-initial": "activedpo with gradients at the initial model, as in Neural Dueling Bandits",
-    "activedpo-stale": "activedpo, but a labelled duel keeps the φ it had when it was asked",
-    "activedpo-fisher": "activedpo with φ scaled by √σ'(margin): duels whose label is foreseen count less",
-    "activedpo-identity": "no V at all: the duel of greatest ‖φ‖",
-    "activedpo-diagonal": "activedpo with V's diagonal in place of V",
-    "activedpo-last-layer": "activedpo with gradients of the last layer alone",
-    "activedpo-top-b": "activedpo without adding a pick to V before the next: the batch may repeat itself",
-    "apo": "greatest width of fixed last-layer features, no update within the batch (Das et al.)",
-    "aplp": "prompts of highest entropy, then the largest implicit-reward margin (Muldrew et al.)",
-    "adpo": "greatest width of fixed last-layer features, V updated within the batch (Kveton et al.)",
-    "adpo+": "adpo with Fisher weights",
-    "label-entropy": "the duels whose label the implicit reward foresees least",
-    "ucb": "the best response by implicit reward against its most promising rival",
-    "ts": "the best response against a Thompson draw",
-    "colstim": "a perturbed best response against its most promising rival",
-    "delta-ucb": "the largest optimistic gap between two responses",
-    "drts": "Thompson-best against Thompson-worst",
-}
-"""What each strategy of ``bandits.selector`` does."""
-
 REWARDS = {
     "sentiment-valence": "a small model of sentiment valence: how positive people find a text, from −4 to 4. It is no "
     "measure of quality, helpfulness or truth, and it can be gamed: a row of praise words scores near the top. So a "

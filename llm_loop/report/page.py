@@ -21,6 +21,7 @@ from bandits.core.errors import InputError
 from bandits.runs.directory import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
+from bandits.selector import STRATEGIES
 from bandits.sim import figures as core_plots
 from llm_loop import tables
 from llm_loop.data.chat import Prompt, text_of
@@ -291,7 +292,7 @@ def write(folder: Path) -> Path:
         comparison=comparison,
         outcomes=OUTCOMES,
         baseline=BASELINE,
-        does={name: words.STRATEGIES[name] for name in run.strategies},
+        does={name: STRATEGIES[name].summary if name in STRATEGIES else "" for name in run.strategies},
         means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
         pictures={picture.name: picture for picture in drawn},
         selection=chosen[chosen["round"] == run.last],

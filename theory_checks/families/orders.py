@@ -25,7 +25,7 @@ from bandits.core.rows import Factored
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
-from bandits.sim.truths import ground_truth
+from bandits.sim.truths import TRUTHS
 from theory_checks import figures as plots
 from theory_checks.claims import Claim, Measurement, deviation
 from theory_checks.family import Family, Picture, Run, Verdict, picture
@@ -75,9 +75,7 @@ def measure(place: Place, times: tuple[int, ...], prompts: int, key: Key) -> Ite
     """
     network = MLP(5, place.width, place.depth, place.activation)
     initial = network.initial(key.fold_in("network"))
-    problem = Problem(
-        ground_truth("mlp", network, initial), key.fold_in("world"), prompts, 3, 5, max(1, prompts // 4), bound=BOUND
-    )
+    problem = Problem(TRUTHS["mlp"], key.fold_in("world"), prompts, 3, 5, max(1, prompts // 4), bound=BOUND)
     arena = SyntheticVectorArena(len(key.replicates or ()), problem=problem, batch=1)
     pool, (everything, _) = arena.show(0), problem.everything()
     lead = everything.x.shape[0]

@@ -22,7 +22,7 @@ from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
 from bandits.sim.arena import Problem
 from bandits.sim.networks import MLP, Activation
-from bandits.sim.truths import TRUTHS, ground_truth
+from bandits.sim.truths import TRUTHS
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TangentWorld:
         initial = network.initial(key.fold_in("network"))
         name = "linear" if setting.truth == "aligned" else setting.truth
         problem = Problem(
-            ground_truth(name, network, initial),
+            TRUTHS[name].beside(network, initial),
             key.fold_in("world", name),
             setting.prompts,
             setting.responses,

@@ -1,0 +1,111 @@
+"""Owns the tables of named parts (strategies, oracles, truths, learners), and what identifies a part in a run's config.
+
+A part of one's own is registered once, in the script that starts the run: the object itself travels to workers, which
+need not know its name.  Knows nothing of what the parts do.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import re
+import textwrap
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from bandits.core.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Parts of one kind by name; ``register`` adds one, an unknown name is an ``InputError`` that names the nearest."""
+
+    def __init__(self, kind: str, check: Callable[[object], None]) -> None:
+        """Begin empty; ``check`` raises ``InputError`` for what is no such part."""
+        self.kind, self._check, self._parts = kind, check, dict[str, T]()
+
+    def register(self, name: str, part: T) -> None:
+        """Add a part under a new name: letters, digits, ``_ + %`` and single hyphens (names make folder names)."""
+        if not re.fullmatch(r"[A-Za-z0-9_+%]+(-[A-Za-z0-9_+%]+)*", name):
+            raise InputError(f"{self.kind} {name!r}: a name is made of letters, digits, _, +, % and single hyphens")
+        if name in self._parts and fingerprint(self._parts[name]) != fingerprint(part):
+            raise InputError(f"{self.kind} {name!r} is taken by another one; choose another name")
+        try:
+            self._check(part)
+        except InputError as error:
+            raise InputError(f"{self.kind} {name!r}: {error}") from None
+        self._parts[name] = part
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._parts:
+            near = difflib.get_close_matches(name, self._parts, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"unknown {self.kind} {name!r}; {hint}choose from {', '.join(self._parts)}")
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def fingerprint(part: object) -> dict[str, Any]:
+    """Return what identifies a part in a run's config: its class (or function), its settings, and a hash of its code.
+
+    The hash is over the source of the class and its bases, comments and docstrings apart; where there is no source (a
+    class typed at a prompt), over the byte code.  JSON values only.
+    """
+    kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
+    settings: Mapping[str, Any] = {}
+    if kind is not part:
+        fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else None
+        settings = {f.name: getattr(part, f.name) for f in fields} if fields is not None else vars(part)
+    bases = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
+    code = "\n".join(_code(base) for base in bases if base not in (object, ABC, Generic))
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "settings": json.loads(json.dumps(settings, sort_keys=True, default=_plain)),
+        "source": hashlib.sha256(code.encode()).hexdigest()[:16],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON values."""
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    return fingerprint(value)
+
+
+def _code(thing: Any) -> str:
+    """Return a class's or function's source without comments and docstrings, or what its byte code says."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError):
+        members = vars(thing).values() if isinstance(thing, type) else [thing]
+        functions = (getattr(member, "fget", None) or inspect.unwrap(member) for member in members)
+        return repr([_constants(f.__code__) for f in functions if inspect.isfunction(f)])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _constants(code: CodeType) -> list[Any]:
+    """Return what a code object does, without where it lies."""
+    inner = [_constants(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return [code.co_code.hex(), code.co_names, inner]
