@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from bandits.runs.command import guard, parse
-from bandits.runs.directory import RunDirectory, config_of, read_json
+from bandits.runs.command import guard
+from bandits.runs.legacy import RunDirectory, config_of, parse, read_json
 from llm_loop.cells import check, run
 from llm_loop.config import PACKAGES, PRESETS, Alignment
 from llm_loop.launch import is_main, main_first

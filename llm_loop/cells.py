@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Round, play
-from bandits.runs.directory import RunDirectory, read_json, write_json, write_text
+from bandits.runs.legacy import RunDirectory, read_json, write_json, write_text
 from bandits.runs.text import dumps, loads
 from bandits.selector import STRATEGIES, FeatureSpace, Strategy
 from llm_loop import tables

@@ -37,7 +37,7 @@ from transformers import (
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.directory import write_bytes, write_json
+from bandits.runs.legacy import write_bytes, write_json
 from llm_loop.data import assets
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")

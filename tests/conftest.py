@@ -3,7 +3,7 @@
 from jaxtyping import install_import_hook
 
 with install_import_hook("bandits", "shapes.check"):
-    import bandits.sim.experiments  # noqa: F401
+    import bandits.sim.run  # noqa: F401
 
 import hypothesis
 import numpy as np

@@ -15,9 +15,10 @@ from bandits.core.duels import Duels
 from bandits.core.oracles import kappa
 from bandits.runs.stats import Coverage, compare, empirical_multiplier, mean_interval, verdict
 from bandits.sim.audit import Audit, Bounds, rank_correlation
-from bandits.sim.experiments import Simulation, run_cell
+from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner, PolicyLearner
 from bandits.sim.report import bound_verdicts
+from bandits.sim.run import run_cell
 
 
 @pytest.mark.parametrize("kind", ["neural", "policy"])

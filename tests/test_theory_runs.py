@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from theory_checks.experiments import PRESETS, Checks
 
 from bandits.core import oracles as btl
 from bandits.core.errors import InputError
 from bandits.runs.directory import RunDirectory, config_of
 from theory_checks import __main__ as command
 from theory_checks import experiments
-from theory_checks.experiments import PRESETS, Checks
 from theory_checks.families.exact import Exact
 from theory_checks.families.orders import Orders
 from theory_checks.maths import trials

@@ -47,6 +47,14 @@ class Family(ABC):
     def cells(self) -> list[str]:
         """Name the cells; each runs alone, in any process, and is what a resumed run does not do again."""
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes that a cell needs, each part by the options that it grows with."""
+        return {}
+
+    def count(self) -> float:
+        """How many cells there are."""
+        return float(len(self.cells()))
+
     @abstractmethod
     def run(self, cell: str, run: Run) -> pd.DataFrame:
         """Run one cell; return a tidy table."""

@@ -6,11 +6,12 @@ import textwrap
 
 import pandas as pd
 
-from bandits.runs.directory import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.runs.directory import RunDirectory
+from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import render
 from theory_checks.claims import CONFIDENCE, Verdict
-from theory_checks.experiments import Checks
 from theory_checks.family import Family, Picture
+from theory_checks.study import Checks
 
 EXPECTED = {"holds": "should hold", "fails": "control: must be refuted", "open": "open question"}
 
@@ -41,6 +42,7 @@ def frame(verdicts: list[Verdict]) -> pd.DataFrame:
                 "replicates": v.measurement.replicates,
                 "alarm": v.alarm,
                 "setting": v.claim.setting,
+                "unmet": v.measurement.unmet,
                 "reason": v.reason,
             }
             for v in verdicts
@@ -48,19 +50,18 @@ def frame(verdicts: list[Verdict]) -> pd.DataFrame:
     )
 
 
-def terminal(verdicts: list[Verdict]) -> str:
-    """Return the table of claims for a terminal of 120 columns."""
+def terminal(table: pd.DataFrame) -> list[str]:
+    """Return the table of claims, as in ``verdicts.csv``, for a terminal of 120 columns."""
     lines = []
-    for v in verdicts:
+    for v in table.fillna({"unmet": ""}).itertuples():
         mark = "!!" if v.alarm else "  "
-        name = textwrap.shorten(v.claim.name, 58, placeholder="…")
-        m = v.measurement
-        number = f"{m.estimate:.3g} [{m.low:.3g}, {m.high:.3g}]"
-        sign = "≥" if v.claim.side == "at least" else "≤"
-        lines.append(f"{mark} {name:<58} {v.word:<16}{number:>28} {sign} {v.claim.threshold:.3g}")
-        if v.measurement.unmet:
-            lines.append(f"      {textwrap.shorten(v.measurement.unmet, 110, placeholder='…')}")
-    return "\n".join(lines)
+        name = textwrap.shorten(str(v.claim), 58, placeholder="…")
+        number = f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]"
+        sign = "≥" if v.side == "at least" else "≤"
+        lines.append(f"{mark} {name:<58} {v.verdict:<16}{number:>28} {sign} {v.threshold:.3g}")
+        if v.unmet:
+            lines.append(f"      {textwrap.shorten(str(v.unmet), 110, placeholder='…')}")
+    return lines
 
 
 def finish(checks: Checks, directory: RunDirectory, tables: dict[str, pd.DataFrame]) -> list[Verdict]:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from bandits.core.bounds import clopper_pearson
 from bandits.core.oracles import kappa
-from bandits.sim.experiments import Simulation, run_cell
+from bandits.sim.config import Simulation
+from bandits.sim.run import run_cell
 from theory_checks.claims import Measurement
 
 CONVERGED = 1e-3

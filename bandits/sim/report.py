@@ -7,12 +7,13 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bandits.runs.directory import RunDirectory, write_bytes, write_frame, write_json, write_text
+from bandits.runs.directory import RunDirectory
+from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import Coverage, compare, empirical_multiplier, summarise, verdict
 from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
-from bandits.sim.experiments import Simulation, split
+from bandits.sim.config import Simulation, split
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
 CONVERGED = 1e-3  # relative gradient norm up to which a fit counts as a near-minimiser

@@ -167,7 +167,7 @@ def prepare() -> None:
     """Start the server that contenders' processes are forked from, with the libraries that all of them import."""
     os.environ["KINETO_LOG_LEVEL"] = "9"  # the profiler would write on the terminal
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "numpy", "scipy.linalg", "bandits.sim.experiments"])
+    context.set_forkserver_preload(["torch", "numpy", "scipy.linalg", "bandits.sim.run"])
 
 
 def measure(row: Row, threads: int, repetitions: int | None = None, profiled: bool = True) -> Measured:

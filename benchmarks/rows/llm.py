@@ -430,7 +430,7 @@ def dpo_check(answers: Mapping[str, Answer]) -> Check:
 
 def loop() -> Callable[[], Answer]:
     """ActiveDPO in the quick preset, one seed; the seconds of its stages against all seconds."""
-    from bandits.runs.directory import read_json
+    from bandits.runs.legacy import read_json
     from llm_loop import tables
     from llm_loop.cells import run_cell
     from llm_loop.config import PRESETS

@@ -19,7 +19,8 @@ import torch
 
 from bandits.loop import fit_rounds, play
 from bandits.selector import STRATEGIES
-from bandits.sim.experiments import PRESETS, Simulation, blocks, build, run_cell
+from bandits.sim.config import PRESETS, Simulation, blocks
+from bandits.sim.run import build, run_cell
 from benchmarks.harness.measure import memory
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 

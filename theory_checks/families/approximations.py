@@ -21,7 +21,7 @@ from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher
 from bandits.runs.stats import mean_interval
 from bandits.sim.arena import Problem, SyntheticVectorArena
-from bandits.sim.experiments import Simulation
+from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP
 from bandits.sim.truths import Teacher

@@ -14,7 +14,8 @@ from bandits.core.design import GramDesign, greedy
 from bandits.core.duels import Duels
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
-from bandits.sim.experiments import Simulation, build
+from bandits.sim.config import Simulation
+from bandits.sim.run import build
 from theory_checks import figures as plots
 from theory_checks.claims import Claim, Measurement, deviation
 from theory_checks.family import Family, Picture, Run, Verdict, picture

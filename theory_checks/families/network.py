@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from bandits.sim.experiments import Simulation
+from bandits.sim.config import Simulation
 from theory_checks import figures as plots
 from theory_checks.claims import Claim, Measurement, check_replicates, deviation
 from theory_checks.family import Family, Picture, Run, Verdict, picture

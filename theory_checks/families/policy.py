@@ -13,7 +13,7 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import loss
 from bandits.core.rng import Key
 from bandits.sim.arena import Problem, SyntheticVectorArena
-from bandits.sim.experiments import Simulation
+from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner, PolicyLearner, TangentLearner
 from bandits.sim.networks import MLP
 from bandits.sim.truths import Teacher

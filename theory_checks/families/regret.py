@@ -14,7 +14,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
-from bandits.sim.experiments import Simulation
+from bandits.sim.config import Simulation
 from theory_checks import figures as plots
 from theory_checks.claims import Claim, Measurement, check_replicates, coverage
 from theory_checks.family import Family, Picture, Run, Verdict, picture

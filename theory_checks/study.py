@@ -1,22 +1,16 @@
-"""Owns a run of the checks: which families with which sizes, the presets, and how cells are carried out anywhere."""
+"""Owns a run of the checks: which families with which sizes, the presets, and the run that they make."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
-
-import joblib
-import pandas as pd
-import torch
-from tqdm import tqdm
 
 from bandits.core.errors import InputError
-from bandits.runs.directory import RunDirectory, write_frame
+from bandits.runs.directory import Identity, RunDirectory, config_of
+from bandits.runs.execute import Report
+from bandits.runs.files import read_json, write_frame
+from bandits.runs.settings import Seed, check
 from theory_checks.families.approximations import Approximations
 from theory_checks.families.certificates import Certificates
 from theory_checks.families.controls import Controls
@@ -30,14 +24,12 @@ from theory_checks.families.tightness import Tightness
 from theory_checks.families.transformers import Transformers
 from theory_checks.family import Family, Run
 
-Backend = Literal["loky", "dask", "ray"]
-
 
 @dataclass(frozen=True)
 class Checks:
     """All families with their sizes; together with the code's version it determines every byte of the results."""
 
-    seed: int = 0
+    seed: Seed = 0
     claims: tuple[str, ...] = ()
     """families, or names of claims, to check (default: all)"""
     exact: Exact = field(default_factory=Exact)
@@ -53,8 +45,7 @@ class Checks:
     transformers: Transformers = field(default_factory=Transformers)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"seed must not be negative, got {self.seed}")
+        check(self)
         known = [family.name for family in self._all()]
         names = [claim.name for family in self._all() for claim in family.claims()]
         for wanted in self.claims:
@@ -78,11 +69,6 @@ class Checks:
     def wants(self, claim: str) -> bool:
         """Whether a claim is to be judged."""
         return not self.claims or any(claim == name or claim.startswith(name + "/") for name in self.claims)
-
-    @property
-    def cells(self) -> list[tuple[str, str]]:
-        """All (family, cell) pairs."""
-        return [(family.name, cell) for family in self.families for cell in family.cells()]
 
 
 PRESETS: dict[str, tuple[str, Checks]] = {
@@ -132,67 +118,70 @@ PRESETS: dict[str, tuple[str, Checks]] = {
 }
 
 
-@contextlib.contextmanager
-def backend_of(name: Backend, address: str | None) -> Iterator[None]:
-    """Send joblib's work to local processes, or to a Dask or Ray cluster (at ``address``, else a local one)."""
-    with contextlib.ExitStack() as open_until_done:
-        try:
-            if name == "dask":
-                from distributed import Client
+@dataclass(frozen=True)
+class Cell:
+    """A part of a family that is played alone."""
 
-                client = Client(address, timeout=10) if address else Client(processes=True, threads_per_worker=1)  # type: ignore[no-untyped-call]
-                open_until_done.enter_context(client)
-            elif name == "ray":
-                import ray
-                from ray.util.joblib import register_ray
+    family: str
+    name: str
+    cost: float = 1.0
 
-                ray.init(address=address, log_to_driver=False)
-                open_until_done.callback(ray.shutdown)
-                register_ray()
-        except ImportError:
-            package = {"dask": "distributed", "ray": "ray"}[name]
-            raise InputError(f"backend {name!r} needs the package {package!r}: pip install {package}") from None
-        except (OSError, ConnectionError) as error:
-            raise InputError(f"backend {name!r}: cannot reach {address or 'a local cluster'} ({error})") from None
-        open_until_done.enter_context(joblib.parallel_config(backend=name))
-        yield
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return f"{self.family}--{self.name}"
 
 
-def run_cell(checks: Checks, family: str, cell: str, folder: Path) -> tuple[str, float]:
-    """Run one cell and write its table whole; return its name and the seconds spent."""
-    torch.set_num_threads(1)  # cells run side by side; and one thread sums in one order
-    started = time.perf_counter()
-    owner = next(f for f in checks.families if f.name == family)
-    write_frame(folder / "table.csv", owner.run(cell, Run(checks.seed, folder)))
-    return folder.name, time.perf_counter() - started
+@dataclass(frozen=True)
+class TheoryStudy:
+    """The checks as a run."""
 
+    checks: Checks
 
-def run(
-    checks: Checks, directory: RunDirectory, jobs: int = 0, backend: Backend = "loky", address: str | None = None
-) -> dict[str, pd.DataFrame]:
-    """Run all cells that are not done yet; return one table per family.
+    experiment = "theory"
+    gpu = False
 
-    Neither the number of jobs nor the backend changes a byte; a cell whose worker dies is run again by the backend
-    (Dask, Ray) or by the next run of the same command.  On a cluster the output folder must be shared.
-    """
-    todo = [cell for cell in checks.cells if not (directory.cell(_folder(*cell)) / "table.csv").exists()]
+    def identity(self) -> Identity:
+        """What determines the bytes of its results."""
+        return Identity(config_of(self.checks), packages=("bandits", "theory_checks"))
 
-    timing: dict[str, float] = {}
-    with backend_of(backend, address) if todo else contextlib.nullcontext():
-        jobs = jobs if jobs > 0 or backend != "loky" else joblib.cpu_count()
-        results = joblib.Parallel(n_jobs=jobs or -1, return_as="generator_unordered", batch_size=1)(
-            joblib.delayed(run_cell)(checks, *cell, directory.cell(_folder(*cell)).resolve()) for cell in todo
-        )
-        for name, seconds in tqdm(results, total=len(todo), desc="cells", disable=not todo):
-            timing[name] = round(seconds, 2)
-    directory.note_timing(timing)
-    return {family.name: _collect(family, directory) for family in checks.families}
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes: the largest of the families'."""
+        parts: dict[str, float] = {}
+        for family in self.checks.families:
+            parts = max(parts, family.memory(), key=lambda part: sum(part.values()))
+        return parts
 
+    def count(self) -> float:
+        """How many cells there are."""
+        return float(sum(family.count() for family in self.checks.families))
 
-def _collect(family: Family, directory: RunDirectory) -> pd.DataFrame:
-    paths = [directory.cell(_folder(family.name, cell)) / "table.csv" for cell in family.cells()]
-    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+    def cells(self) -> list[Cell]:
+        """All cells, family by family."""
+        return [Cell(family.name, cell) for family in self.checks.families for cell in family.cells()]
 
+    def play(self, cell: Cell, folder: Path) -> list[str]:
+        """Run one cell and write its table."""
+        family = next(f for f in self.checks.families if f.name == cell.family)
+        write_frame(folder / "table.csv", family.run(cell.name, Run(self.checks.seed, folder)))
+        return ["table.csv"]
 
-def _folder(family: str, cell: str) -> str:
-    return f"{family}--{cell}"
+    def finish(self, directory: RunDirectory) -> None:
+        """Judge the claims; write verdicts, tables, figures and page."""
+        from theory_checks.report import finish  # matplotlib: only where a page is made
+
+        tables = {
+            family.name: directory.frames([c for c in self.cells() if c.family == family.name], "table.csv")
+            for family in self.checks.families
+        }
+        finish(self.checks, directory, tables)
+
+    def report(self, directory: RunDirectory) -> Report:
+        """Say what was found: the table of claims, the findings, and an alarm for each claim that came out wrong."""
+        from theory_checks.report import terminal
+
+        verdicts = directory.table("verdicts.csv")
+        alarms = [f"{v.claim} is {v.verdict}: {v.reason}" for v in verdicts[verdicts["alarm"]].itertuples()]
+        found = [f"• {line}" for line in read_json(directory.path / "findings.json", list)]
+        counted = f"{len(verdicts)} claims, {len(alarms)} alarms"
+        return Report((*terminal(verdicts), *found, counted), tuple(alarms))

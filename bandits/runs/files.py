@@ -1,0 +1,157 @@
+"""Owns files: written whole or not at all, text as UTF-8, JSON that every reader takes.  Knows nothing of runs.
+
+A file is written under a temporary name, ``.NAME.PID@HOST.tmp`` in its own folder, flushed to the disk and renamed.
+A killed process can leave such a name behind; ``sweep`` removes those whose owner is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bandits.core.errors import InputError
+from bandits.runs.text import dumps, loads
+
+HOST = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
+_TEMPORARY = re.compile(r"\..+\.(\d+)@([\w.-]+)\.tmp")
+
+
+class WriteError(InputError):
+    """The place cannot be written (full, read-only, not a folder); what the run has stays."""
+
+
+class DamagedError(InputError):
+    """A file is gone, cut or altered."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name in the same folder, flushed to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise WriteError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --output"
+        ) from None
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file whole, as UTF-8; ``InputError`` for text that has no UTF-8 (half of a surrogate pair)."""
+    try:
+        encoded = content.encode()
+    except UnicodeEncodeError as error:
+        bad = content[error.start]
+        raise InputError(f"cannot write {path}: the text holds U+{ord(bad):04X}, half of a surrogate pair") from None
+    write_bytes(path, encoded)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole, in a fixed layout."""
+    write_text(path, dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a CSV file whole; numbers keep all digits that tell them apart."""
+    write_text(path, frame.to_csv(index=False))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file; one that cannot be read is a ``DamagedError``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, whatever the locale; its line ends stay as they are."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"cannot read {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def read_json(path: Path, kind: type = object) -> Any:
+    """Read a JSON file that holds a value of this kind; anything else in it is a ``DamagedError``."""
+    try:
+        content = loads(read_text(path))
+    except ValueError as error:
+        raise DamagedError(f"cannot read {path}: {error}; delete the folder or run again with --force") from None
+    if not isinstance(content, kind):
+        raise DamagedError(
+            f"cannot read {path}: it holds no {kind.__name__}; delete the folder or run again with --force"
+        )
+    return content
+
+
+def frame(content: bytes, name: object = "a table") -> pd.DataFrame:
+    """Return a table from the bytes of a CSV file; what is none is a ``DamagedError``."""
+    try:
+        return pd.read_csv(io.BytesIO(content))
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DamagedError(f"{name} is damaged: {str(error).strip()}") from None
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a CSV file; one that is no table is a ``DamagedError``."""
+    return frame(read_bytes(path), path)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors whole, as safetensors."""
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors; a file that holds none is a ``DamagedError``."""
+    try:
+        return load(read_bytes(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return a file's SHA-256 in hex; None if there is no such file or it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def temporary(path: Path) -> bool:
+    """Whether a file's name is one that a whole write uses before it is over."""
+    return bool(_TEMPORARY.fullmatch(path.name))
+
+
+def sweep(folder: Path, everybody: bool = False) -> None:
+    """Remove temporary files below a folder whose owner is gone; of ``everybody``, if none but the caller may write."""
+    for path in folder.rglob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and (everybody or (found[2] == HOST and not psutil.pid_exists(int(found[1])))):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,197 @@
+"""Owns the checks of settings: what a value may be stands beside its field, and who breaks it is told by its option.
+
+    width: Count = 64
+    delta: Probability = 0.05
+    truths: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(check_truth)] = ("ntk",)
+
+The marks are those of ``annotated_types``, so that hypothesis draws valid settings from the same table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import math
+import os
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import psutil
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from bandits.core.errors import InputError
+
+__all__ = ["Count", "Distinct", "Ge", "Gt", "Le", "Lt", "MinLen", "Names", "Positive", "Probability", "Seed", "Whole"]
+__all__ += ["afford", "check", "option", "under", "unknown"]
+
+Count = Annotated[int, Ge(1), Le(10**9)]
+Whole = Annotated[int, Ge(0), Le(10**9)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Positive = Annotated[float, Gt(0), Le(1e9)]
+Probability = Annotated[float, Gt(0), Lt(1)]
+
+SAYS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+MOST_CELLS = 100_000
+SHARE = 0.9  # of the machine's memory that a run may be estimated to need
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """No value may be given twice."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Each value must pass a check, which raises ``InputError`` with what is wrong and what there is."""
+
+    check: Callable[[str], object]
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> InputError:
+    """Return the error for a name that there is not, with the nearest one that there is."""
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {name!r}; {hint}choose from {', '.join(known)}")
+
+
+def option(field: str, prefix: str = "") -> str:
+    """Return the command line's option for a field: ``fit_iterations`` of ``exact`` is ``--exact.fit-iterations``."""
+    return f"--{prefix}{field}".replace("_", "-")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def check(settings: Any, prefix: str = "") -> None:
+    """Raise ``InputError``, naming the option, if a field of a dataclass is not what its marks say.
+
+    Every number must be finite.  Fields that are dataclasses check themselves.
+    """
+    kind: Any = type(settings)
+    for field in fields(settings):
+        if field.init and not is_dataclass(getattr(settings, field.name)):
+            _check(getattr(settings, field.name), _hints(kind)[field.name], option(field.name, prefix))
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    marks: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        marks = tuple(rest)
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return
+        hint = next(choice for choice in get_args(hint) if choice is not type(None))
+        _check(value, hint, name)
+        origin = None
+    if origin is tuple:
+        _several(value, marks, name)
+        for one in value:
+            _check(one, get_args(hint)[0], name)
+    elif origin is Literal and value not in get_args(hint):
+        raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+    for mark in marks:
+        if isinstance(mark, Names):
+            for one in value if isinstance(value, tuple) else (value,):
+                try:
+                    mark.check(one)
+                except InputError as error:
+                    hint = "; separate several values by blanks, not commas" if "," in str(one) else ""
+                    raise InputError(f"{name}: {error}{hint}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    limits = [mark for mark in marks if type(mark) in SAYS]
+    if not (math.isfinite(value) and all(_keeps(value, mark) for mark in limits)):
+        allowed = " and ".join(f"{SAYS[type(mark)]} {_limit(mark):g}" for mark in limits) or "finite"
+        raise InputError(f"{name} must be {allowed}, got {value}")
+
+
+def _several(value: Any, marks: tuple[Any, ...], name: str) -> None:
+    least = next((mark.min_length for mark in marks if isinstance(mark, MinLen)), 0)
+    if len(value) < least:
+        raise InputError(f"{name} needs at least {least} {'value' if least == 1 else 'values'}, got {len(value)}")
+    if any(isinstance(mark, Distinct) for mark in marks):
+        twice = next((one for place, one in enumerate(value) if one in value[:place]), None)
+        if twice is not None:
+            raise InputError(f"{name} names {twice!r} twice; give each value once")
+
+
+def _limit(mark: Any) -> float:
+    match mark:
+        case Ge():
+            return float(mark.ge)  # type: ignore[arg-type]
+        case Gt():
+            return float(mark.gt)  # type: ignore[arg-type]
+        case Le():
+            return float(mark.le)  # type: ignore[arg-type]
+        case _:
+            return float(mark.lt)
+
+
+def _keeps(value: int | float, mark: Any) -> bool:
+    limit = _limit(mark)
+    match mark:
+        case Ge():
+            return value >= limit
+        case Gt():
+            return value > limit
+        case Le():
+            return value <= limit
+        case _:
+            return value < limit
+
+
+@contextlib.contextmanager
+def under(prefix: str) -> Iterator[None]:
+    """Name the options of what is checked inside by where it stands: ``--width`` of ``exact`` is ``--exact.width``."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        dotted = prefix.rstrip(".")
+        raise InputError(text.replace("--", f"--{dotted}.") if "--" in text else f"--{dotted}: {text}") from None
+
+
+def machine_memory() -> float:
+    """Return the bytes of memory that this process may use: the machine's, or its control group's."""
+    total = float(psutil.virtual_memory().total)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, float(Path(path).read_text(encoding="ascii")))
+    return total
+
+
+def afford(memory: Mapping[str, float], count: float, counted_by: str, jobs: int, allow: bool) -> None:
+    """Raise ``InputError`` if a run is estimated to need more than the machine has, unless that is allowed.
+
+    ``memory`` is bytes of one cell, each part named by the options that it grows with.
+    """
+    if allow:
+        return
+    if count > MOST_CELLS:
+        raise InputError(
+            f"{counted_by} make {count:.3g} cells, more than {MOST_CELLS}; lower them, or insist with --allow-large"
+        )
+    side = min(jobs or os.cpu_count() or 1, max(1, int(count)))
+    need, have = sum(memory.values()), machine_memory()
+    if need * side > SHARE * have and (need > SHARE * have or jobs):
+        most = max(memory, key=lambda name: memory[name])
+        raise InputError(
+            f"{most} make a run that needs about {_size(need * (side if jobs else 1))} of memory, and this machine has "
+            f"{_size(have)}; lower them, or insist with --allow-large"
+        )
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if number < 1000 or unit == "PB":
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    raise AssertionError

@@ -1,0 +1,352 @@
+"""Owns the settings of a simulation: fields with what they may be, the cells they make, presets.  Runs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+
+from bandits.core.errors import InputError
+from bandits.core.oracles import ORACLES, kappa
+from bandits.loop import Plan
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check
+from bandits.selector import STRATEGIES
+from bandits.sim.arena import InputShape
+from bandits.sim.audit import Bounds
+from bandits.sim.learners import LEARNERS
+from bandits.sim.networks import MLP, Activation
+from bandits.sim.truths import TRUTHS
+
+BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
+
+
+def split(contender: str) -> tuple[str, str]:
+    """Return (learner, strategy) of a contender's name."""
+    learner, _, strategy = contender.rpartition(":")
+    return learner or "neural", strategy
+
+
+def split_truth(truth: str) -> tuple[str, str]:
+    """Return (ground truth, oracle) of a truth's name: ``cosine`` or ``cosine@flipped``."""
+    name, _, oracle = truth.partition("@")
+    return name, oracle or "btl"
+
+
+def blocks(replicates: int) -> list[range]:
+    """Return the replicates in as few blocks of at most ``BLOCK`` as can be, of equal size but for one."""
+    count = -(-replicates // BLOCK)
+    edges = [replicates * number // count for number in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(edges)]
+
+
+def check_contender(contender: str) -> None:
+    """Raise ``InputError`` for a contender whose learner or strategy there is not."""
+    learner, strategy = split(contender)
+    _ = STRATEGIES[strategy], LEARNERS[learner]
+
+
+def check_truth(truth: str) -> None:
+    """Raise ``InputError`` for a truth whose ground truth or oracle there is not."""
+    name, oracle = split_truth(truth)
+    _ = TRUTHS[name], ORACLES[oracle]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One contender on one truth in a block of replicates: what is played in one go."""
+
+    truth: str
+    contender: str
+    start: int
+    stop: int
+
+    @property
+    def block(self) -> range:
+        """Its replicates."""
+        return range(self.start, self.stop)
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        name = f"{self.truth}--{self.contender.replace(':', '.')}"
+        return f"{name}/replicates-{self.start}-{self.stop - 1}"
+
+    @property
+    def cost(self) -> float:
+        """How long it takes: a network's fits are nearly all of it."""
+        learner = split(self.contender)[0]
+        return (0.1 if learner in ("linear", "tangent") else 1.0) * len(self.block)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A simulated experiment; together with the code's version it determines every byte of its results.
+
+    Contenders are ``strategy`` or ``learner:strategy`` (learners: neural, tangent, linear, policy).  Random is the
+    baseline of all comparisons and is added if it is missing.
+    """
+
+    experiment: Literal["pool", "regret"] = "pool"
+    """pool: which duels of a large pool to label; regret: one prompt a round, and the arms asked are what counts"""
+    contenders: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(check_contender)] = (
+        "random",
+        "activedpo",
+        "activedpo-fisher",
+        "apo",
+        "adpo",
+        "label-entropy",
+        "ucb",
+    )
+    """strategies, each with a learner other than neural before a colon (linear:ucb)"""
+    truths: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(check_truth)] = ("ntk", "square")
+    """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
+    replicates: Count = 16
+    seed: Seed = 0
+    rounds: Count = 10
+    batch: Count = 20
+    """duels asked per round"""
+    prompts: Count = 200
+    responses: Annotated[int, Ge(2), Le(10**6)] = 3
+    heldout: Count = 50
+    """held-out prompts"""
+    dim: Count = 5
+    inputs: InputShape = "sphere"
+    """skewed: most of the pool is alike, the held-out prompts are not"""
+    fresh: bool = False
+    """a new pool every round"""
+    repeats: bool = False
+    """duels of a fixed pool may be asked again"""
+    reward_bound: Annotated[float, Ge(1e-6), Le(100)] = 1.0
+    """|r| is at most this, so |Δ| at most twice this"""
+    rescale: bool = True
+    """shift and scale the truth to attain the bound"""
+    width: Count = 64
+    depth: Annotated[int, Ge(2), Le(1000)] = 3
+    activation: Activation = "softplus"
+    regularisation: Annotated[float, Ge(1e-6), Le(1e6)] = 1.0
+    """λ of the loss"""
+    ridge: Annotated[float, Ge(1e-9), Le(1e12)] | None = None
+    """of V; default λ/κ with κ = σ'(2 · reward_bound)"""
+    delta: Probability = 0.05
+    """failure probability of the bounds"""
+    beta: Annotated[float, Ge(1e-6), Le(1e6)] = 1.0
+    """of the policy learner, and of the KL-regularised policy that is evaluated"""
+    refit: Annotated[float, Ge(0), Le(1e6)] = 0.0
+    """growth of the number of answers after which the learner is fitted again (0: every round)"""
+    fit_iterations: Count = 50
+    evaluations: Whole = 0
+    """measure in about this many rounds, evenly spaced in log t (0: every round)"""
+    audit: bool = True
+    """measure Proposition 1 (neural and policy learners)"""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if "random" not in self.contenders:
+            object.__setattr__(self, "contenders", ("random", *self.contenders))
+        if self.experiment == "regret" and not self.fresh:
+            raise InputError("--experiment regret needs fresh prompts every round: set --fresh")
+        duels = self.prompts * (self.responses * (self.responses + (1 if self.selves else -1)) // 2)
+        asked = self.batch if self.fresh or self.repeats else self.batch * self.rounds
+        if asked > duels:
+            raise InputError(
+                f"--rounds and --batch pick {asked} duels, but the pool has {duels}; lower them, or raise --prompts"
+            )
+        if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()):
+            raise InputError(f"--device {self.device!r} is not available here; use cpu")
+
+    def check_audit(self) -> None:
+        """Raise ``InputError`` if the audit could not be made: the audit's constant B is the norm of an interpolant, which needs items that the network can tell apart."""
+        audited = any(split(contender)[0] in ("neural", "policy") for contender in self.contenders)
+        if not self.audit or not audited or all(split_truth(truth)[0] == "ntk" for truth in self.truths):
+            return
+        if self.dim == 1 and self.inputs != "cube":
+            raise InputError("--dim 1 puts all items on two points, whose bound cannot be audited: set --no-audit")
+        differences = ((self.rounds if self.fresh else 1) * self.prompts + self.heldout) * (self.responses - 1)
+        parameters = sum(rows * columns for rows, columns in self.network.shapes)
+        if differences > parameters:
+            raise InputError(
+                f"--width and --depth make {parameters} parameters, too few to tell {differences} differences apart: "
+                "raise them, lower --prompts, or set --no-audit"
+            )
+
+    @property
+    def selves(self) -> bool:
+        """Whether an arm may be asked against itself (an algorithm that has converged does so)."""
+        return self.experiment == "regret"
+
+    @property
+    def network(self) -> MLP:
+        """The learner's network."""
+        return MLP(self.dim, self.width, self.depth, self.activation)
+
+    @property
+    def bounds(self) -> Bounds:
+        """Constants of the bounds: κ = σ'(Δmax), λ, δ."""
+        return Bounds(kappa(2 * self.reward_bound), self.regularisation, self.delta)
+
+    @property
+    def plan(self) -> Plan:
+        """The loop's plan."""
+        return Plan(
+            self.rounds,
+            self.batch,
+            self.ridge or self.bounds.ridge,
+            self.regularisation,
+            self.refit,
+            self.selves,
+            self.fresh,
+            self.repeats,
+            self.beta,
+            many_rounds=self.experiment == "regret",
+        )
+
+    def measured_rounds(self) -> list[int]:
+        """Return the rounds in which to measure; always the last."""
+        if not self.evaluations or self.evaluations >= self.rounds:
+            return list(range(self.rounds))
+        spaced = np.geomspace(self.rounds, 1, self.evaluations).round().astype(int)
+        return [int(number) - 1 for number in np.unique(spaced)]
+
+    def cells(self) -> list[Cell]:
+        """All cells, truth by truth, contender by contender, in blocks of at most ``BLOCK`` replicates."""
+        return [
+            Cell(truth, contender, block.start, block.stop)
+            for truth in self.truths
+            for contender in self.contenders
+            for block in blocks(self.replicates)
+        ]
+
+    def count(self) -> float:
+        """How many cells there are."""
+        return float(len(self.truths) * len(self.contenders) * -(-self.replicates // BLOCK))
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes that a cell needs at most, each part by the options that it grows with."""
+        lead = 8.0 * min(BLOCK, self.replicates)
+        items, heldout = self.prompts * self.responses, self.heldout * self.responses
+        tables = items * (self.rounds if self.fresh else 1) + heldout
+        pairs = items * (self.responses - 1) / 2 + heldout * (self.responses - 1) / 2
+        sides = self.dim + 2 * self.width * (self.depth - 1) + 1
+        weights = self.width * (self.dim + 1 + self.width * (self.depth - 2))
+        labels = self.batch * self.rounds
+        rows = min(labels, pairs) if not self.fresh else labels
+        everything = (tables if self.audit else 0) ** 2
+        return {
+            "--prompts, --responses, --dim": lead * (2 * tables * self.dim + 8 * pairs),
+            "--prompts, --responses, --width, --depth": lead * 3 * (items + heldout) * sides,
+            "--width, --depth": lead * 20 * weights,
+            "--rounds, --batch": lead * rows * (2 * rows + 3 * sides),
+            "--prompts, --responses, --batch, --rounds": lead * rows * items * (self.responses - 1) / 2,
+            "--prompts, --responses with --audit": lead * 2 * everything,
+        }
+
+
+PRESETS: dict[str, tuple[str, Simulation]] = {
+    "quick": ("which duels to label: 7 strategies, 2 truths, 16 replicates (about 2 minutes)", Simulation()),
+    "skewed": (
+        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about a minute)",
+        Simulation(
+            contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
+            truths=("ntk", "mlp"),
+            replicates=32,
+            inputs="skewed",
+            audit=False,
+        ),
+    ),
+    "regret": (
+        "which arms to duel: neural and linear UCB, TS, CoLSTIM on short horizons (about 1 minute)",
+        Simulation(
+            experiment="regret",
+            contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),
+            truths=("square",),
+            rounds=150,
+            batch=1,
+            prompts=1,
+            responses=5,
+            fresh=True,
+            heldout=50,
+            refit=0.05,
+            evaluations=12,
+            width=50,
+        ),
+    ),
+    "control": (
+        "three duels asked again and again by honest and dishonest oracles: the bound check can fail (half a minute)",
+        Simulation(
+            contenders=("random",),
+            truths=("ntk", "ntk@flipped"),
+            replicates=80,
+            rounds=60,
+            batch=3,
+            prompts=1,
+            heldout=1,
+            repeats=True,
+            reward_bound=0.5,
+            evaluations=8,
+            refit=0.1,
+        ),
+    ),
+    "study": (
+        "all strategies on all truths, 64 replicates (hours)",
+        Simulation(
+            contenders=tuple(STRATEGIES), truths=tuple(TRUTHS), replicates=64, rounds=20, prompts=400, width=128
+        ),
+    ),
+    "ndb": (
+        "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU (2 minutes a strategy)",
+        Simulation(
+            experiment="regret",
+            contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),
+            truths=("square", "cosine"),
+            replicates=20,
+            rounds=2000,
+            batch=1,
+            prompts=1,
+            responses=5,
+            fresh=True,
+            reward_bound=10.0,
+            rescale=False,
+            width=50,
+            activation="relu",
+            ridge=1.0,
+            refit=0.05,
+            fit_iterations=5,  # ReLU fits end at kinks anyway; with 10 the regret is the same (docs/findings.md)
+            evaluations=40,
+            audit=False,
+        ),
+    ),
+    "smoke": (
+        "a few seconds, for tests",
+        Simulation(
+            contenders=("random", "activedpo", "policy:activedpo-stale", "ucb"),
+            truths=("ntk",),
+            replicates=3,
+            rounds=3,
+            batch=4,
+            prompts=10,
+            heldout=6,
+            width=16,
+        ),
+    ),
+    "smoke-regret": (
+        "a few seconds, for tests",
+        Simulation(
+            experiment="regret",
+            contenders=("ucb", "linear:colstim", "random"),
+            truths=("cosine",),
+            replicates=3,
+            rounds=12,
+            batch=1,
+            prompts=1,
+            responses=4,
+            fresh=True,
+            heldout=6,
+            width=16,
+            evaluations=4,
+        ),
+    ),
+}

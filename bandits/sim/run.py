@@ -1,0 +1,340 @@
+"""Owns how a simulation's cells are built, played, measured and resumed, and how their tables become a page."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bandits.core.duels import Duels
+from bandits.core.oracles import ORACLES, Oracle
+from bandits.core.registry import fingerprint
+from bandits.core.rng import Key
+from bandits.loop import Round, play
+from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
+from bandits.runs.execute import Report
+from bandits.runs.files import DamagedError, read_json, read_tensors, write_frame, write_tensors
+from bandits.selector import STRATEGIES, Strategy
+from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
+from bandits.sim.audit import Audit, Columns
+from bandits.sim.config import Cell, Simulation, split, split_truth
+from bandits.sim.learners import LEARNERS, Learner, NeuralLearner, Start
+from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
+
+CHECKPOINT_SECONDS = 15.0
+TABLES = ("rounds", "bounds", "calibration")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a cell's names stand for; they travel to workers, where the names may be unknown."""
+
+    truth: GroundTruth
+    oracle: Oracle
+    learner: type[Learner]
+    strategy: Strategy
+
+    @classmethod
+    def of(cls, truth: str, contender: str) -> Parts:
+        """Look the names up; raises ``InputError`` for an unknown one."""
+        (name, oracle), (learner, strategy) = split_truth(truth), split(contender)
+        return cls(TRUTHS[name], ORACLES[oracle], LEARNERS[learner], STRATEGIES[strategy])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the parts in the run's config."""
+        return {field.name: fingerprint(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class SimulationStudy:
+    """A simulation as a run: its cells, and the objects that their names stand for, which travel to the workers."""
+
+    simulation: Simulation
+    cast: Mapping[tuple[str, str], Parts]
+
+    @classmethod
+    def of(cls, simulation: Simulation) -> SimulationStudy:
+        """Look the names up; ``InputError`` for an audit that could not be made."""
+        simulation.check_audit()
+        pairs = [(truth, contender) for truth in simulation.truths for contender in simulation.contenders]
+        return cls(simulation, {pair: Parts.of(*pair) for pair in pairs})
+
+    @property
+    def experiment(self) -> str:
+        """The folder of its kind."""
+        return self.simulation.experiment
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a cell wants a GPU of its own."""
+        return self.simulation.device == "cuda"
+
+    def identity(self) -> Identity:
+        """What determines the bytes of its results."""
+        parts = {f"{truth}, {contender}": parts.fingerprint() for (truth, contender), parts in self.cast.items()}
+        return Identity(config_of(self.simulation), parts=parts)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes by the options that they grow with."""
+        return self.simulation.memory()
+
+    def count(self) -> float:
+        """How many cells there are."""
+        return self.simulation.count()
+
+    def cells(self) -> list[Cell]:
+        """All cells."""
+        return self.simulation.cells()
+
+    def play(self, cell: Cell, folder: Path) -> list[str]:
+        """Play a cell."""
+        parts = self.cast[cell.truth, cell.contender]
+        return run_cell(self.simulation, cell.truth, cell.contender, folder, cell.block, parts)
+
+    def finish(self, directory: RunDirectory) -> None:
+        """Write tables, figures and page."""
+        from bandits.sim.report import finish  # matplotlib: only where a page is made
+
+        tables = {name: directory.frames(self.cells(), f"{name}.csv") for name in TABLES}
+        finish(self.simulation, directory, tables)
+
+    def report(self, directory: RunDirectory) -> Report:
+        """Say what was found."""
+        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
+
+
+def build(
+    simulation: Simulation, truth: str, contender: str, block: range | None = None, parts: Parts | None = None
+) -> tuple[SyntheticVectorArena, Learner, Key]:
+    """Return arena, learner and key of one cell; problems and key are the same for all contenders of a truth.
+
+    ``block`` names the replicates to play (default: all); ``parts`` are what the names stand for (default: looked up).
+    """
+    name, _ = split_truth(truth)
+    parts = parts or Parts.of(truth, contender)
+    block = block or range(simulation.replicates)
+    key = Key(simulation.seed, tuple(block), device=simulation.device)
+    network = simulation.network
+    initial = network.initial(key.fold_in("network"))
+    problem = Problem(
+        parts.truth.beside(network, initial),
+        key.fold_in("world", name),
+        simulation.prompts,
+        simulation.responses,
+        simulation.dim,
+        simulation.heldout,
+        simulation.rounds,
+        simulation.fresh,
+        simulation.repeats,
+        simulation.inputs,
+        simulation.reward_bound,
+        simulation.rescale,
+    )
+    arena = SyntheticVectorArena(len(block), problem=problem, oracle=parts.oracle, batch=simulation.batch)
+    again = simulation.repeats and not simulation.fresh
+    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta, again)
+    return arena, parts.learner.begin(start), key.fold_in("play", name)
+
+
+def evaluate(learner: Learner, items: Inputs, rewards: Tensor, beta: float) -> Columns:
+    """Return what is measured of a learner on a held-out table, one number per replicate.
+
+    error: root mean square error of reward differences (log-odds); accuracy: share of duels ordered as the truth does;
+    greedy_value: true reward of each prompt's highest-ranked response, as the share of the way from the prompt's mean
+    to its best; policy_value: true reward of ``π ∝ exp(r/β)`` less the uniform policy's; policy_kl: its KL from
+    uniform, nats.
+    """
+    duels = Duels.within(items.prompts, items.responses).to(rewards.device).expand(rewards.shape[0])
+    fitted = learner.rewards(items)
+    true, guess = duels.difference(rewards), duels.difference(fitted)
+    truth = rewards.unflatten(-1, (-1, items.responses))
+    ranked = fitted.unflatten(-1, (-1, items.responses))
+    chosen = truth.gather(-1, ranked.argmax(-1, keepdim=True)).squeeze(-1)
+    log_policy = torch.log_softmax(ranked / beta, -1)
+    policy = log_policy.exp()
+    mean, top = truth.mean(-1), truth.max(-1).values
+    columns = {
+        "error": (guess - true).square().mean(-1).sqrt(),
+        "max_error": (guess - true).abs().max(-1).values,
+        "accuracy": ((guess * true > 0).double() + 0.5 * (guess == 0)).mean(-1),
+        "greedy_value": (chosen - mean).mean(-1) / (top - mean).mean(-1),
+        "policy_value": ((policy * truth).sum(-1) - mean).mean(-1),
+        "policy_kl": (policy * (log_policy + math.log(items.responses))).sum(-1).mean(-1),
+    }
+    return {name: value.cpu().numpy() for name, value in columns.items()}
+
+
+def regret(round: Round, rewards: Tensor) -> Columns:
+    """Return average regret ``f* - (f1 + f2)/2`` and weak regret ``f* - max(f1, f2)`` of a round's duels."""
+    first = rewards.gather(-1, round.answers.duels.first)
+    second = rewards.gather(-1, round.answers.duels.second)
+    top = rewards.max(-1, keepdim=True).values
+    return {
+        "average_regret": (top - (first + second) / 2).sum(-1).cpu().numpy(),
+        "weak_regret": (top - torch.maximum(first, second)).sum(-1).cpu().numpy(),
+    }
+
+
+def run_cell(
+    simulation: Simulation,
+    truth: str,
+    contender: str,
+    folder: Path,
+    block: range | None = None,
+    parts: Parts | None = None,
+) -> list[str]:
+    """Play one contender on one truth in a block of replicates; write its tables; return their names.
+
+    ``parts`` are what the names stand for, for a process that may lack them.
+    A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
+    """
+    ledger = Ledger(folder)
+    done = [f"{name}.csv" for name in TABLES if ledger.holds(f"{name}.csv")]
+    if done and not ledger.faults():
+        return done
+    block = block or range(simulation.replicates)
+    parts = parts or Parts.of(truth, contender)
+    arena, learner, key = build(simulation, truth, contender, block, parts)
+    strategy = parts.strategy
+    stale = strategy.space.gradients == "stale"
+    audit = None
+    problem = arena.problem
+    if simulation.audit and isinstance(learner, NeuralLearner):
+        known = (
+            torch.as_tensor(problem.scale * problem.truth.norm) if isinstance(problem.truth, TangentTeacher) else None
+        )
+        everything, rewards = problem.everything()
+        norm = None if known is None else known / learner.scale
+        audit = Audit(learner, everything, rewards, simulation.bounds, norm)
+    heldout, heldout_rewards = problem.heldout_table()
+    measured = set(simulation.measured_rounds())
+    history: list[Tensor] = []
+    states: dict[int, dict[str, Tensor]] = {}
+    tables: dict[str, list[Columns]] = {"rounds": [], "bounds": []}
+    cumulative = {"average_regret": np.zeros(len(block)), "weak_regret": np.zeros(len(block))}
+    replay: list[tuple[Tensor, dict[str, Tensor] | None]] = []
+    if checkpoint := next((name for name in ledger.files if name.startswith("checkpoint-")), None):
+        try:
+            replay, tables, cumulative = _restore(read_tensors(folder / checkpoint))
+        except (KeyError, ValueError, IndexError):
+            raise DamagedError(
+                f"{folder / checkpoint} is no checkpoint of this cell; delete it to redo the cell"
+            ) from None
+        for number, (picks, state) in enumerate(replay):
+            history.append(picks)
+            states |= {} if state is None else {number: state}
+            if audit is not None:
+                items = arena.show(number)
+                duels = Duels.within(items.prompts, items.responses, simulation.selves).expand(len(block))
+                audit.observe(items, arena.ask(duels.take(picks)), arena.rewards)
+                if number in measured:
+                    audit.refit()
+    saved = time.perf_counter()
+    for round in play(arena, learner, strategy, simulation.plan, key, replay):
+        history.append(round.picks)
+        states = (states if stale else {}) | {round.number: learner.state()}
+        if audit is not None:
+            assert isinstance(round.items, Inputs)
+            audit.observe(round.items, round.answers, arena.rewards)
+        steps = regret(round, arena.rewards)
+        cumulative = {name: cumulative[name] + steps[name] for name in cumulative}
+        if round.number in measured:
+            row = {"round": np.full(len(block), round.number + 1)}
+            row["labels"] = row["round"] * simulation.batch
+            row |= evaluate(learner, heldout, heldout_rewards, simulation.beta)
+            row |= {f"cumulative_{name}": total for name, total in cumulative.items()}
+            row["design_information"] = _per_replicate(round.information, len(block))
+            row["gradient_norm"] = _per_replicate(round.fit.gradient, len(block))
+            tables["rounds"].append(row)
+            if audit is not None:
+                tables["bounds"].append({k: row[k] for k in ("round", "labels", "gradient_norm")} | audit.measure())
+        if time.perf_counter() - saved > CHECKPOINT_SECONDS and round.number < simulation.rounds - 1:
+            save(folder, _bundle(history, states, tables, cumulative), round.number, simulation.rounds)
+            saved = time.perf_counter()
+    written = {"rounds": _frame(truth, contender, block, tables["rounds"])}
+    if audit is not None:
+        written["bounds"] = _frame(truth, contender, block, tables["bounds"])
+        written["calibration"] = _frame(truth, contender, block, audit.calibration())
+    for name, table in written.items():
+        write_frame(folder / f"{name}.csv", table)
+    ledger = Ledger(folder)
+    old, names = list(ledger.files), [f"{name}.csv" for name in written]
+    ledger.replace(*names, share=1.0)
+    _remove(folder, old, names)
+    return names
+
+
+def save(folder: Path, tensors: dict[str, Tensor], round: int, rounds: int) -> None:
+    """Write a checkpoint after a round, enter it in the ledger, and only then remove the one before."""
+    name, ledger = f"checkpoint-{round}.safetensors", Ledger(folder)
+    old = list(ledger.files)
+    write_tensors(folder / name, tensors)
+    ledger.replace(name, share=(round + 1) / rounds)
+    _remove(folder, old, [name])
+
+
+def _remove(folder: Path, names: list[str], kept: list[str]) -> None:
+    for name in names:
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _per_replicate(value: Tensor | float, replicates: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(torch.as_tensor(value).cpu().numpy(), dtype=np.float64), (replicates,))
+
+
+def _frame(truth: str, contender: str, block: range, rows: list[Columns]) -> pd.DataFrame:
+    """Return a tidy frame: one row per measured round and replicate."""
+    parts = [pd.DataFrame({"replicate": np.array(block)} | row) for row in rows]
+    frame = pd.concat(parts, ignore_index=True)
+    frame.insert(0, "contender", contender)
+    frame.insert(0, "truth", truth)
+    return frame
+
+
+def _bundle(
+    picks: list[Tensor], states: dict[int, dict[str, Tensor]], tables: dict[str, list[Columns]], cumulative: Columns
+) -> dict[str, Tensor]:
+    """Flatten everything that a checkpoint keeps into named tensors."""
+    tensors = {"picks": torch.stack(picks)}
+    for number, state in states.items():
+        tensors |= {f"state/{number}/{name}": tensor for name, tensor in state.items()}
+    for table, rows in tables.items():
+        if rows:
+            columns = {name: np.stack([np.asarray(row[name], dtype=np.float64) for row in rows]) for name in rows[0]}
+            for place, (name, values) in enumerate(
+                columns.items()
+            ):  # numbered: a restored table keeps its column order
+                tensors[f"table/{table}/{place:03d}/{name}"] = torch.from_numpy(values)
+    return tensors | {f"cumulative/{name}": torch.from_numpy(values) for name, values in cumulative.items()}
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+) -> tuple[list[tuple[Tensor, dict[str, Tensor] | None]], dict[str, list[Columns]], Columns]:
+    """Undo ``_bundle``."""
+    states: dict[int, dict[str, Tensor]] = {}
+    tables: dict[str, list[Columns]] = {"rounds": [], "bounds": []}
+    cumulative: Columns = {}
+    for name, tensor in sorted(tensors.items()):
+        kind, *rest = name.split("/")
+        match kind:
+            case "state":
+                states.setdefault(int(rest[0]), {})[rest[1]] = tensor
+            case "table":
+                rows, column = tables[rest[0]], rest[2]
+                rows.extend({} for _ in range(len(tensor) - len(rows)))
+                for row, values in zip(rows, tensor, strict=True):
+                    row[column] = values.numpy().astype(np.int64) if column in ("round", "labels") else values.numpy()
+            case "cumulative":
+                cumulative[rest[0]] = tensor.numpy()
+    picks = list(tensors["picks"])
+    return [(pick, states.get(number)) for number, pick in enumerate(picks)], tables, cumulative
