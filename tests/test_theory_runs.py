@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from theory_checks.experiments import PRESETS, Checks
 
 from bandits.core import oracles as btl
 from bandits.core.errors import InputError
-from bandits.runs.directory import RunDirectory, config_of
 from theory_checks import __main__ as command
-from theory_checks import experiments
 from theory_checks.families.exact import Exact
 from theory_checks.families.orders import Orders
 from theory_checks.maths import trials
 from theory_checks.report import judge
+from theory_checks.study import PRESETS, Checks, TheoryStudy
 
 FAST = ["--claims", "information", "tightness"]
 COMMAND = [sys.executable, "-m", "theory_checks", "smoke", *FAST]
@@ -144,7 +142,8 @@ class TestAlarms:
         for _, checks in PRESETS.values():
             claims = [c.name for family in checks.families for c in family.claims()]
             assert len(claims) == len(set(claims))
-            assert len(checks.cells) == len(set(checks.cells))
+            cells = [cell.key for cell in TheoryStudy(checks).cells()]
+            assert len(cells) == len(set(cells))
             assert all(c.family == family.name for family in checks.families for c in family.claims())
 
 
@@ -181,19 +180,3 @@ class TestBadInput:
     def test_a_seed_must_not_be_negative(self):
         with pytest.raises(InputError, match="seed"):
             Checks(seed=-1)
-
-    def test_another_runs_folder_is_refused(self, finished):
-        manifest = finished / "manifest.json"
-        before = manifest.read_text()
-        page = finished / "index.html"
-        kept = page.read_bytes()
-        try:
-            page.unlink()
-            manifest.write_text(before.replace('"seed": 0', '"seed": 5'))
-            checks = experiments.PRESETS["smoke"][1]
-            config = config_of(Checks(**{**checks.__dict__, "claims": tuple(FAST[1:])}))
-            with pytest.raises(InputError, match="another config"):
-                RunDirectory(finished.parent.parent, "theory", "smoke", config)
-        finally:
-            manifest.write_text(before)
-            page.write_bytes(kept)

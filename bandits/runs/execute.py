@@ -117,6 +117,8 @@ def execute(
     is named and made anew.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or memory is lost.
     """
     every = list(study.cells())
+    if (prepare := getattr(study, "prepare", None)) and directory.missing(every):
+        prepare()  # what is costly to check, such as models: before anything is written
     with backend_of(backend, address), directory.held(cells, force):
         mine = every[cells.index - 1 :: cells.count]
         for _ in range(3):  # a cell that vanishes between its end and here is played again

@@ -159,7 +159,10 @@ class Simulation:
             raise InputError(f"--device {self.device!r} is not available here; use cpu")
 
     def check_audit(self) -> None:
-        """Raise ``InputError`` if the audit could not be made: the audit's constant B is the norm of an interpolant, which needs items that the network can tell apart."""
+        """Raise ``InputError`` if the audit could not be made.
+
+        Its constant B is the norm of an interpolant, which needs items that the network can tell apart.
+        """
         audited = any(split(contender)[0] in ("neural", "policy") for contender in self.contenders)
         if not self.audit or not audited or all(split_truth(truth)[0] == "ntk" for truth in self.truths):
             return
