@@ -28,6 +28,7 @@ from bandits.runs.legacy import RunDirectory, read_json, write_json, write_text
 from bandits.runs.text import dumps, loads
 from bandits.selector import STRATEGIES, FeatureSpace, Strategy
 from llm_loop import tables
+from llm_loop.agreement import settle
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import prompts as prompt_sets
@@ -173,6 +174,8 @@ class Cell:
         )
         self.learner = DPOLearner(self.policy, alignment.training, gradients, key.fold_in("learner"))
         self.heldout = Heldout(alignment, texts.heldout, self.policy, scorer, judge, key.fold_in("heldout"))
+        longest = max(len(prompt) for prompt in (*self.arena.encoded, *self.heldout.encoded))
+        settle(self.policy, longest, alignment.tokens)
         self.key = key.fold_in("play")
         self.records: list[Record] = []
         while (path := self._record(len(self.records))).exists():

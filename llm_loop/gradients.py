@@ -183,10 +183,10 @@ class Gradients:
         dtype = torch.float32 if isinstance(self.map, Exact) else torch.float64
         table = torch.zeros(len(rows), self.map.size, dtype=dtype)
         zero, pairs = 0, 0
-        for places in batches([row.tokens for row in rows], self.batch_tokens):
+        for places in batches([row.tokens for row in rows], self.batch_tokens if self.policy.route.padded else 1):
             part = [rows[place] for place in places]
             with self.policy.meter.stage(stage, sum(row.tokens for row in part)):
-                done = self._batch(part)
+                done = self._batch(part) if self.policy.route.hooked else self._one_by_one(part)
                 table[places] = done.out.to("cpu", dtype)
             assert done.zero is not None
             zero, pairs = zero + int(done.zero.sum()), pairs + len(part) * len(self.policy.layers)
@@ -204,6 +204,24 @@ class Gradients:
             torch.autograd.grad(total, self._entry)
         return done
 
+    def _one_by_one(self, rows: Sequence[Row]) -> _Pass:
+        """Differentiate by autograd, row by row: for models whose layers see tokens otherwise than row by row."""
+        done = _Pass(torch.zeros(len(rows), self.map.size, device=self.policy.device))
+        done.zero = torch.zeros(len(rows), dtype=torch.int64, device=self.policy.device)
+        for i, row in enumerate(rows):
+            for number, gradient in enumerate(self.plain(row)):
+                self.map.add(done.out[i : i + 1], number, gradient)
+                done.zero[i] += self._sides[number] == "A" and not bool(gradient.any())
+        return done
+
+    def plain(self, row: Row) -> list[Float[Tensor, "1 o i"]]:
+        """Return one row's gradients by autograd, matrix by matrix."""
+        weights = [matrix.weight for matrix in self._matrices]
+        with torch.enable_grad():
+            total = self.beta * self.policy.token_log_probs([row]).sum()
+            found = torch.autograd.grad(total, weights, allow_unused=True)
+        return [torch.zeros_like(w[None]) if g is None else g[None] for w, g in zip(weights, found, strict=True)]
+
     @contextmanager
     def _watched(self, done: _Pass) -> Iterator[None]:
         """Hook every LoRA matrix; the pass starts at the embeddings, and no weight's own gradient is computed."""
@@ -217,7 +235,9 @@ class Gradients:
                 seen = args[0].detach()
 
                 def backward(signal: Tensor) -> None:
-                    gradient = signal.mT.float() @ seen.float()
+                    rows = (len(done.out), -1)  # of layers that are given the tokens of all rows in one list
+                    one, other = (t if t.dim() == 3 else t.unflatten(0, rows) for t in (signal, seen))
+                    gradient = one.mT.float() @ other.float()
                     self.map.add(done.out, number, gradient)
                     if side == "A":
                         assert done.zero is not None
@@ -246,12 +266,19 @@ class Gradients:
 def embeddings(policy: Policy, rows: Sequence[Row], stage: str = "features") -> Dense:
     """Return the mean last hidden state over each response's tokens, ``(n, width)``: APO's and ADPO's ``ψ(x, y)``."""
     base = policy.model.get_base_model()
-    table = torch.zeros(len(rows), base.config.get_text_config().hidden_size, dtype=torch.float64)
-    for places in batches([row.tokens for row in rows], policy.batch_tokens):
+    table = torch.zeros(0, dtype=torch.float64)
+    for places in batches([row.tokens for row in rows], policy.batch_tokens if policy.route.padded else 1):
         part = [rows[place] for place in places]
         with policy.meter.stage(stage, sum(row.tokens for row in part)):
             ids, inside = policy.padded(part)
-            hidden = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.double()
+            decoder = base.get_decoder()
+            if decoder is base:  # of a model that does not name its decoder
+                out = base(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+            else:
+                out = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = out.double()
             mean = (hidden * inside.unsqueeze(-1)).sum(1) / inside.sum(1, keepdim=True)
+        if not len(table):
+            table = torch.zeros(len(rows), mean.shape[-1], dtype=torch.float64)
         table[places] = mean.cpu()
     return Dense(table)

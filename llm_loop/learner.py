@@ -83,10 +83,12 @@ class _Trainer(DPOTrainer):
     and its gradients with TRL's, which ``own_loss=False`` uses.
     """
 
-    def __init__(self, *args: Any, pull: float, start: dict[str, Tensor], own_loss: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, pull: float, start: dict[str, Tensor], padded: bool, own_loss: bool, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True
-        self._pull, self._start, self._own_loss = pull, start, own_loss
+        self._pull, self._start, self._padded, self._own_loss = pull, start, padded, own_loss
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -94,8 +96,10 @@ class _Trainer(DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        model.eval()  # no dropout, which the policy's log-probabilities do without
         if self._own_loss:
-            logs = token_log_probs(model, inputs["input_ids"], inputs["completion_mask"].bool()).sum(-1)
+            inside = inputs["completion_mask"].bool()
+            logs = token_log_probs(model, inputs["input_ids"], inside, self._padded).sum(-1)
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (logs - reference).chunk(2)
             loss = -logsigmoid(self.beta * (chosen - rejected)).mean()
@@ -178,6 +182,7 @@ def fit_dpo(
             processing_class=policy.tokenizer,
             pull=training.regularisation / len(preferences),
             start=policy.initial,
+            padded=policy.route.padded,
             own_loss=own_loss,
         )
         trainer.remove_callback(PrinterCallback)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -55,6 +55,39 @@ class Row:
     def tokens(self) -> int:
         """How many tokens, prompt and response."""
         return len(self.prompt) + len(self.response)
+
+
+Drawing = Literal["grouped", "cached", "generate", "generate-alike", "generate-uncached"]
+DRAWINGS: tuple[Drawing, ...] = get_args(Drawing)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a policy draws, scores and differentiates: the fastest ways, unless ``llm_loop.agreement`` found them wrong.
+
+    ``drawing``: our decoding with grouped attention; ours with the model's own attention; the library's ``generate``
+    with prompts padded on the left; the same with prompts of one length only; the same without a key-value memory.
+    ``padded``: score rows of unlike length side by side, padded on the right; else one row at a time.
+    ``hooked``: take gradients of a whole batch from what passes through LoRA's matrices; else by autograd, row by row.
+    """
+
+    drawing: Drawing = "grouped"
+    padded: bool = True
+    hooked: bool = True
+
+    @property
+    def summary(self) -> str:
+        """What is slower than it could be, in a clause; empty where nothing is."""
+        slow = {
+            "cached": "decoding with the model's own attention",
+            "generate": "decoding by the library's generate",
+            "generate-alike": "decoding by the library's generate, prompts of one length at a time",
+            "generate-uncached": "decoding by the library's generate without a key-value memory",
+        }
+        clauses = [slow[self.drawing]] if self.drawing in slow else []
+        clauses += [] if self.padded else ["scoring one response at a time"]
+        clauses += [] if self.hooked else ["gradients one response at a time"]
+        return ", ".join(clauses)
 
 
 @dataclass
@@ -120,6 +153,12 @@ class Policy:
             raise InputError("the tokenizer has no end token, so no response could end; give it one")
         self.tokenizer, self.adapter, self.device = tokenizer, adapter, torch.device(device)
         self.end: int = tokenizer.eos_token_id
+        self.ends = _ends(model, tokenizer)
+        self.stops = torch.tensor(self.ends, device=self.device)
+        self.drawable = _drawable(model, tokenizer, self.device)
+        """which ids the tokenizer has, where the model has more; π is conditioned on them when a response is drawn"""
+        self.context = _context(model.config)
+        self.route = Route()
         # Padding is masked everywhere; a tokenizer without a pad token pads with its end token.
         self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         config = LoraConfig(
@@ -195,6 +234,14 @@ class Policy:
                     layer.merged_adapters.clear()
                     weight.copy_(kept)
 
+    def check_context(self, prompt: int, response: int) -> None:
+        """Raise ``InputError`` if a prompt and a response, of so many tokens, go beyond the model's positions."""
+        if self.context is not None and prompt + response > self.context:
+            raise InputError(
+                f"a prompt of {prompt} tokens and a response of up to {response} need {prompt + response} positions, "
+                f"and the model has {self.context}; lower --tokens or shorten the prompts"
+            )
+
     def encode(self, prompts: Sequence[str], longest: int) -> list[tuple[int, ...]]:
         """Return the prompts' token ids; ``InputError`` for one without tokens or with more than ``longest``."""
         encoded = [tuple(self.tokenizer(prompt).input_ids) for prompt in prompts]
@@ -225,7 +272,7 @@ class Policy:
 
     def token_log_probs(self, rows: Sequence[Row]) -> Float[Tensor, "n t"]:
         """Return ``log π_θ(y_t | x, y_<t)`` of the rows' response tokens, as ``token_log_probs`` does."""
-        return token_log_probs(self.model, *self.padded(rows))
+        return token_log_probs(self.model, *self.padded(rows), self.route.padded)
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[Row], stage: str) -> Float[Tensor, " n"]:
@@ -247,21 +294,57 @@ class Policy:
         write_bytes(folder / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
 
 
-def token_log_probs(model: Any, ids: Int64[Tensor, "n t"], inside: Bool[Tensor, "n t"]) -> Float[Tensor, "n s"]:
+def token_log_probs(
+    model: Any, ids: Int64[Tensor, "n t"], inside: Bool[Tensor, "n t"], padded: bool = True
+) -> Float[Tensor, "n s"]:
     """Return ``log π(y_t | x, y_<t)`` of the responses' tokens (``inside``) in nats, 0 at other places.
 
-    Rows are padded on the right and attention is causal, so padding changes nothing and needs no mask.  Logits are made
-    only from the first response token of the batch on.
+    Rows are padded on the right and attention is causal, so padding changes nothing and needs no mask; a model for
+    which that does not hold reads one row at a time, without padding.  Logits are made only from the first response
+    token of the batch on.
     """
     start = int(inside.int().argmax(1).min())
+    if not padded and len(ids) > 1:
+        out = ids.new_zeros(len(ids), ids.shape[1] - start, dtype=torch.float32)
+        for i, own in enumerate(inside):
+            first, last = int(own.int().argmax()), int(own.nonzero().max()) + 1
+            out[i, first - start : last - start] = token_log_probs(model, ids[i : i + 1, :last], own[None, :last])[0]
+        return out
     keep = torch.arange(start - 1, ids.shape[1] - 1, device=ids.device)
-    logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
+    logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits
+    if logits.shape[1] != len(keep):  # of a model that always makes all
+        logits = logits[:, keep]
+    logits = logits.float()
     chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
     return torch.where(inside[:, start:], chosen, 0.0)
 
 
 def _adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return all tokens that end a response: the tokenizer's, and those by which the library's ``generate`` stops."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    rows = model.get_input_embeddings().weight.shape[0]
+    found = {tokenizer.eos_token_id, *(named if isinstance(named, Sequence) else [named])}
+    return tuple(sorted(i for i in found if i is not None and 0 <= i < rows))
+
+
+def _drawable(model: Any, tokenizer: Any, device: torch.device) -> Bool[Tensor, " v"] | None:
+    """Return which of a model's token ids its tokenizer has; None where it has all."""
+    known = torch.tensor(sorted(set(tokenizer.get_vocab().values())))
+    head = model.get_output_embeddings()
+    out = torch.zeros((model.get_input_embeddings() if head is None else head).weight.shape[0], dtype=torch.bool)
+    out[known[known < len(out)]] = True
+    return None if bool(out.all()) else out.to(device)
+
+
+def _context(config: Any) -> int | None:
+    """Return how many positions a model has; None for one without a limit, such as one with ALiBi or a state space."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -2,27 +2,36 @@
 
 Faster than a general ``generate``: a prompt is read once for all its responses, the adapter is merged into the weights,
 the key-value memory is laid out once, finished rows leave the batch, and a token is drawn by one pass over the logits.
-Every row has its own uniform numbers, so which rows share a batch does not matter.  Knows nothing of rewards.
+Every row has its own uniform numbers, so which rows share a batch does not matter.  A model that this is wrong for
+draws by the library's ``generate``, from the same numbers (``llm_loop.agreement`` decides).  Knows nothing of rewards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StaticCache,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop.models import Policy, Row
+from llm_loop.models import Drawing, Policy, Row
 
 GROUPED = "grouped"
 """Name under which transformers knows the attention below."""
@@ -117,16 +126,20 @@ class Decoding:
 
 
 def draw(
-    logits: Float[Tensor, "n v"], uniform: Float[Tensor, " n"], temperature: float = 1.0
+    logits: Float[Tensor, "n v"],
+    uniform: Float[Tensor, " n"],
+    temperature: float = 1.0,
+    drawable: Bool[Tensor, " v"] | None = None,
 ) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
     """Draw one token per row by inversion of the distribution function; return it and its log-probability in nats.
 
     Token ``k`` is drawn where ``F(k-1) <= u < F(k)``, ``F`` the distribution function of
-    ``softmax(logits/temperature)``, summed in blocks so that the vocabulary is passed once.  The log-probability is
-    that of ``softmax(logits)``.
+    ``softmax(logits/temperature)``, given that the token is one of ``drawable``, summed in blocks so that the
+    vocabulary is passed once.  The log-probability is that of ``softmax(logits)``.
     """
-    top = logits.max(-1, keepdim=True).values
-    mass = (logits - top).exp_() if temperature == 1 else ((logits - top) / temperature).exp_()
+    shown = logits if drawable is None else logits.masked_fill(~drawable, -torch.inf)
+    top = shown.max(-1, keepdim=True).values
+    mass = (shown - top).exp_() if temperature == 1 else ((shown - top) / temperature).exp_()
     if short := -mass.shape[-1] % BLOCK:
         mass = torch.nn.functional.pad(mass, (0, short))
     blocks = mass.unflatten(-1, (-1, BLOCK))
@@ -138,7 +151,8 @@ def draw(
     # Rounding of the block sums must not carry the goal past the block's last token of positive probability.
     goal = torch.minimum(goal, inside[:, -1:] * (1 - 1e-12))
     token = block.squeeze(-1) * BLOCK + (inside > goal).int().argmax(-1)
-    total = steps[:, -1].log() if temperature == 1 else (logits - top).exp().sum(-1).double().log()
+    whole = temperature == 1 and drawable is None
+    total = steps[:, -1].log() if whole else (logits - top).exp().sum(-1).double().log()
     return token, (logits.gather(-1, token[:, None]) - top).squeeze(-1).double() - total
 
 
@@ -148,26 +162,107 @@ def sample(
 ) -> tuple[list[Row], Float[Tensor, " n"]]:
     """Return ``responses`` rows for every prompt, prompt by prompt, and ``log π_θ(y|x)`` of each in nats.
 
-    A response ends with the end token, or is cut at ``decoding.tokens``.
+    A response ends with one of the policy's end tokens, or is cut at ``decoding.tokens``.  Raises ``InputError`` if
+    that is longer than the model's context, or if the model's logits are not finite numbers.
     """
+    policy.check_context(max(map(len, prompts)), decoding.tokens)
     uniforms = key.uniform(len(prompts) * responses, decoding.tokens).to(policy.device)
     rows: list[Row | None] = [None] * (len(prompts) * responses)
     log_probs = torch.zeros(len(rows), dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
     size = max(1, decoding.rows // responses)
-    with policy.merged(), _grouped(policy.model.get_base_model()), _products(policy):
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
+    grouped = _grouped(policy.model.get_base_model()) if policy.route.drawing == "grouped" else nullcontext()
+    decode = _generate if policy.route.drawing.startswith("generate") else _decode
+    with policy.merged(), grouped, _products(policy):
+        for part in _parts(order, [len(prompt) for prompt in prompts], size, policy.route.drawing):
             places = torch.tensor([i * responses + k for i in part for k in range(responses)])
             with policy.meter.stage(stage):
-                tokens, lengths, logs = _decode(
+                tokens, lengths, logs = decode(
                     policy, [prompts[i] for i in part], responses, decoding, uniforms[places.to(policy.device)]
                 )
+            if not bool(logs.isfinite().all()):
+                raise InputError("the model gives log-probabilities that are not finite numbers; try --dtype float32")
             log_probs[places] = logs
             for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
                 rows[place] = Row(prompts[place // responses], tuple(row[:length]))
-            policy.meter.tokens[stage] += sum(len(prompts[i]) for i in part) + int(lengths.sum()) - len(places)
+            policy.meter.tokens[stage] += _read(policy.route.drawing, [len(prompts[i]) for i in part], lengths)
     return [row for row in rows if row is not None], log_probs
+
+
+def _parts(order: Sequence[int], lengths: Sequence[int], size: int, drawing: Drawing) -> Iterator[list[int]]:
+    """Yield the prompts that are read side by side: at most ``size``, all of one length where padding is not borne."""
+    alike = drawing in ("generate-alike", "generate-uncached")
+    for _, group in groupby(order, key=lambda i: lengths[i] if alike else 0):
+        same = list(group)
+        yield from (same[start : start + size] for start in range(0, len(same), size))
+
+
+def _read(drawing: Drawing, prompts: Sequence[int], lengths: Tensor) -> int:
+    """Return how many tokens went through the model, given the lengths of prompts and of their responses."""
+    drawn = int(lengths.sum()) - len(lengths)
+    if not drawing.startswith("generate"):
+        return sum(prompts) + drawn
+    starts = torch.tensor(prompts).repeat_interleave(len(lengths) // len(prompts))
+    if drawing == "generate-uncached":  # T passes over a prompt of P read P, P + 1, ..., P + T - 1 tokens
+        return int((lengths * starts + lengths * (lengths - 1) // 2).sum())
+    return int(starts.sum()) + drawn
+
+
+class _Inversion(LogitsProcessor):
+    """Draws every row's token itself and leaves ``generate`` no other choice, so that its randomness is an argument."""
+
+    def __init__(self, policy: Policy, uniforms: Tensor, temperature: float, start: int) -> None:
+        self.policy, self.uniforms, self.temperature, self.start = policy, uniforms, temperature, start
+        self.logs = torch.zeros(uniforms.shape, dtype=torch.float64, device=uniforms.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.start
+        token, self.logs[:, step] = draw(scores.float(), self.uniforms[:, step], self.temperature, self.policy.drawable)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token[:, None], 0.0)
+
+
+def _generate(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, uniforms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one batch as ``_decode`` does, by the library's ``generate`` with the model's own attention and memory."""
+    model = policy.model.get_base_model()
+    longest, limit, n = max(map(len, prompts)), decoding.tokens, len(prompts) * responses
+    ids, mask = _left(policy, prompts)
+    inversion = _Inversion(policy, uniforms, decoding.temperature, longest)
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=list(policy.ends),
+        pad_token_id=policy.pad,
+        use_cache=policy.route.drawing != "generate-uncached",
+    )
+    before, model.generation_config = model.generation_config, settings  # the model's own would fill in the rest
+    try:
+        out = model.generate(
+            input_ids=ids.repeat_interleave(responses, 0),
+            attention_mask=mask.repeat_interleave(responses, 0),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([inversion]),
+        )
+    finally:
+        model.generation_config = before
+    tokens = torch.full((n, limit), policy.pad)
+    tokens[:, : out.shape[1] - longest] = out[:, longest:].cpu()
+    ended = torch.isin(tokens, policy.stops.cpu())
+    lengths = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, out.shape[1] - longest)
+    within = torch.arange(limit) < lengths[:, None]
+    return tokens, lengths, torch.where(within, inversion.logs.cpu(), 0.0).sum(-1)
+
+
+def _left(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Return prompts padded on the left, ``(n, T)``, and where they are (1, else 0)."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), policy.pad)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[i, longest - len(prompt) :] = 1
+    return ids.to(policy.device), mask.to(policy.device)
 
 
 def _decode(
@@ -176,24 +271,13 @@ def _decode(
     """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU."""
     model, device = policy.model.get_base_model(), policy.device
     longest, limit = max(map(len, prompts)), decoding.tokens
-    ids = torch.full((len(prompts), longest), policy.pad)
-    mask = torch.zeros(len(prompts), longest + limit, dtype=torch.int64)
-    for i, prompt in enumerate(prompts):
-        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[i, longest - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    ids, read = _left(policy, prompts)
+    mask = torch.nn.functional.pad(read, (0, limit), value=1)
     cache = StaticCache(config=model.config, max_cache_len=longest + limit)
-    places = (mask[:, :longest].cumsum(-1) - 1).clamp(min=0)
+    places = (read.cumsum(-1) - 1).clamp(min=0)
     last = torch.tensor([longest - 1], device=device)  # as an index: a slice would make the product over it slow
     logits = (
-        model(
-            input_ids=ids,
-            attention_mask=mask[:, :longest],
-            position_ids=places,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        )
+        model(input_ids=ids, attention_mask=read, position_ids=places, cache=cache, use_cache=True, logits_to_keep=last)
         .logits[:, -1]
         .float()
     )
@@ -206,12 +290,12 @@ def _decode(
     alive = torch.arange(n, device=device)
     going = torch.ones(n, dtype=torch.bool, device=device)
     for step in range(limit):
-        token, log_prob = draw(logits, uniforms[alive, step], decoding.temperature)
+        token, log_prob = draw(logits, uniforms[alive, step], decoding.temperature, policy.drawable)
         now = alive[going].cpu()
         tokens[now, step] = token[going].cpu()
         lengths[now] += 1
         logs[now] += log_prob[going].cpu()
-        going = going & (token != policy.end)
+        going = going & ~torch.isin(token, policy.stops)
         left = int(going.sum())
         if step == limit - 1 or left == 0:
             break

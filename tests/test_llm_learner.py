@@ -87,6 +87,7 @@ def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
         processing_class=policy.tokenizer,
         pull=pull,
         start=policy.initial,
+        padded=True,
         own_loss=own_loss,
     )
 

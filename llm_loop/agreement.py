@@ -1,0 +1,133 @@
+"""Owns the check that a policy draws, scores and differentiates as the model's own plain forward pass does.
+
+The fast ways rest on what most families share: a causal mask, positions that start at a row's first token, one kind of
+key-value memory, scaled dot products.  No list of names says who does; this comparison decides, before a run.  A model
+that disagrees takes slower ways (``llm_loop.models.Route``), and one that agrees in none of them is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.gradients import Gradients
+from llm_loop.models import DRAWINGS, Policy, Route, Row
+from llm_loop.sampling import Decoding, sample
+
+TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.2, 0.2)}
+"""By the weights' precision: nats a token that log π(y|x) may be off, and the relative error of a gradient."""
+TOKENS = 8
+"""of a response that is compared"""
+
+
+def settle(policy: Policy, longest: int, tokens: int) -> Route:
+    """Give a policy the fastest ways that agree with its model's plain forward pass, and return them.
+
+    Compared on responses to a few prompts of random tokens, of unlike lengths up to ``longest`` (and past a sliding
+    window, if a run of ``longest + tokens`` tokens gets there), at an adapter that is moved off its start: log π(y|x)
+    of what is drawn and of what is scored in company, and LoRA's gradients.  Raises ``InputError`` for a model whose
+    draws agree in no way, whose plain pass fails, or whose context is shorter than ``longest + tokens``.
+    """
+    policy.check_context(longest, tokens)
+    key = Key(0)
+    nats, share = TOLERANCE[next(policy.model.get_base_model().parameters()).dtype]
+    prompts, decoding = _prompts(policy, longest, key), Decoding(min(tokens, TOKENS))
+    with _moved(policy, key):
+        told = ""
+        for drawing in DRAWINGS:
+            policy.route = Route(drawing, padded=False)
+            try:
+                rows, logs = sample(policy, prompts, 2, decoding, key.fold_in("draws"), "check")
+            except Exception as error:  # a fast way may break in any manner on a model it is not made for
+                told = told or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+                continue
+            plain = [_plain(policy, row) for row in rows]
+            off = max(abs(float(p.sum() - log)) / len(p) for p, log in zip(plain, logs, strict=True))
+            if off <= nats:
+                break
+            told = f"log-probabilities of drawn responses are off by {off:.2g} nats a token"
+        else:
+            raise InputError(f"the model cannot be used: {told}, against its own plain forward pass")
+        policy.route = replace(policy.route, padded=_padding_agrees(policy, rows, plain, nats))
+        policy.route = replace(policy.route, hooked=_hooks_agree(policy, rows[-1:1:-2], share, key))
+    policy.meter.tokens.pop("check", None)
+    policy.meter.seconds.pop("check", None)
+    return policy.route
+
+
+def _prompts(policy: Policy, longest: int, key: Key) -> list[tuple[int, ...]]:
+    """Return prompts of ordinary tokens, drawn at random, of unlike lengths."""
+    text = policy.model.config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
+    reach = max([24, *(w + 2 for w in windows if isinstance(w, int) and w <= longest)])
+    special = set(policy.tokenizer.all_special_ids)
+    ordinary = sorted(set(policy.tokenizer.get_vocab().values()) - special - set(policy.ends))
+    (generator,) = key.fold_in("prompts").generators()
+    lengths = sorted({min(longest, length) for length in (1, 7, reach)})
+    return [tuple(ordinary[i] for i in generator.integers(len(ordinary), size=length)) for length in lengths]
+
+
+@contextmanager
+def _moved(policy: Policy, key: Key) -> Iterator[None]:
+    """Work at an adapter whose every matrix counts: at the start B = 0, which hides half of what is compared."""
+    start = policy.state()
+    noise = {n: 0.02 * key.fold_in("adapter", i).normal(*v.shape).to(v.dtype) for i, (n, v) in enumerate(start.items())}
+    with policy.at({name: value + noise[name] for name, value in start.items()}):
+        yield
+
+
+@torch.no_grad()
+def _plain(policy: Policy, row: Row) -> Float[Tensor, " t"]:
+    """Return ``log π(y_t | x, y_<t)`` of one row by the model's plain forward pass: nothing padded, nothing kept."""
+    ids = torch.tensor([row.prompt + row.response], device=policy.device)
+    try:
+        logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1].double()
+    except Exception as error:  # whatever a foreign model raises
+        reason = str(error).partition("\n")[0][:120]
+        raise InputError(
+            f"the model cannot be used: its forward pass fails ({type(error).__name__}: {reason})"
+        ) from None
+    return logits.log_softmax(-1).gather(-1, ids[0, len(row.prompt) :, None]).squeeze(-1).cpu()
+
+
+def _padding_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: float) -> bool:
+    """Whether rows of unlike length, side by side, have the log-probabilities of the plain pass, token by token."""
+    try:
+        with torch.no_grad():
+            ids, inside = policy.padded(rows)
+            policy.route = replace(policy.route, padded=True)
+            logs = policy.token_log_probs(rows)
+    except Exception:  # as above
+        return False
+    finally:
+        policy.route = replace(policy.route, padded=False)
+    found = logs[inside[:, ids.shape[1] - logs.shape[1] :]].double().cpu()
+    return bool((found - torch.cat(plain)).abs().max() <= nats)
+
+
+def _hooks_agree(policy: Policy, rows: list[Row], share: float, key: Key) -> bool:
+    """Whether gradients of a batch, taken by hooks, are those of autograd; both through one sketch.
+
+    Raises ``InputError`` if the model cannot be differentiated at all.
+    """
+    gradients = Gradients(policy, 1.0, "shift", 1024, key)
+    policy.route = replace(policy.route, hooked=False)
+    try:
+        want = gradients(rows, "check").values
+    except Exception as error:  # as above
+        reason = str(error).partition("\n")[0][:120]
+        raise InputError(f"the model cannot be trained ({type(error).__name__}: {reason})") from None
+    policy.route = replace(policy.route, hooked=True)
+    try:
+        found = gradients(rows, "check").values
+    except Exception:  # as above
+        return False
+    norms = torch.linalg.vector_norm(want, dim=-1)
+    return bool((torch.linalg.vector_norm(found - want, dim=-1) <= share * norms).all() and (norms > 0).all())
