@@ -12,10 +12,10 @@ import tyro
 
 from bandits.runs.command import guard
 from bandits.runs.legacy import RunDirectory, config_of, parse, read_json
-from llm_loop.cells import check, run
 from llm_loop.config import PACKAGES, PRESETS, Alignment
 from llm_loop.launch import is_main, main_first
 from llm_loop.report.page import write
+from llm_loop.run import Study, run
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ def align(arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found."""
     note = "  First, once: python -m llm_loop.data.assets"
     preset, options = parse("llm_loop", arguments, PRESETS, Options, note)
-    alignment = options.alignment
-    check(alignment)
+    study = Study.of(options.alignment)
+    study.check()
     with main_first():
         force = options.force and is_main()
-        directory = RunDirectory(options.output, "llm", preset, config_of(alignment), force, PACKAGES)
+        directory = RunDirectory(options.output, "llm", preset, config_of(study.alignment), force, PACKAGES)
     if directory.complete:
         print("this run is complete; --force runs it again")
     else:
-        run(alignment, directory, options.jobs)
+        run(study, directory, options.jobs)
         if is_main():
             write(directory.path)
     if is_main():

@@ -88,6 +88,7 @@ class TextArena(gymnasium.Env, DuelArena):
         responses: int = 3,
         decoding: Decoding | None = None,
         oracle: Oracle | None = None,
+        temperature: float = 1.0,
         batch: int = 1,
         prompt_tokens: int = 64,
     ) -> None:
@@ -106,6 +107,8 @@ class TextArena(gymnasium.Env, DuelArena):
         self.encoded = self.policy.encode(self.prompts, prompt_tokens)
         self.decoding, self.oracle, self.batch = decoding or Decoding(), oracle or BTL(), batch
         self.prompts_per_round, self.responses = prompts_per_round, responses
+        self.temperature = temperature
+        """divides the scorer's rewards, so that their differences are the oracle's log-odds"""
         self.tables: dict[int, Table] = {}
         """rounds that were shown; what is put here before is shown again instead of being drawn"""
         self.spent: Counter[str] = Counter()
@@ -166,8 +169,8 @@ class TextArena(gymnasium.Env, DuelArena):
 
     @property
     def rewards(self) -> Tensor:
-        """The true rewards of the shown table."""
-        return self.table.rewards
+        """The true rewards of the shown table, in log-odds."""
+        return self.table.rewards / self.temperature
 
     def offers(self, duels: Duels) -> Bool[Tensor, " k"]:
         """Which duels are between different texts; a response drawn twice makes no duel with itself or a second one.

@@ -172,26 +172,30 @@ class Gradients:
             self._sides += ["A", "B"]
         shapes = [(m.out_features, m.in_features) for m in self._matrices]
         self.map = projection(kind, shapes, size, policy.adapter.rank, key.fold_in("sketch"), str(policy.device))
-        self.zero_share = float("nan")
-        """of the last call: the share of (response, A-matrix) pairs whose gradient is exactly 0 (1 while B = 0)"""
 
     def __call__(self, rows: Sequence[Row], stage: str = "features") -> Dense:
         """Return one feature row per response, ``(n, size)`` in float64 on the CPU (float32 unsketched).
 
         Rows are padded on the right and attention is causal: padding changes no feature beyond rounding.
         """
+        return self.with_zeros(rows, stage)[0]
+
+    def with_zeros(self, rows: Sequence[Row], stage: str = "features") -> tuple[Dense, Float[Tensor, " n"]]:
+        """Return the features, and of each response the share of A-matrices whose gradient is exactly 0.
+
+        It is 1 while B = 0, where A has no say in what the model does.
+        """
         dtype = torch.float32 if isinstance(self.map, Exact) else torch.float64
         table = torch.zeros(len(rows), self.map.size, dtype=dtype)
-        zero, pairs = 0, 0
+        zero = torch.zeros(len(rows), dtype=torch.float64)
         for places in batches([row.tokens for row in rows], self.batch_tokens if self.policy.route.padded else 1):
             part = [rows[place] for place in places]
             with self.policy.meter.stage(stage, sum(row.tokens for row in part)):
                 done = self._batch(part) if self.policy.route.hooked else self._one_by_one(part)
                 table[places] = done.out.to("cpu", dtype)
             assert done.zero is not None
-            zero, pairs = zero + int(done.zero.sum()), pairs + len(part) * len(self.policy.layers)
-        self.zero_share = zero / pairs if pairs else float("nan")
-        return Dense(table)
+            zero[places] = done.zero.to("cpu", torch.float64) / len(self.policy.layers)
+        return Dense(table), zero
 
     def _batch(self, rows: Sequence[Row]) -> _Pass:
         """Run one batch forward and backward, collecting projected gradients on the way back."""

@@ -5,13 +5,15 @@ Knows nothing of where duels come from or how they are chosen.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
@@ -39,19 +41,30 @@ class Training:
     """
 
     beta: float = 0.1
-    rate: float = 5e-4
-    epochs: int = 4
-    batch: int = 8
+    """of DPO and of the implicit reward"""
+    rate: float = 2e-3
+    """learning rate of AdamW"""
+    epochs: int = 3
+    batch: Annotated[int, tyro.conf.arg(name="dpo-batch")] = 4
+    """duels per step"""
     data: Literal["all", "new"] = "all"
+    """refit to all labels from the reference, or go on with the round's new ones"""
     regularisation: float = 0.0
-    schedule: str = "linear"
+    """λ of (λ/2)‖θ - θ0‖² beside the sum of losses"""
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """of the learning rate"""
     clip: float = 1.0
+    """largest norm of a step's gradient"""
 
     def __post_init__(self) -> None:
-        if not (self.beta > 0 and self.rate > 0 and self.clip > 0):
-            raise InputError(f"DPO needs positive β, learning rate and gradient norm, got {self}")
-        if self.epochs < 1 or self.batch < 1 or self.regularisation < 0:
-            raise InputError(f"DPO needs epochs, batch >= 1 and λ >= 0, got {self}")
+        for option, value in (("--beta", self.beta), ("--rate", self.rate), ("--clip", self.clip)):
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{option} must be positive and finite, got {value}")
+        for option, count in (("--epochs", self.epochs), ("--dpo-batch", self.batch)):
+            if count < 1:
+                raise InputError(f"{option} must be at least 1, got {count}")
+        if not (self.regularisation >= 0 and math.isfinite(self.regularisation)):
+            raise InputError(f"--regularisation must be finite and not negative, got {self.regularisation}")
 
 
 @dataclass(frozen=True)
@@ -66,11 +79,21 @@ class Preference:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a fit went: mean loss of its first and last step in nats, and the steps taken."""
+    """How a fit went: mean loss of its first and last step in nats, the steps taken, and the pairs in its last epoch.
+
+    ``chosen`` and ``rejected`` are mean log-ratios ``log π_θ/π_ref`` in nats, apart, since DPO's loss sees only their
+    difference and may lower both; each pair as training met it in the last epoch, before the step that it took part in.
+    """
 
     first_loss: float
     last_loss: float
     steps: int
+    chosen: float
+    rejected: float
+    chosen_fell: float
+    """share of pairs whose preferred response has become less likely than under the reference"""
+    accuracy: float
+    """share of pairs whose preferred response has the larger log-ratio"""
 
 
 class _Trainer(DPOTrainer):
@@ -89,6 +112,8 @@ class _Trainer(DPOTrainer):
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True
         self._pull, self._start, self._padded, self._own_loss = pull, start, padded, own_loss
+        self.ratios: list[Tensor] = []
+        """log-ratios of every step's pairs, ``(pairs, 2)``: chosen, rejected; by our own loss only"""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -102,6 +127,7 @@ class _Trainer(DPOTrainer):
             logs = token_log_probs(model, inputs["input_ids"], inside, self._padded).sum(-1)
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (logs - reference).chunk(2)
+            self.ratios.append(torch.stack([chosen, rejected], -1).detach())
             loss = -logsigmoid(self.beta * (chosen - rejected)).mean()
         else:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -188,7 +214,18 @@ def fit_dpo(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Fit(losses[0], losses[-1], len(losses))
+        last_epoch = trainer.ratios[-math.ceil(len(losses) / training.epochs) :]
+        ratios = trainer.accelerator.gather(torch.cat(last_epoch)) if last_epoch else torch.full((1, 2), math.nan)
+    chosen, rejected = ratios.double().cpu().unbind(-1)
+    return Fit(
+        losses[0],
+        losses[-1],
+        len(losses),
+        float(chosen.mean()),
+        float(rejected.mean()),
+        float((chosen < 0).double().mean()),
+        float((chosen > rejected).double().mean()),
+    )
 
 
 class DPOLearner:
@@ -202,6 +239,7 @@ class DPOLearner:
         self._new = 0
         self._reference: dict[Row, float] = {}
         self._current: dict[Row, float] = {}
+        self._zero: dict[Row, float] = {}
 
     @property
     def at_start(self) -> bool:
@@ -249,7 +287,20 @@ class DPOLearner:
         return Dense(table.values[[place[row] for row in items.rows]])
 
     def _features(self, rows: Sequence[Row], layer: Literal["all", "last"]) -> Dense:
-        return embeddings(self.policy, rows) if layer == "last" else self.gradients(rows)
+        if layer == "last":
+            return embeddings(self.policy, rows)
+        features, zero = self.gradients.with_zeros(rows)
+        self._zero.update(zip(rows, zero.tolist(), strict=True))
+        return features
+
+    def zero_share(self, rows: Sequence[Row]) -> float | None:
+        """Return the share of (response, A-matrix) pairs whose gradient was exactly 0 when the rows were last seen.
+
+        None if they never were: a strategy may read no gradient, or the last layer's features alone.
+        """
+        shares = [self._zero.get(row) for row in rows]
+        known = [share for share in shares if share is not None]
+        return sum(known) / len(known) if len(known) == len(shares) else None
 
     def entropy(self, items: Completions, rewards: Tensor, temperature: float) -> Float[Tensor, " p"]:
         """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.

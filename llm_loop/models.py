@@ -6,6 +6,7 @@ random models with a byte tokenizer.  Knows nothing of rewards, duels or trainin
 
 from __future__ import annotations
 
+import math
 import random  # noqa: TID251 (only to put its state back after libraries that draw from it)
 import time
 from collections import Counter, defaultdict
@@ -128,11 +129,17 @@ class Adapter:
 
     rank: int = 16
     alpha: float = 32.0
+    """LoRA's scale is alpha/rank"""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """modules that get an adapter"""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0 or not self.targets:
-            raise InputError(f"LoRA needs a rank of at least 1, a positive α and target modules, got {self}")
+        if self.rank < 1:
+            raise InputError(f"--rank must be at least 1, got {self.rank}")
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InputError(f"--alpha must be positive and finite, got {self.alpha}")
+        if not self.targets:
+            raise InputError("--targets: name at least one kind of module")
 
 
 class Policy:

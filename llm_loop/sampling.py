@@ -8,14 +8,16 @@ draws by the library's ``generate``, from the same numbers (``llm_loop.agreement
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers import (
@@ -116,13 +118,17 @@ class Decoding:
     """How responses are drawn: ``π^{1/temperature}`` over the whole vocabulary, at most ``tokens`` tokens."""
 
     tokens: int = 20
-    temperature: float = 1.0
-    rows: int = 128
-    """responses that are drawn side by side"""
+    """longest response"""
+    temperature: Annotated[float, tyro.conf.arg(name="sampling-temperature")] = 1.0
+    rows: Annotated[int, tyro.conf.arg(name="sampling-rows")] = 128
+    """responses drawn side by side"""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.rows < 1 or not self.temperature > 0:
-            raise InputError(f"sampling needs tokens, rows >= 1 and a positive temperature, got {self}")
+        for option, count in (("--tokens", self.tokens), ("--sampling-rows", self.rows)):
+            if count < 1:
+                raise InputError(f"{option} must be at least 1, got {count}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"--sampling-temperature must be positive and finite, got {self.temperature}")
 
 
 def draw(

@@ -65,8 +65,11 @@ class Round(Row):
     selected_length: float | None = None
     """tokens per response, of the picks"""
     pool_length: float | None = None
+    chosen_length: float | None = None
+    """tokens per response, of those that the round's labels prefer"""
+    rejected_length: float | None = None
     width_error_rank_correlation: float | None = None
-    """of width with |margin − true margin|"""
+    """of width with |margin − true margin|, both in log-odds"""
     information: float | None = None
     """log det(V/ridge) in nats, this round's duels included"""
     first_loss: float | None = None
@@ -74,6 +77,14 @@ class Round(Row):
     dpo_loss: float | None = None
     """of its last step"""
     steps: int | None = None
+    chosen_log_ratio: float | None = None
+    """mean of log π_θ/π_ref over the preferred responses, nats, as the last epoch met them"""
+    rejected_log_ratio: float | None = None
+    """the same over the other responses"""
+    chosen_fell_share: float | None = None
+    """share of pairs whose preferred response is less likely than under the reference"""
+    training_accuracy: float | None = None
+    """share of pairs whose preferred response has the larger log-ratio"""
     gradient_drift: float | None = None
     """of θ after the fit, on a few fixed responses, against θ0"""
     gradient_step: float | None = None
@@ -98,16 +109,17 @@ class Candidate(Row):
     reward_2: float
     tokens_1: int
     tokens_2: int
-    margin: float
-    """the learner's, log-odds"""
-    width: float
+    margin: float | None
+    """the learner's, log-odds; null for a strategy that reads no reward"""
+    width: float | None
+    """null, with what follows from it, for a strategy that reads no width"""
     offered: bool
     """false: a repeated response"""
     picked_position: int | None
     """0: first pick; null: not picked"""
     log_det_gain: float | None
     """nats; of a pick given the picks before it"""
-    nearest_picked_duel: int
+    nearest_picked_duel: int | None
     """the candidate number of that pick of this round, other than itself, which it is most like"""
     nearest_cosine: float | None
     """|cosine| with it under V⁻¹"""
@@ -126,7 +138,11 @@ class Evaluation(Row):
     judge: float
     log_ratio: float
     """log π_θ/π_ref, nats, summed over tokens"""
+    reference_log_prob: float
+    """log π_ref, nats, summed over tokens: per token, how fluent the initial model finds the response"""
     tokens: int
+    ended: bool
+    """by its end token; false: cut"""
     distinct_2: float
     """share of distinct pairs of neighbouring words"""
 
@@ -140,6 +156,10 @@ class HeldoutDuel(Row):
     margin: float
     """implicit"""
     true_margin: float
+    """of the rewards over the labels' temperature: log-odds, as the margin"""
+    log_ratio_1: float
+    """log π_θ/π_ref of the first response, nats"""
+    log_ratio_2: float
 
 
 @dataclass(frozen=True, kw_only=True)

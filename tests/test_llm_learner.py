@@ -132,6 +132,30 @@ def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, 
     assert torch.allclose(rejected, inputs["ref_rejected_logps"], atol=1e-4)
 
 
+def test_a_fit_says_what_became_of_both_sides_of_its_pairs(policy):
+    """One epoch of one step sees all pairs where training begins; here, away from the reference."""
+    preferences = preferences_of(policy)
+    generator = torch.Generator().manual_seed(1)
+    policy.restore({k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in policy.state().items()})
+    chosen = policy.log_probs([p.chosen for p in preferences], "score")
+    chosen -= torch.tensor([p.chosen_reference for p in preferences])
+    rejected = policy.log_probs([p.rejected for p in preferences], "score")
+    rejected -= torch.tensor([p.rejected_reference for p in preferences])
+    fit = fit_dpo(policy, preferences, Training(BETA, rate=1e-3, epochs=1, batch=6), Key(0))
+    assert fit.chosen == pytest.approx(float(chosen.mean()), abs=1e-4)
+    assert fit.rejected == pytest.approx(float(rejected.mean()), abs=1e-4)
+    assert fit.chosen_fell == float((chosen < 0).double().mean())
+    assert fit.accuracy == float((chosen > rejected).double().mean())
+
+
+def test_a_fit_counts_the_pairs_of_its_last_epoch_once(policy):
+    preferences = preferences_of(policy)
+    fit = fit_dpo(policy, preferences, Training(BETA, rate=5e-2, epochs=3, batch=4), Key(0))
+    assert fit.steps == 6
+    assert fit.accuracy * len(preferences) == pytest.approx(round(fit.accuracy * len(preferences)))
+    assert fit.chosen > fit.rejected
+
+
 def test_training_prefers_the_chosen_and_leaves_the_model_as_it_was_otherwise(policy):
     preferences = preferences_of(policy)
     modules, names = set(map(type, policy.model.modules())), list(dict(policy.model.named_parameters()))
@@ -251,9 +275,21 @@ def test_entropy_is_the_mean_surprise_of_a_prompts_responses(policy):
     assert got.tolist() == pytest.approx([-float(items.log_probs[3 * i : 3 * i + 3].mean()) for i in range(3)])
 
 
-@pytest.mark.parametrize("settings", [{"beta": 0.0}, {"rate": -1.0}, {"epochs": 0}, {"regularisation": -1.0}])
-def test_training_refuses_what_cannot_be(settings):
-    with pytest.raises(InputError, match="DPO needs"):
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({"beta": 0.0}, "--beta"),
+        ({"rate": -1.0}, "--rate"),
+        ({"rate": math.inf}, "--rate"),
+        ({"epochs": 0}, "--epochs"),
+        ({"batch": 0}, "--dpo-batch"),
+        ({"regularisation": -1.0}, "--regularisation"),
+        ({"regularisation": math.nan}, "--regularisation"),
+        ({"clip": math.nan}, "--clip"),
+    ],
+)
+def test_training_refuses_what_cannot_be(settings, option):
+    with pytest.raises(InputError, match=option):
         Training(**settings)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,14 +32,26 @@ from bandits.selector import STRATEGIES
 from llm_loop import tables
 from llm_loop.__main__ import main
 from llm_loop.arena import Completions, Table, TextArena
-from llm_loop.cells import Cell, cell_name, run_cell
-from llm_loop.config import PRESETS, Alignment
+from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
 from llm_loop.diagnostics import drift, rank_correlation, reasons
+from llm_loop.journal import Journal
 from llm_loop.models import TINY, Row
 from llm_loop.rewards.scorers import checked, load_scorer
+from llm_loop.run import Cell, Study
 from llm_loop.sampling import Decoding
 
 SMOKE = PRESETS["smoke"][1]
+FEW = replace(
+    SMOKE,
+    evaluation=Evaluation(prompts=2, duels=1, probes=2),
+    decoding=Decoding(tokens=5),
+    training=replace(SMOKE.training, epochs=1),
+)
+
+
+def run_cell(alignment: Alignment, strategy: str, seed: int, folder: Path) -> None:
+    """Play one cell of an experiment."""
+    Study.of(alignment).play(Cell(strategy, seed), folder)
 
 
 def smoke(folder: Path, *options: str) -> int:
@@ -64,6 +77,14 @@ def finished(tmp_path_factory):
     return run_folder(folder)
 
 
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    """The folder of one finished cell."""
+    folder = tmp_path_factory.mktemp("cell")
+    run_cell(FEW, "random", 0, folder)
+    return folder
+
+
 def test_a_run_leaves_what_it_promises(finished):
     cell = finished / "cells" / "activedpo-normalised--seed0"
     rounds, candidates, evaluations, duels, preferences = (
@@ -86,7 +107,7 @@ def test_a_run_leaves_what_it_promises(finished):
     # the picks' gains sum to the information that the rounds report
     gains = picked.groupby("round")["log_det_gain"].sum()
     assert rounds["information"][1] == pytest.approx(gains[1])
-    assert len(evaluations) == 3 * SMOKE.heldout
+    assert len(evaluations) == 3 * SMOKE.evaluation.prompts
     assert (evaluations.query("round == 0")["log_ratio"] == 0).all()
     assert (duels.query("round == 0")["margin"] == 0).all()
     assert len(preferences) == 6
@@ -193,22 +214,53 @@ def test_a_run_of_another_config_is_refused(finished, tmp_path, capsys):
     assert "holds a run of another config" in capsys.readouterr().err
 
 
-def test_a_damaged_record_is_refused(finished, tmp_path, capsys):
-    part = tmp_path / "llm" / finished.name
-    shutil.copytree(finished, part)
-    (part / "index.html").unlink()
-    cell = part / "cells" / "random--seed0"
-    (cell / "rounds.jsonl").unlink()
-    (cell / "records" / "round-01.json").write_text('{"picks": [1,')
-    assert smoke(tmp_path) == 2
-    assert "cannot read" in capsys.readouterr().err
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "a digit changed": lambda content: re.sub(rb"\d(?=[^\d]*$)", lambda d: b"%d" % (9 - int(d[0])), content, count=1),
+    "a list": lambda content: b"[]",
+    "null": lambda content: b"null",
+    "an object": lambda content: b"{}",
+    "noise": lambda content: bytes(range(256)),
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "file", ["records/round-00.json", "records/round-01.json", "adapters/round-01/adapter_config.json"]
+)
+def test_a_damaged_record_is_named_and_never_used(file, damage, tmp_path, cell, capfd):
+    part = shutil.copytree(cell, tmp_path / "part")
+    for table in part.glob("*.jsonl"):
+        table.unlink()
+    content = (part / file).read_bytes()
+    (part / file).write_bytes(DAMAGE[damage](content))
+    assert (part / file).read_bytes() != content
+    number = int(re.search(r"round-(\d+)", file)[1])
+    journal = Journal(part)
+    assert len(journal.rounds) == number
+    error = capfd.readouterr().err.strip()
+    assert f"records/round-{number:02d}.json is damaged" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
+    part = shutil.copytree(cell, tmp_path / "part")
+    weights = part / "adapters" / "round-01" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(bytes(content))
+    (part / "timing.json").write_text("[]")
+    run_cell(FEW, "random", 0, part)
+    assert "round-01/adapter_model.safetensors has another SHA-256" in capfd.readouterr().err
+    assert contents(part) == contents(cell)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--batch", "13"], "13 duels are to be labelled a round, but the pool has 12"),
-        (["--responses", "1"], "responses must be at least 2"),
+        (["--responses", "1"], "--responses must be at least 2"),
         (["--strategies", "activdpo"], "unknown strategy 'activdpo'"),
         (["--targets", "c_attn"], "no modules named c_attn"),
         (["--device", "cuda"], "not available here"),
@@ -218,12 +270,13 @@ def test_a_damaged_record_is_refused(finished, tmp_path, capsys):
         (["--prompt-tokens", "3"], "over the limit of 3"),
         (["--heldout", "5000"], "5000 held-out prompts asked for"),
         (["--prompts-per-round", "5000"], "5000 prompts a round asked for"),
-        (["--rate", "0"], "positive β, learning rate"),
-        (["--ridge", "0"], "ridge must be positive"),
-        (["--label-temperature", "0"], "oracle temperature must be positive"),
-        (["--sampling-temperature", "0"], "positive temperature"),
+        (["--rate", "inf"], "--rate must be positive and finite, got inf"),
+        (["--ridge", "0"], "--ridge must be positive and finite"),
+        (["--label-temperature", "0"], "--label-temperature must be positive and finite"),
+        (["--labels", "noisless"], "unknown oracle 'noisless'"),
+        (["--sampling-temperature", "inf"], "--sampling-temperature must be positive and finite"),
         (["--sketch", "factored", "--sketch-size", "511"], "divisible by LoRA's rank"),
-        (["--probes", "100"], "probes"),
+        (["--probes", "100"], "--probes"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, tmp_path, capsys, monkeypatch):
@@ -244,7 +297,7 @@ def test_an_unknown_preset_is_refused(capsys):
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_every_strategy_plays_and_resumes(name, tmp_path):
-    alignment = replace(SMOKE, strategies=(name,), heldout=2, heldout_duels=1, probes=2, tokens=5, epochs=1)
+    alignment = replace(FEW, strategies=(name,))
     run_cell(alignment, name, 0, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "records", tmp_path / "part" / "records")
     shutil.copytree(tmp_path / "whole" / "adapters", tmp_path / "part" / "adapters")
@@ -258,11 +311,19 @@ def test_every_strategy_plays_and_resumes(name, tmp_path):
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"data": "new", "regularisation": 0.5, "sketch": "none", "labels": "argmax"}, {"dtype": "bfloat16"}],
+    [
+        {},
+        {
+            "training": replace(FEW.training, data="new", regularisation=0.5),
+            "sketch": Sketch(kind="none"),
+            "labels": "noiseless",
+        },
+        {"dtype": "bfloat16"},
+    ],
 )
 def test_two_rounds_on_each_architecture(model, settings, tmp_path):
-    targets = ("c_attn", "c_proj") if model == "tiny-gpt2" else SMOKE.targets
-    alignment = replace(SMOKE, model=model, targets=targets, heldout=2, heldout_duels=1, probes=2, epochs=1, **settings)
+    targets = ("c_attn", "c_proj") if model == "tiny-gpt2" else SMOKE.adapter.targets
+    alignment = replace(FEW, model=model, adapter=replace(SMOKE.adapter, targets=targets), **settings)
     run_cell(alignment, "activedpo-normalised", 0, tmp_path)
     rounds = tables.frame(tables.Round, tmp_path)
     assert rounds["information"][1:].is_monotonic_increasing or settings
@@ -303,7 +364,7 @@ class TestArena:
         assert offered == {(0, 2), (3, 4), (3, 5), (4, 5)}
 
     def test_too_few_distinct_responses_are_refused(self, tmp_path):
-        alignment = replace(SMOKE, sampling_temperature=1e-4)
+        alignment = replace(SMOKE, decoding=Decoding(tokens=8, temperature=1e-4))
         with pytest.raises(InputError, match="picks asked from a pool with 0 duels left"):
             run_cell(alignment, "random", 0, tmp_path)
 
@@ -407,11 +468,7 @@ class TestAlignment:
         assert PRESETS["study"][1].seeds >= 5
 
     def test_cells_of_a_seed_come_together(self):
-        assert [cell_name(*cell) for cell in Alignment(seeds=2).cells][:2] == [
+        assert [cell.key for cell in Study.of(Alignment(seeds=2)).cells][:2] == [
             "activedpo-normalised--seed0",
             "random--seed0",
         ]
-
-    def test_a_cell_is_built_without_touching_its_folder(self, tmp_path):
-        Cell(SMOKE, "random", 0, tmp_path / "cell")
-        assert not list(tmp_path.iterdir())

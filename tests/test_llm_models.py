@@ -127,7 +127,7 @@ def test_batches_hold_every_row_once_and_keep_their_size(lengths, limit):
         (lambda: load_policy("tiny-llama", Adapter(targets=("c_attn",)), Key(0)), "no modules named c_attn; it has"),
         (lambda: load_policy("no/such-model-here", Adapter(), Key(0)), "cannot load model 'no/such-model-here'"),
         (lambda: load_policy("tiny-llama", Adapter(), Key(0), "cuda"), "not available here"),
-        (lambda: Adapter(rank=0), "rank of at least 1"),
+        (lambda: Adapter(rank=0), "--rank must be at least 1"),
         (lambda: tiny("tiny-llama").encode([" "], 9), "a prompt is empty"),
         (lambda: tiny("tiny-llama").encode(["ten tokens"], 9), "10 tokens, over the limit of 9"),
         (lambda: tiny("tiny-llama").restore({}), "other matrices"),

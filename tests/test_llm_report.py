@@ -13,7 +13,7 @@ import pytest
 
 from bandits.runs.legacy import config_of, write_json
 from llm_loop import tables
-from llm_loop.config import Alignment
+from llm_loop.config import Alignment, Evaluation
 from llm_loop.report import findings
 from llm_loop.report import page as report
 from llm_loop.report.evaluate import distinct
@@ -53,8 +53,7 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                     rounds=ROUNDS,
                     batch=BATCH,
                     prompts_per_round=10,
-                    heldout=PROMPTS,
-                    heldout_duels=PROMPTS,
+                    evaluation=Evaluation(prompts=PROMPTS, duels=PROMPTS),
                 )
             ),
             "versions": {"python": "3.11", "torch": "2.13.0"},
@@ -85,7 +84,9 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                         "reward": rewards[p],
                         "judge": (0.2 * rewards[p] if judge_follows else 0.1 * base[p]) + 0.02 * key.normal() * (r > 0),
                         "log_ratio": 0.0 if r == 0 else 2 * r + key.normal(),
+                        "reference_log_prob": 12 * (-3.6 + 0.1 * key.normal()) + 1e-9,
                         "tokens": 12,
+                        "ended": bool(p % 2),
                         "distinct_2": distinct(text),
                     }
                 )
@@ -109,6 +110,8 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                             "prompt_index": p,
                             "margin": r * (0.5 * true + 0.5 * key.normal()),
                             "true_margin": true,
+                            "log_ratio_1": -0.1 * r,
+                            "log_ratio_2": -0.3 * r,
                         }
                     )
             rounds.append(

@@ -135,5 +135,5 @@ def test_drawing_leaves_no_trace_on_the_model():
 
 @pytest.mark.parametrize("settings", [{"tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"rows": 0}])
 def test_decoding_refuses_what_cannot_be(settings):
-    with pytest.raises(InputError, match="sampling needs"):
+    with pytest.raises(InputError, match="--"):
         Decoding(**settings)

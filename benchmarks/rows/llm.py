@@ -432,15 +432,15 @@ def loop() -> Callable[[], Answer]:
     """ActiveDPO in the quick preset, one seed; the seconds of its stages against all seconds."""
     from bandits.runs.legacy import read_json
     from llm_loop import tables
-    from llm_loop.cells import run_cell
     from llm_loop.config import PRESETS
+    from llm_loop.run import Cell, Study
 
-    alignment = replace(PRESETS["quick"][1], seeds=1)
+    study = Study.of(replace(PRESETS["quick"][1], seeds=1))
 
     def run() -> Answer:
         with tempfile.TemporaryDirectory() as scratch:
             started = time.perf_counter()
-            run_cell(alignment, "activedpo-normalised", 0, Path(scratch))
+            study.play(Cell("activedpo-normalised", 0), Path(scratch))
             elapsed = time.perf_counter() - started
             stages: dict[str, Any] = read_json(Path(scratch) / "timing.json")
             rows = len(tables.read(tables.Round, Path(scratch)))

@@ -1,0 +1,225 @@
+"""Owns what is measured of a round: rows of tables, from what the loop yields and from the held-out prompts.
+
+What is said of a pool is a pure function of the round; the policy is asked only where a name says so (``answer``,
+``draw_fixed``).  The tables' columns are described in ``llm_loop.tables``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bandits.loop import Round
+from llm_loop.arena import Table
+from llm_loop.data.chat import Prompt, to_json
+from llm_loop.diagnostics import drift, rank_correlation, reasons
+from llm_loop.learner import Fit
+from llm_loop.models import Row
+from llm_loop.report.evaluate import distinct
+from llm_loop.rewards.scorers import checked
+from llm_loop.sampling import sample
+from llm_loop.setup import Setup
+
+Record = dict[str, Any]
+
+
+def pool_row(round: Round, table: Table, temperature: float, grown: bool) -> Record:
+    """Return what is said of a round's pool, at the θ that drew it, as far as the loop computed it.
+
+    ``grown``: whether V has the round's own duels already; where V is made anew every round, it does not.
+    """
+    pool = round.pool
+    assert pool is not None
+    offered, k = pool.available, table.items.responses
+    lengths = torch.tensor([len(row.response) for row in table.items.rows], dtype=torch.float64)
+    picked = pool.duels.take(round.picks)
+    per_prompt = [table.texts[i : i + k] for i in range(0, len(table.texts), k)]
+    chosen, rejected = sides(round)
+    row: Record = {
+        "duplicates_dropped": sum(len(texts) - len(set(texts)) for texts in per_prompt),
+        "duels_offered": int(offered.sum()),
+        "selected_length": float(torch.cat([lengths[picked.first], lengths[picked.second]]).mean()),
+        "pool_length": float(lengths.mean()),
+        "chosen_length": float(lengths[chosen].mean()),
+        "rejected_length": float(lengths[rejected].mean()),
+    }
+    margins = None if pool.item_rewards is None else pool.margins[offered]
+    if margins is not None:
+        row["zero_margin_share"] = float((margins == 0).double().mean())
+    if pool.posterior is not None:
+        row["information"] = float(round.information) + (0.0 if grown else float(_gains(round).sum()))
+    if margins is not None and pool.posterior is not None:
+        errors = (margins - pool.duels.difference(table.rewards)[offered] / temperature).abs()
+        row["width_error_rank_correlation"] = rank_correlation(pool.widths[offered], errors)
+    return row
+
+
+def _gains(round: Round) -> Tensor:
+    assert round.pool is not None
+    return reasons(round.pool.features, round.picks).gain[round.picks]
+
+
+def sides(round: Round) -> tuple[Tensor, Tensor]:
+    """Return the rows of the preferred and of the other response of each labelled duel."""
+    duels, won = round.answers.duels, round.answers.first_won
+    return torch.where(won, duels.first, duels.second), torch.where(won, duels.second, duels.first)
+
+
+def fit_row(fit: Fit) -> Record:
+    """Return what is said of a fit."""
+    return {
+        "first_loss": fit.first_loss,
+        "dpo_loss": fit.last_loss,
+        "steps": fit.steps,
+        "chosen_log_ratio": fit.chosen,
+        "rejected_log_ratio": fit.rejected,
+        "chosen_fell_share": fit.chosen_fell,
+        "training_accuracy": fit.accuracy,
+    }
+
+
+def candidates(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
+    """Return a row for every duel of the pool: what it would teach, what it is like, whether it was picked."""
+    pool, k = round.pool, table.items.responses
+    assert pool is not None
+    order = {pick: place for place, pick in enumerate(round.picks.tolist())}
+    won = dict(zip(round.picks.tolist(), round.answers.first_won.double().tolist(), strict=True))
+    rewards, available, nothing = table.rewards.tolist(), pool.available.tolist(), [None] * pool.duels.count
+    margins = nothing if pool.item_rewards is None else pool.margins.tolist()
+    widths = gain = nearest = cosine = nothing
+    if pool.posterior is not None:
+        widths, why = pool.widths.tolist(), reasons(pool.features, round.picks)
+        gain, nearest, cosine = why.gain.tolist(), why.nearest.tolist(), why.cosine.tolist()
+    rows = []
+    for i, (a, b) in enumerate(zip(round.duels.first.tolist(), round.duels.second.tolist(), strict=True)):
+        prompt = table.prompt_indices[a // k]
+        rows.append(
+            {
+                "candidate": i,
+                "prompt_index": prompt,
+                "prompt": to_json(prompts[prompt]),
+                "response_1": table.texts[a],
+                "response_2": table.texts[b],
+                "reward_1": rewards[a],
+                "reward_2": rewards[b],
+                "tokens_1": len(table.items.rows[a].response),
+                "tokens_2": len(table.items.rows[b].response),
+                "margin": margins[i],
+                "width": widths[i],
+                "offered": available[i],
+                "picked_position": order.get(i),
+                "log_det_gain": gain[i],
+                "nearest_picked_duel": nearest[i],
+                "nearest_cosine": cosine[i],
+                "label": won.get(i),
+            }
+        )
+    return rows
+
+
+def preferences(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
+    """Return the round's labelled duels as TRL reads them."""
+    chosen, rejected = sides(round)
+    return [
+        {
+            "prompt": to_json(prompts[table.prompt_indices[good // table.items.responses]]),
+            "chosen": table.texts[good],
+            "rejected": table.texts[bad],
+        }
+        for good, bad in zip(chosen.tolist(), rejected.tolist(), strict=True)
+    ]
+
+
+def drift_row(now: Tensor, initial: Tensor, last: Tensor) -> Record:
+    """Return how far the probes' features ``(n, d)`` have moved, and their Gram matrix, since θ0 and since last."""
+    return {
+        "gradient_drift": drift(now, initial),
+        "gradient_step": drift(now, last),
+        "kernel_drift": drift(now @ now.mT, initial @ initial.mT),
+        "kernel_step": drift(now @ now.mT, last @ last.mT),
+    }
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Two responses of the initial model to each of the first held-out prompts, with their rewards: duels to order."""
+
+    rows: tuple[Row, ...]
+    rewards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, setup: Setup, record: Record) -> Fixed:
+        """Read what ``record`` wrote."""
+        prompts = [ids for ids in setup.heldout.encoded[: setup.alignment.evaluation.duels] for _ in range(2)]
+        rows = (Row(prompt, tuple(response)) for prompt, response in zip(prompts, record["responses"], strict=True))
+        return cls(tuple(rows), tuple(record["rewards"]))
+
+    @property
+    def record(self) -> Record:
+        """The fixed responses as JSON values."""
+        return {"responses": [list(row.response) for row in self.rows], "rewards": list(self.rewards)}
+
+
+def draw_fixed(setup: Setup) -> Fixed:
+    """Draw the fixed responses from the initial model, which the policy must be."""
+    policy, heldout, count = setup.policy, setup.heldout, setup.alignment.evaluation.duels
+    key = heldout.key.fold_in("fixed")
+    rows, _ = sample(policy, heldout.encoded[:count], 2, setup.alignment.decoding, key, "evaluate")
+    with policy.meter.stage("evaluate"):
+        texts = [policy.decode(row.response) for row in rows]
+        asked = [prompt for prompt in heldout.prompts[:count] for _ in range(2)]
+        rewards = checked(heldout.scorer, asked, texts).tolist()
+    return Fixed(tuple(rows), tuple(rewards))
+
+
+def answer(setup: Setup, fixed: Fixed, initial: bool = False) -> Record:
+    """Let the policy answer the held-out prompts; return the rows of tables.
+
+    The policies of all rounds draw with the same uniform numbers, so that rounds and strategies can be told apart; the
+    initial model draws with others, so that a win against it is one between independent responses.
+    """
+    policy, learner, heldout, alignment = setup.policy, setup.learner, setup.heldout, setup.alignment
+    key = heldout.key.fold_in("initial" if initial else "answers")
+    rows, logs = sample(policy, heldout.encoded, 1, alignment.decoding, key, "evaluate")
+    pairs = torch.zeros(len(fixed.rows), dtype=torch.float64)
+    reference = logs
+    if not initial:
+        with policy.reference():
+            reference = policy.log_probs(rows, "evaluate")
+        pairs = policy.log_probs(fixed.rows, "evaluate") - learner.reference(fixed.rows)
+    with policy.meter.stage("evaluate"):
+        texts = [policy.decode(row.response) for row in rows]
+        rewards, judged = (checked(s, heldout.prompts, texts).tolist() for s in (heldout.scorer, heldout.judge))
+    evaluations = [
+        {
+            "prompt_index": i,
+            "reward": rewards[i],
+            "judge": judged[i],
+            "log_ratio": log - at_start,
+            "reference_log_prob": at_start,
+            "tokens": len(row.response),
+            "ended": row.response[-1] in policy.ends,
+            "distinct_2": distinct(texts[i]),
+        }
+        for i, (row, log, at_start) in enumerate(zip(rows, logs.tolist(), reference.tolist(), strict=True))
+    ]
+    ratios, true = pairs.unflatten(-1, (-1, 2)).tolist(), fixed.rewards
+    duels = [
+        {
+            "prompt_index": i,
+            "margin": alignment.training.beta * (first - second),
+            "true_margin": (true[2 * i] - true[2 * i + 1]) / alignment.label_temperature,
+            "log_ratio_1": first,
+            "log_ratio_2": second,
+        }
+        for i, (first, second) in enumerate(ratios)
+    ]
+    samples = [
+        {"prompt_index": i, "prompt": to_json(prompt), "response": text}
+        for i, (prompt, text) in enumerate(zip(heldout.prompts, texts, strict=True))
+    ]
+    return {"evaluations": evaluations, "duels": duels, "samples": samples}

@@ -1,0 +1,117 @@
+"""Owns how a cell is put together: policy, arena, learner and held-out set, from a config, a strategy and a seed.
+
+Draws nothing from the models and writes nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from bandits.core.errors import InputError
+from bandits.core.oracles import Oracle
+from bandits.core.rng import Key
+from bandits.selector import Strategy
+from llm_loop.agreement import settle
+from llm_loop.arena import TextArena
+from llm_loop.config import Alignment
+from llm_loop.data import prompts as prompt_sets
+from llm_loop.gradients import Gradients
+from llm_loop.learner import DPOLearner
+from llm_loop.models import Policy, load_policy
+from llm_loop.rewards.scorers import Scorer, load_scorer
+
+
+@dataclass(frozen=True, eq=False)
+class Heldout:
+    """Prompts that nothing learns from, and who scores the answers to them."""
+
+    prompts: tuple[str, ...]
+    encoded: list[tuple[int, ...]]
+    scorer: Scorer
+    judge: Scorer
+    key: Key
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All that a cell plays with; the policy, which arena and learner hold as well, is what changes."""
+
+    alignment: Alignment
+    strategy: Strategy
+    policy: Policy
+    arena: TextArena
+    learner: DPOLearner
+    heldout: Heldout
+    key: Key
+
+
+def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -> Setup:
+    """Put a cell together; cells of one seed begin with the same bytes.
+
+    Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
+    """
+    shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
+    texts = prompt_sets.load(alignment.prompts, shared)
+    wanted = alignment.evaluation.prompts
+    if len(texts.heldout) < wanted:
+        raise InputError(f"{wanted} held-out prompts asked for, but the prompt set has {len(texts.heldout)}")
+    policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
+    policy.batch_tokens = alignment.score_tokens
+    scorer = load_scorer(alignment.reward, alignment.device, alignment.dtype)
+    arena = TextArena(
+        policy,
+        scorer,
+        texts.train,
+        key=key.fold_in("arena"),
+        prompts_per_round=alignment.prompts_per_round,
+        responses=alignment.responses,
+        decoding=alignment.decoding,
+        oracle=oracle,
+        temperature=alignment.label_temperature,
+        batch=alignment.batch,
+        prompt_tokens=alignment.prompt_tokens,
+    )
+    gradients = Gradients(
+        policy,
+        alignment.training.beta,
+        alignment.sketch.kind,
+        alignment.sketch.size,
+        key.fold_in("gradients"),
+        alignment.feature_tokens,
+    )
+    prompts = texts.heldout[:wanted]
+    heldout = Heldout(
+        prompts,
+        policy.encode(prompts, alignment.prompt_tokens),
+        scorer,
+        load_scorer(alignment.judge, alignment.device, alignment.dtype),
+        key.fold_in("heldout"),
+    )
+    learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
+    settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
+    return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"))
+
+
+@contextmanager
+def quiet_libraries(threads: int | None = None) -> Iterator[None]:
+    """Silence what libraries say of themselves, errors aside, and set torch's threads; then put all back as it was."""
+    logging = transformers.utils.logging
+    verbosity, bars, before = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
