@@ -24,6 +24,7 @@ from bandits.core.oracles import BTL, Oracle
 from bandits.core.rng import Key
 from bandits.loop import DuelArena
 from bandits.sim.arena import answer
+from llm_loop.data.chat import Prompt, text_of
 from llm_loop.data.prompts import load
 from llm_loop.models import Adapter, Policy, Row, load_policy
 from llm_loop.rewards.scorers import Scorer, checked, load_scorer
@@ -81,7 +82,7 @@ class TextArena(gymnasium.Env, DuelArena):
         self,
         policy: Policy | None = None,
         scorer: Scorer | None = None,
-        prompts: Sequence[str] = (),
+        prompts: Sequence[Prompt] = (),
         *,
         key: Key | None = None,
         prompts_per_round: int = 2,
@@ -139,7 +140,7 @@ class TextArena(gymnasium.Env, DuelArena):
             self.policy, [self.encoded[i] for i in chosen], self.responses, self.decoding, key, "generate"
         )
         texts = tuple(self.policy.decode(row.response) for row in rows)
-        asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
+        asked = [text_of(self.prompts[i]) for i in chosen for _ in range(self.responses)]
         with self.policy.meter.stage("reward"):
             rewards = checked(self.scorer, asked, texts)
         return Table(Completions(tuple(rows), self.responses, logs), texts, rewards, tuple(chosen))

@@ -86,7 +86,9 @@ class Alignment:
     """a fetched asset, a tiny random model, a local directory or a hub id"""
     adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter()
     prompts: str = "plots"
-    """plots, news, tldr, webgpt, builtin, or a JSONL file with a field named prompt"""
+    """plots, news, tldr, webgpt, builtin, or a file or folder of JSON lines, JSON or Parquet"""
+    skip_bad_rows: bool = False
+    """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
     prompt_tokens: int = 64
     """longest prompt allowed"""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()

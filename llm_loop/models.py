@@ -40,6 +40,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.legacy import write_bytes, write_json
 from llm_loop.data import assets
+from llm_loop.data.chat import Prompt, continuable, text_of, to_json
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -249,15 +250,23 @@ class Policy:
                 f"and the model has {self.context}; lower --tokens or shorten the prompts"
             )
 
-    def encode(self, prompts: Sequence[str], longest: int) -> list[tuple[int, ...]]:
+    def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return a prompt's token ids; a conversation goes through the chat template, or is written out without one."""
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            return tuple(self.tokenizer(continuable(prompt)).input_ids)
+        messages = to_json(prompt)
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return tuple(ids)
+
+    def encode(self, prompts: Sequence[Prompt], longest: int) -> list[tuple[int, ...]]:
         """Return the prompts' token ids; ``InputError`` for one without tokens or with more than ``longest``."""
-        encoded = [tuple(self.tokenizer(prompt).input_ids) for prompt in prompts]
+        encoded = [self.tokens_of(prompt) for prompt in prompts]
         for prompt, ids in zip(prompts, encoded, strict=True):
-            if not ids or not prompt.strip():
+            if not ids or not text_of(prompt).strip():
                 raise InputError("a prompt is empty; drop it from the prompt set")
             if len(ids) > longest:
                 raise InputError(
-                    f"a prompt has {len(ids)} tokens, over the limit of {longest}: {prompt[:60]!r}…; "
+                    f"a prompt has {len(ids)} tokens, over the limit of {longest}: {text_of(prompt)[:60]!r}…; "
                     "raise --prompt-tokens or shorten it"
                 )
         return encoded

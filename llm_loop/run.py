@@ -72,7 +72,9 @@ class Study:
     def check(self) -> None:
         """Put the first cell together without playing it, so that what cannot be is said before anything is written."""
         with quiet_libraries():
-            build(self.alignment, self.strategies[self.cells[0].strategy], self.oracle, self.cells[0].seed)
+            setup = build(self.alignment, self.strategies[self.cells[0].strategy], self.oracle, self.cells[0].seed)
+        if setup.left_out and is_main():
+            print(f"prompts left out: {setup.left_out}")
 
     def play(self, cell: Cell, folder: Path) -> None:
         """Carry out one cell from its last recorded round on.

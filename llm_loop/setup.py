@@ -21,6 +21,7 @@ from llm_loop.agreement import settle
 from llm_loop.arena import TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import prompts as prompt_sets
+from llm_loop.data.chat import Prompt
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, load_policy
@@ -31,7 +32,7 @@ from llm_loop.rewards.scorers import Scorer, load_scorer
 class Heldout:
     """Prompts that nothing learns from, and who scores the answers to them."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     encoded: list[tuple[int, ...]]
     scorer: Scorer
     judge: Scorer
@@ -49,6 +50,8 @@ class Setup:
     learner: DPOLearner
     heldout: Heldout
     key: Key
+    left_out: str
+    """prompts that were left out, in a clause"""
 
 
 def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -> Setup:
@@ -57,12 +60,13 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
     """
     shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
-    texts = prompt_sets.load(alignment.prompts, shared)
+    texts = prompt_sets.load(alignment.prompts, shared, alignment.skip_bad_rows)
+    policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
+    policy.batch_tokens = alignment.score_tokens
+    texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     wanted = alignment.evaluation.prompts
     if len(texts.heldout) < wanted:
         raise InputError(f"{wanted} held-out prompts asked for, but the prompt set has {len(texts.heldout)}")
-    policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
-    policy.batch_tokens = alignment.score_tokens
     scorer = load_scorer(alignment.reward, alignment.device, alignment.dtype)
     arena = TextArena(
         policy,
@@ -95,7 +99,7 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     )
     learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
-    return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"))
+    return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
@@ -184,6 +184,10 @@ class Preference(Row):
 
 KINDS: tuple[type[Row], ...] = (Candidate, Evaluation, HeldoutDuel, Sample, Preference, Round)
 """all tables of a cell, in the order of writing"""
+COLUMNS: dict[type[Row], dict[str, Any]] = {
+    kind: {name: hint for name, hint in get_type_hints(kind).items() if name != "table"} for kind in KINDS
+}
+"""the types of their columns"""
 
 
 def path_of(kind: type[Row], folder: Path) -> Path:
@@ -216,11 +220,10 @@ def read(kind: type[R], folder: Path) -> list[R]:
         raise InputError(f"cannot read {path}: {error.strerror}; is the run complete?") from None
     except ValueError:
         raise InputError(f"{path} is a damaged table (not UTF-8)") from None
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name != "table"}
     rows = []
     for number, line in enumerate(lines(text), start=1):
         try:
-            rows.append(_row(kind, hints, loads(line)))
+            rows.append(row_of(kind, loads(line)))
         except ValueError as error:
             raise InputError(f"{path} is a damaged table (line {number}: {error})") from None
     return rows
@@ -230,20 +233,22 @@ def frame(kind: type[Row], *folders: Path) -> pd.DataFrame:
     """Return a table of one or more cells as a frame; null is NaN, and a prompt stays what it is."""
     rows = [row for folder in folders for row in read(kind, folder)]
     columns = {}
-    for name, hint in get_type_hints(kind).items():
-        if name != "table":
-            values = [getattr(row, name) for row in rows]
-            number = {int: "int64", float: "float64", bool: "bool"}.get(hint)
-            optional = isinstance(hint, types.UnionType) and type(None) in get_args(hint)
-            columns[name] = pd.Series(values, dtype=number or ("float64" if optional else "object"))
+    for name, hint in COLUMNS[kind].items():
+        number = {int: "int64", float: "float64", bool: "bool"}.get(hint)
+        optional = isinstance(hint, types.UnionType) and type(None) in get_args(hint)
+        values = [getattr(row, name) for row in rows]
+        columns[name] = pd.Series(values, dtype=number or ("float64" if optional else "object"))
     return pd.DataFrame(columns)
 
 
-def _row(kind: type[R], hints: dict[str, Any], entry: Any) -> R:
-    if not isinstance(entry, dict) or set(entry) != set(hints):
+def row_of(kind: type[R], entry: Any) -> R:
+    """Return the row that JSON values make; ``ValueError`` names what is not as the class says."""
+    required = {column.name for column in fields(kind) if column.default is MISSING}
+    if not isinstance(entry, dict) or not required <= set(entry) <= set(COLUMNS[kind]):
         raise ValueError(f"no row of {kind.table}")
     entry = dict(entry)
-    for name, hint in hints.items():
+    for name in entry:
+        hint = COLUMNS[kind][name]
         if name == "prompt":
             entry[name] = from_json(entry[name])
         elif name in ("chosen", "rejected") and isinstance(entry[name], list):

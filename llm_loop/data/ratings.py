@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandits.core.rng import Key
+from bandits.runs.text import lines
 from llm_loop.data import assets
 
 SOURCES = ("tweets", "nytEditorialSnippets", "movieReviewSnippets", "amazonReviewSnippets")
@@ -64,7 +65,7 @@ def vader() -> Ratings:
         for source in SOURCES:
             member = archive.extractfile(f"hutto_ICWSM_2014/{source}_GroundTruth.txt")
             assert member is not None  # the archive's hash was checked
-            for line in member.read().decode("utf-8-sig").splitlines():
+            for line in lines(member.read().decode("utf-8-sig")):
                 name, value, text = line.split("\t", 2)
                 texts.append(text.strip())
                 values.append(float(value))
@@ -81,7 +82,7 @@ def split_half(key: Key) -> float:
         for source in SOURCES:
             member = archive.extractfile(f"hutto_ICWSM_2014/{source}_anonDataRatings.txt")
             assert member is not None
-            for line in member.read().decode("utf-8-sig").splitlines():
+            for line in lines(member.read().decode("utf-8-sig")):
                 raters = generator.permutation(json.loads(line.split("\t")[3]))
                 middle = len(raters) // 2
                 halves.append((raters[:middle].mean(), raters[middle:].mean()))
