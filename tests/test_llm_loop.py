@@ -123,7 +123,7 @@ def test_both_strategies_begin_with_the_same_model_prompts_and_responses(finishe
     first = [
         tables.frame(tables.Candidate, finished / "cells" / f"{s}--seed0").query("round == 1") for s in SMOKE.strategies
     ]
-    shared = ["prompt", "response_1", "response_2", "reward_1", "reward_2", "margin", "width"]
+    shared = ["prompt", "response_1", "response_2", "reward_1", "reward_2"]
     pd.testing.assert_frame_equal(first[0][shared], first[1][shared])
     assert first[0]["picked_position"].tolist() != first[1]["picked_position"].tolist()
     both = first[0][first[0]["label"].notna() & first[1]["label"].notna()]
