@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from scipy import stats
 from torch import Tensor
 
 from bandits.core.design import Posterior
@@ -44,13 +43,6 @@ def reasons(pool: Posterior, picks: Int64[Tensor, " b"]) -> Reasons:
         cosine[picks, torch.arange(len(picks))] = -1.0  # not itself
     best = cosine.max(-1)
     return Reasons(gain, picks[best.indices], best.values.clamp(min=0))
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation; NaN where one side is constant."""
-    if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
-        return float("nan")
-    return float(stats.spearmanr(a.numpy(), b.numpy()).statistic)
 
 
 def drift(now: Float[Tensor, "n d"], before: Float[Tensor, "n d"]) -> float:

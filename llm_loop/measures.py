@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from bandits.loop import Round
+from bandits.runs.stats import rank_correlation
 from llm_loop.arena import Table
 from llm_loop.data.chat import Prompt, text_of, to_json
-from llm_loop.diagnostics import drift, rank_correlation, reasons
+from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
 from llm_loop.models import Row
 from llm_loop.report.evaluate import distinct
@@ -54,7 +55,7 @@ def pool_row(round: Round, table: Table, temperature: float, grown: bool) -> Rec
         row["information"] = float(round.information) + (0.0 if grown else float(_gains(round).sum()))
     if margins is not None and pool.posterior is not None:
         errors = (margins - pool.duels.difference(table.rewards)[offered] / temperature).abs()
-        row["width_error_rank_correlation"] = rank_correlation(pool.widths[offered], errors)
+        row["width_error_rank_correlation"] = float(rank_correlation(pool.widths[offered], errors))
     return row
 
 

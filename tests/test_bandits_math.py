@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandits.core import oracles as btl
-from bandits.core.bounds import clopper_pearson, interpolation_norm, linearised, proposition
+from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
 from bandits.core.duels import Asked, Duels, gather
 from bandits.core.errors import InputError
@@ -377,18 +377,6 @@ class TestBounds:
         one = torch.ones(1, dtype=torch.float64)
         with pytest.raises(InputError, match="δ"):
             proposition(one, one, 0.1, 1.0, delta)
-
-    @given(trials=st.integers(1, 60), data=st.data())
-    def test_clopper_pearson_inverts_the_binomial_tails(self, trials, data):
-        from scipy.stats import binom
-
-        k = data.draw(st.integers(0, trials))
-        low, high = clopper_pearson(k, trials)
-        assert low <= k / trials <= high
-        if k > 0:
-            assert binom.sf(k - 1, trials, low) == pytest.approx(0.025, rel=1e-6)
-        if k < trials:
-            assert binom.cdf(k, trials, high) == pytest.approx(0.025, rel=1e-6)
 
 
 def test_luck_is_a_value():

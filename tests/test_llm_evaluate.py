@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from bandits.core.errors import InputError
+from bandits.runs.stats import share
 from llm_loop.report.evaluate import (
     TOKENS,
     accuracies,
@@ -22,7 +21,6 @@ from llm_loop.report.evaluate import (
     intervals,
     selection,
     totals,
-    wilson,
     win_rates,
 )
 
@@ -101,22 +99,6 @@ def test_intervals_over_prompts_hold_their_level_where_seeds_share_prompts() -> 
     assert missed <= 38
 
 
-def test_wilson_is_scipy_s_on_whole_counts() -> None:
-    for successes, trials in ((0, 5), (3, 7), (40, 64), (9, 9)):
-        expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-        assert wilson(successes / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    with pytest.raises(ValueError, match="trials"):
-        wilson(0.5, 0)
-
-
-@given(st.floats(0, 1), st.integers(1, 10_000))
-def test_wilson_holds_its_share_and_is_never_a_point(share: float, trials: int) -> None:
-    low, high = wilson(share, trials)
-    assert 0 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1
-    assert high > low
-
-
 def test_win_rates_count_every_pair() -> None:
     evaluations = table()
     found = win_rates(evaluations).set_index(["strategy", "round"])
@@ -133,7 +115,8 @@ def test_win_rates_count_every_pair() -> None:
         row = found.loc[(strategy, r)]
         assert [row["wins"], row["ties"], row["losses"]] == counts
         assert row["rate"] == pytest.approx((counts[0] + counts[1] / 2) / 24)
-        assert (row["low"], row["high"]) == wilson(row["rate"], 8)
+        expected = share(8 * row["rate"], 8)
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
@@ -188,7 +171,7 @@ def test_against_random_pairs_seeds_and_shares_the_level_over_both_outcomes() ->
         row = found.loc[outcome]
         assert row["difference"] == pytest.approx(np.mean(differences))
         assert row["low"] == pytest.approx(np.mean(differences) - half)
-        assert row["verdict"] == "no gain"
+        assert row["verdict"] == "undecided"
 
 
 def test_against_random_sees_a_gain_a_loss_and_claims_nothing_from_one_seed() -> None:
@@ -198,7 +181,7 @@ def test_against_random_sees_a_gain_a_loss_and_claims_nothing_from_one_seed() ->
         moved.loc[(moved["strategy"] == "activedpo") & (moved["round"] > 0), "reward"] += shift
         assert set(against(moved)["verdict"]) == {word}
         alone = against(moved[moved["seed"] == 0])
-        assert set(alone["verdict"]) == {"no gain"}
+        assert set(alone["verdict"]) == {"undecided"}
         assert alone["low"].isna().all()
 
 
@@ -210,7 +193,7 @@ def test_against_random_without_random_is_empty() -> None:
 
 def test_no_gain_is_rarely_called_a_gain() -> None:
     """Equal strategies, 300 problems: a false verdict in at most 5 %; more than 30 has a chance below 1e-3."""
-    false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"no gain"} for seed in range(300))
+    false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"undecided"} for seed in range(300))
     assert stats.binom.sf(30, 300, 0.05) < 1e-3
     assert false <= 30
 

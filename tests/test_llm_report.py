@@ -227,7 +227,7 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     differences = np.subtract(means["activedpo-normalised", ROUNDS], means["random", ROUNDS])
     said = f"{np.mean(differences):+.3f}".replace("-", "−")
     assert f'<td class="n">{said}</td>' in page
-    assert "gave no gain over random that these runs could show" in page
+    assert "gains anything over random is undecided" in page
     assert "sentiment valence" in page
     assert "it can be gamed" in page
 
@@ -239,7 +239,7 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
         said = json.loads((folder / "findings.json").read_text())
         assert f"activedpo did {word} than random." in said[0]
         verdicts = pd.read_csv(folder / "comparison.csv")["verdict"]
-        assert set(verdicts) <= {word, "no gain"}
+        assert set(verdicts) <= {word, "undecided"}
         assert word in set(verdicts)
 
 
@@ -368,13 +368,13 @@ def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     report.write(folder)
     said = json.loads((folder / "findings.json").read_text())
     assert said[0].endswith(
-        "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others showed no gain."
+        "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others are undecided."
     )
     assert "between" in said[1]
     assert [line.partition(":")[0] for line in said[2:5]] == [
         "After the last round, better than random",
         "After the last round, worse than random",
-        "After the last round, no gain over random that these seeds could show",
+        "After the last round, undecided against random",
     ]
     assert "activedpo (" in said[2]
     assert "aplp (" in said[3]

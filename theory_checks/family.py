@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.stats import Estimate
 from bandits.sim.figures import png
-from theory_checks.claims import Claim, Measurement, Verdict
+from theory_checks.claims import Claim, Verdict
 
 __all__ = ["Family", "Picture", "Run", "Verdict", "blocks", "picture"]
 
@@ -64,7 +65,7 @@ class Family(ABC):
         """Declare the claims, before anything is run."""
 
     @abstractmethod
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Measure every declared claim from the table of all cells."""
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bandits.runs.stats import Estimate, log_slope, median
 from bandits.sim.figures import STYLE
-from theory_checks.slopes import log_slope
 
 GOOD, BAD = "#0072b2", "#d55e00"
 
@@ -100,7 +100,8 @@ def orders(
     """Draw measures against ``x`` on log-log axes with a dashed line of some order and the fitted slopes.
 
     ``measures`` maps a column to its words and the exponent of the line, which ``guide`` names.  Inputs are medians
-    over replicates, bars their 95 % bootstrap intervals; ``paired`` is the slopes' bootstrap.
+    over replicates, bars their exact 95 % intervals (none below 6 replicates); ``paired`` takes slopes within
+    replicates.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(measures))
@@ -108,8 +109,8 @@ def orders(
             groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue)]
             colours = sns.color_palette("colorblind", len(groups))
             for colour, (name, part) in zip(colours, groups, strict=True):
-                slope = log_slope(part, x, column, paired)
-                _medians(axis, part, x, column, colour, f"{name} slope {slope.said}".strip())
+                slope = log_slope(part[x], part[column], part["replicate"] if paired else None)
+                _medians(axis, part, x, column, colour, f"{name} slope {slope}".strip())
             _line(axis, table, x, column, order, guide)
             axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
             _ticks(axis, [float(place) for place in table[x].unique()])
@@ -118,17 +119,10 @@ def orders(
 
 
 def _medians(axis: Axes, part: pd.DataFrame, x: str, column: str, colour: object, label: str) -> None:
-    generator = np.random.default_rng(0)
-    places, middles, lows, highs = [], [], [], []
-    for place, values in part.groupby(x)[column]:
-        sample = values.to_numpy()
-        draws = np.median(generator.choice(sample, (400, len(sample))), -1)
-        places.append(place)
-        middles.append(np.median(sample))
-        lows.append(np.quantile(draws, 0.025))
-        highs.append(np.quantile(draws, 0.975))
-    below, above = np.subtract(middles, lows), np.subtract(highs, middles)
-    axis.errorbar(places, middles, [below, above], fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)  # type: ignore[arg-type]
+    found = {float(str(place)): median(values) for place, values in part.groupby(x)[column]}
+    middles = [estimate.value for estimate in found.values()]
+    bars = [[e.value - e.low for e in found.values()], [e.high - e.value for e in found.values()]]
+    axis.errorbar(list(found), middles, bars, fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)
 
 
 def _line(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float, guide: str) -> None:
@@ -208,4 +202,16 @@ def bars(table: pd.DataFrame, x: str, y: str, hue: str | None, label: str = "", 
         axis.set(xlabel=label or x, ylabel="")
         if hue:
             _legend(axis)
+    return figure
+
+
+def intervals(estimates: Mapping[str, Estimate], label: str, line: float) -> Figure:
+    """Draw estimates with their intervals, a row each."""
+    with mpl.rc_context(STYLE):
+        figure, (axis,) = _panels(1, 4.2 + 0.07 * max(map(len, estimates)), 1.2 + 0.34 * len(estimates))
+        for place, estimate in enumerate(reversed(list(estimates.values()))):
+            axis.plot([estimate.low, estimate.high], [place, place], color=GOOD, lw=1.6)
+            axis.plot(estimate.value, place, "o", color=GOOD, ms=5)
+        axis.axvline(line, color="black", lw=0.8, ls="--")
+        axis.set(xlabel=label, yticks=range(len(estimates)), yticklabels=list(estimates)[::-1])
     return figure

@@ -9,7 +9,8 @@ import pandas as pd
 from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import render
-from theory_checks.claims import CONFIDENCE, Verdict
+from bandits.runs.stats import LEVEL
+from theory_checks.claims import Verdict
 from theory_checks.family import Family, Picture
 from theory_checks.study import Checks
 
@@ -34,12 +35,12 @@ def frame(verdicts: list[Verdict]) -> pd.DataFrame:
                 "statement": v.claim.statement,
                 "expected": EXPECTED[v.claim.expect],
                 "verdict": v.word,
-                "estimate": v.measurement.estimate,
+                "estimate": v.measurement.value,
                 "low": v.measurement.low,
                 "high": v.measurement.high,
                 "side": v.claim.side,
                 "threshold": v.claim.threshold,
-                "replicates": v.measurement.replicates,
+                "replicates": v.measurement.n,
                 "alarm": v.alarm,
                 "setting": v.claim.setting,
                 "unmet": v.measurement.unmet,
@@ -90,7 +91,7 @@ def finish(checks: Checks, directory: RunDirectory, tables: dict[str, pd.DataFra
         sections=sections,
         summary=summary(everything),
         alarms=everything[everything["alarm"]].to_dict("records"),
-        confidence=CONFIDENCE,
+        confidence=LEVEL,
     )
     write_text(directory.path / "index.html", page)
     return every

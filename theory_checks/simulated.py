@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from bandits.core.bounds import clopper_pearson
 from bandits.core.oracles import kappa
+from bandits.runs.stats import Estimate, empirical_multiplier
+from bandits.sim.audit import VERSIONS, coverage
 from bandits.sim.config import Simulation
 from bandits.sim.run import run_cell
-from theory_checks.claims import Measurement
 
-CONVERGED = 1e-3
+PROPOSITIONS = {"θ0": VERSIONS["Proposition 1, network"], "θt": VERSIONS["Proposition 2, network, V at θ_t"]}
 
 
 def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -> dict[str, pd.DataFrame]:
@@ -26,28 +25,12 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
     }
 
 
-def network_coverage(
-    bounds: pd.DataFrame, violations: str, largest: float, slopes: str = "kappa_network"
-) -> Measurement:
-    """Measure simultaneous coverage of Proposition 1 from an audit's table, with what forbids judging it.
-
-    Vacuous: in half of the replicates the right side never fell below ``2Δmax``.
-    """
-    worst = bounds.groupby("replicate")[violations].max()
-    hits, count = int((worst == 0).sum()), len(worst)
-    reasons = []
-    if (bounds["gradient_norm"] > CONVERGED).any():
-        reasons.append(f"{int((bounds['gradient_norm'] > CONVERGED).sum())} fits did not converge")
-    failed = int((bounds.groupby("replicate")[slopes].min() < kappa(largest) * (1 - 1e-12)).sum())
-    if failed:
-        reasons.append(f"κ did not hold on the fitted differences of {failed} of {count} replicates")
-    least = (bounds["gamma"] * bounds["least_width"]).groupby(bounds["replicate"]).min()
-    if least.median() >= 2 * largest:
-        reasons.append("vacuous: never below 2Δmax")
+def network_coverage(bounds: pd.DataFrame, largest: float) -> dict[str, Estimate]:
+    """Estimate the coverage of Propositions 1 (θ0) and 2 (θt) from an audit's table, with κ = σ'(``largest``)."""
     note = f"rhs/lhs {bounds['tightness'].median():.0f} (median), ε up to {bounds['epsilon'].max():.3f}"
-    return Measurement(hits / count, *clopper_pearson(hits, count), count, ", ".join(reasons), note)
+    return {which: coverage(bounds, version, kappa(largest)).but(note=note) for which, version in PROPOSITIONS.items()}
 
 
 def needed(bounds: pd.DataFrame, column: str, delta: float) -> float:
     """Return the multiplier that covers a share ``1 - δ`` of the replicates at all measured moments and duels."""
-    return float(np.quantile(bounds.groupby("replicate")[column].max(), 1 - delta, method="higher"))
+    return empirical_multiplier(bounds.groupby("replicate")[column].max(), delta)

@@ -1,4 +1,4 @@
-"""Owns the right-hand sides of the reward-difference bounds, term by term, and exact binomial intervals.
+"""Owns the right-hand sides of the reward-difference bounds, term by term.
 
 ``V`` has the ridge ``ρ = λ/κ``; ``information`` is the realised ``log det(V/ρ)``, which the proofs use and which is
 never above the effective dimension ``d̃``; ``norm`` is ``B``, the distance ``‖θ* - θ0‖`` of some ``θ*`` whose linearised
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.stats import beta
 from torch import Tensor
 
 from bandits.core.duels import Duels
@@ -93,13 +92,3 @@ def interpolation_norm(rows: Rows, rewards: Float[Tensor, "*r n"], responses: in
         )
     white = torch.linalg.solve_triangular(factor, difference, upper=False)
     return white.squeeze(-1).square().sum(-1).sqrt()
-
-
-def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the exact two-sided confidence interval of a binomial probability."""
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"{successes} successes in {trials} trials")
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
-    return low, high

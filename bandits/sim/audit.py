@@ -1,4 +1,4 @@
-"""Owns Proposition 1 measured on a running simulation: left side, right side, and what lies between them.
+"""Owns Propositions 1 and 2 measured on a running simulation: left side, right side, and what lies between them.
 
 Beside the learner that plays, an audit keeps the theorem's ``V`` (raw gradients at θ0, ridge ``λ/κ``) and the
 linearised learner on the same answers.  Every round it compares fitted with true reward differences on all duels of
@@ -11,28 +11,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import GramDesign
 from bandits.core.duels import Answers, Asked, Duels
 from bandits.core.oracles import slope
+from bandits.runs.stats import Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
 from bandits.sim.arena import Inputs
-from bandits.sim.learners import NeuralLearner, TangentLearner
+from bandits.sim.learners import Fit, NeuralLearner, TangentLearner
 
 Columns = dict[str, np.ndarray]
-
-
-def rank_correlation(a: Float[Tensor, "r n"], b: Float[Tensor, "r n"]) -> np.ndarray:
-    """Return Spearman's correlation in every replicate (NaN where one side is constant)."""
-    ranks = [rankdata(side.cpu().numpy(), axis=-1) for side in (a, b)]
-    centred = [side - side.mean(-1, keepdims=True) for side in ranks]
-    norm = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((centred[0] * centred[1]).sum(-1) / norm)
 
 
 def _quantile(values: Float[Tensor, "r n"], q: float) -> np.ndarray:
@@ -83,6 +75,7 @@ class Audit:
         self._design = GramDesign(bounds.ridge)
         self._past: Asked[Inputs] | None = None
         self._past_true: Tensor | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
         known = norm if norm is not None else interpolation_norm(start, rewards, items.responses)
         self.norm = known
 
@@ -96,16 +89,16 @@ class Audit:
         self._past = asked if self._past is None else self._past.join(asked, self._learner.same_table)
         self._past_true = true if self._past_true is None else torch.cat([self._past_true, true], -1)
 
-    def refit(self) -> None:
+    def refit(self) -> Fit:
         """Fit the linearised learner to the answers so far."""
-        self._tangent.fit()
+        return self._tangent.fit()
 
     def measure(self) -> Columns:
         """Return this round's columns, each one number per replicate.  Call after the learner was fitted."""
         assert self._past is not None
         assert self._past_true is not None
         b, learner = self.bounds, self._learner
-        self.refit()
+        fit = self.refit()
         network = self._duels.difference(learner.rewards(self._items))
         tangent = self._duels.difference(self._tangent.rewards(self._items))
         widths = self._design.widths(self._rows)
@@ -116,21 +109,23 @@ class Audit:
         asked_network = self._past.duels.difference(learner.rewards(self._past.items))
         slopes = {"network": self._least_slope(asked_network), "tangent": self._least_slope(self._tangent.margins)}
         realised = slopes["tangent"].clamp(max=b.kappa)
+        moved_information = torch.as_tensor(current.information())
         gamma = proposition(information, self.norm, b.kappa, b.regularisation, b.delta)
+        second = proposition(moved_information, self.norm, b.kappa, b.regularisation, b.delta)
         exact = linearised(information, self.norm, b.kappa, b.ridge, b.regularisation, b.delta)
         safe = linearised(information, self.norm, realised, b.ridge, b.regularisation, b.delta)
         error, statistical = (network - self._true).abs(), (tangent - self._true).abs()
         gap = (network - tangent).abs()
-        # Each right side, with the left side and the width that it is about.
+        # Each multiplier, with the left side, the width and the fitted differences that its bound is about.
         sides = {
-            "": (gamma.total, error, widths),
-            "_current": (gamma.total, error, moved),
-            "_tangent": (exact.total, statistical, widths),
-            "_audited": (safe.total, statistical, widths),
+            "": (gamma.total, error, widths, network),
+            "_current": (second.total, error, moved, network),
+            "_tangent": (exact.total, statistical, widths, tangent),
+            "_audited": (safe.total, statistical, widths, tangent),
         }
         columns: dict[str, Tensor] = {
             "information": information,
-            "information_current": torch.as_tensor(current.information()),
+            "information_current": moved_information,
             "norm": self.norm,
             "kappa_network": slopes["network"],
             "kappa_tangent": slopes["tangent"],
@@ -138,27 +133,28 @@ class Audit:
             "gamma": gamma.total,
             "gamma_noise": gamma.noise,
             "gamma_prior": gamma.prior,
+            "gamma_current": second.total,
             "exact": exact.total,
             "audited": safe.total,
             "error": error.square().mean(-1).sqrt(),
             "statistical": statistical.square().mean(-1).sqrt(),
             "linearisation": gap.square().mean(-1).sqrt(),
             "epsilon": gap.max(-1).values,
+            "gradient_tangent": fit.gradient,
             "needed_network": _ratio(error, widths).max(-1).values,
             "needed_current": _ratio(error, moved).max(-1).values,
             "needed_tangent": _ratio(statistical, widths).max(-1).values,
         }
-        for name, (multiplier, left, width) in sides.items():
+        for name, (multiplier, left, width, fitted) in sides.items():
             right = multiplier.unsqueeze(-1) * width
-            columns[f"violations{name}"] = (left > right).sum(-1)
-            columns[f"vacuous{name}"] = (right >= b.largest_margin).double().mean(-1)
+            columns[f"violations{name}"] = (~(left <= right)).sum(-1)
+            columns[f"sharpest{name}"] = (right / (b.largest_margin + fitted.abs())).min(-1).values
         table = {name: np.asarray(value.cpu().numpy(), dtype=np.float64) for name, value in columns.items()}
         table["tightness"] = _quantile(gamma.total.unsqueeze(-1) * widths / error.clamp(min=1e-300), 0.5)
         table["tightness_tangent"] = _quantile(exact.total.unsqueeze(-1) * widths / statistical.clamp(min=1e-300), 0.5)
         table["width"] = _quantile(widths, 0.5)
-        table["least_width"] = _quantile(widths, 0.0)
-        table["rank_correlation"] = rank_correlation(widths, error)
-        table["rank_correlation_current"] = rank_correlation(moved, error)
+        table["rank_correlation"] = rank_correlation(widths.cpu(), error.cpu())
+        table["rank_correlation_current"] = rank_correlation(moved.cpu(), error.cpu())
         self._last = (widths, error)
         return table
 
@@ -168,7 +164,8 @@ class Audit:
         return slope(torch.maximum(fitted.abs(), self._past_true.abs())).min(-1).values
 
     def calibration(self, bins: int = 10) -> list[Columns]:
-        """Return the last measured round's error by width decile: does width predict error?"""
+        """Return the last measured round's error by width decile: does width predict error?  Call after ``measure``."""
+        assert self._last is not None
         widths, error = self._last
         order = widths.argsort(-1)
         rows = []
@@ -186,3 +183,40 @@ class Audit:
 def _ratio(error: Tensor, widths: Tensor) -> Tensor:
     """Return ``error / width``; a duel of zero width and zero error needs no multiplier."""
     return torch.where(error > 0, error / widths.clamp(min=1e-300), 0.0)
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which columns of an audit's table a bound is judged by."""
+
+    suffix: str
+    """of ``violations`` and ``sharpest``"""
+    fit: str
+    """the relative gradient norm of the fit that it is about"""
+    slopes: str | None
+    """the least slope that κ must not exceed; ``None`` where κ is read off the data"""
+
+
+VERSIONS = {
+    "Proposition 1, network": Version("", "gradient_norm", "kappa_network"),
+    "Proposition 2, network, V at θ_t": Version("_current", "gradient_norm", "kappa_network"),
+    "exact bound, linearised": Version("_tangent", "gradient_tangent", "kappa_tangent"),
+    "exact bound, κ from the data": Version("_audited", "gradient_tangent", None),
+}
+
+
+def coverage(table: pd.DataFrame, version: Version, kappa: float) -> Estimate:
+    """Estimate one bound's simultaneous coverage from an audit's table, with what forbids judging it.
+
+    A replicate is covered if no measured (round, duel) breaks the bound.  The simulator's page and the theory's judge
+    this same estimate.
+    """
+    replicates = table.groupby("replicate", sort=False)
+    unmet = [unconverged(table[version.fit])]
+    if version.slopes:
+        unmet.append(kappa_failed(replicates[version.slopes].min(), kappa))
+    if not np.isfinite(table[f"sharpest{version.suffix}"]).all():
+        unmet.append("numbers are not finite")
+    return covered(replicates[f"violations{version.suffix}"].max() == 0).but(
+        unmet=", ".join(filter(None, unmet)), vacuous=vacuous(replicates[f"sharpest{version.suffix}"].min())
+    )

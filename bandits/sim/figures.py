@@ -34,6 +34,7 @@ def palette(contenders: list[str]) -> dict[str, object]:
     return {"random": "black"} | dict(zip(others, sns.color_palette("colorblind", len(others)), strict=True))
 
 
+VERDICTS = {"better": "#0072b2", "worse": "#d55e00"}
 BAND = {"alpha": 0.13, "linewidth": 0}
 
 
@@ -78,8 +79,8 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
     return figure
 
 
-def paired_differences(comparison: pd.DataFrame, label: str) -> Figure:
-    """Draw each contender's paired difference from the baseline with its joint 95 % interval."""
+def paired_ratios(comparison: pd.DataFrame, label: str) -> Figure:
+    """Draw each contender's ratio to the baseline with its joint 95 % interval."""
     truths = list(comparison["truth"].unique())
     height = 1.1 + 0.32 * comparison["contender"].nunique()
     with mpl.rc_context(STYLE):
@@ -88,11 +89,11 @@ def paired_differences(comparison: pd.DataFrame, label: str) -> Figure:
         )
         for axis, truth in zip(axes[0], truths, strict=True):
             part = comparison[comparison["truth"] == truth].iloc[::-1]
-            colours = part["verdict"].map({"better": "#0072b2", "worse": "#d55e00", "no gain": "0.5"})
-            for place, (_, row) in enumerate(part.iterrows()):
-                axis.plot([row["low"], row["high"]], [place, place], color=colours.iloc[place], lw=2)
-                axis.plot(row["difference"], place, "o", color=colours.iloc[place])
-            axis.axvline(0, color="black", lw=0.8)
+            for place, row in enumerate(part.to_dict("records")):
+                colour = VERDICTS.get(row["verdict"], "0.5")
+                axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+                axis.plot(row["effect"], place, "o", color=colour)
+            axis.axvline(1, color="black", lw=0.8)
             axis.set(title=f"truth: {truth}", xlabel=label, yticks=range(len(part)), yticklabels=part["contender"])
     return figure
 

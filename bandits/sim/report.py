@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -10,53 +14,41 @@ from matplotlib.figure import Figure
 from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
-from bandits.runs.stats import Coverage, compare, empirical_multiplier, summarise, verdict
+from bandits.runs.stats import CONVERGED, at_least, compare, empirical_multiplier, halved, judge, summarise, unconverged
 from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
+from bandits.sim.audit import VERSIONS, coverage
 from bandits.sim.config import Simulation, split
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
-CONVERGED = 1e-3  # relative gradient norm up to which a fit counts as a near-minimiser
+
+
+CONTROL = "control: half of a median multiplier"
 
 
 def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
     """Judge the bounds per truth and contender, each with what the judgement rests on.
 
-    A bound whose assumption on κ failed, or whose learner is no near-minimiser, is never called supported.  The last
-    two rows are the same check with a multiplier that is too small: they must come out *refuted*.
+    The last row of each is the same judgement of a multiplier that is too small: it must come out *refuted*.
     """
-    kappa = simulation.bounds.kappa
+    wanted = at_least(1 - simulation.delta)
     rows = []
     for (truth, contender), part in bounds.groupby(["truth", "contender"], sort=False):
-        converged = bool((part["gradient_norm"] <= CONVERGED).all())
-        needed = empirical_multiplier(part, "needed_tangent", simulation.delta)
-        half = part.assign(short=(part["needed_tangent"] > needed / 2).astype(float))
-        claims = {
-            "Proposition 1, network": ("violations", bool((part["kappa_network"] >= kappa).all()), converged),
-            "Proposition 1, network, V at θ_t": (
-                "violations_current",
-                bool((part["kappa_network"] >= kappa).all()),
-                converged,
-            ),
-            "exact bound, linearised": ("violations_tangent", bool((part["kappa_tangent"] >= kappa).all()), True),
-            "exact bound, κ from the data": ("violations_audited", True, True),
-            "control: half the multiplier needed": ("short", True, True),
-        }
-        for claim, (column, holds, fitted) in claims.items():
-            coverage = Coverage.of(half, column)
-            vacuous = float(part[column.replace("violations", "vacuous")].mean()) if column != "short" else 0.0
-            word, reason = verdict(coverage, simulation.delta, holds, fitted, vacuous)
+        estimates = {name: coverage(part, version, simulation.bounds.kappa) for name, version in VERSIONS.items()}
+        estimates[CONTROL] = halved(part.groupby("replicate", sort=False)["needed_tangent"].max())
+        for claim, estimate in estimates.items():
+            verdict = judge(estimate, wanted)
             rows.append(
                 {
                     "truth": truth,
                     "contender": contender,
                     "claim": claim,
-                    "verdict": word,
-                    "reason": reason,
-                    "covered": coverage.covered,
-                    "replicates": coverage.replicates,
-                    "low": coverage.low,
-                    "high": coverage.high,
+                    "verdict": verdict.word,
+                    "reason": verdict.reason,
+                    "covered": round(estimate.value * estimate.n),
+                    "replicates": estimate.n,
+                    "low": estimate.low,
+                    "high": estimate.high,
                 }
             )
     return pd.DataFrame(rows)
@@ -83,30 +75,37 @@ def bound_numbers(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
             "kappa_network",
         ):
             row[name] = float(end[name].median())
-        row["needed_network"] = empirical_multiplier(part, "needed_network", simulation.delta)
-        row["needed_tangent"] = empirical_multiplier(part, "needed_tangent", simulation.delta)
+        for name in ("needed_network", "needed_tangent"):
+            row[name] = empirical_multiplier(part.groupby("replicate")[name].max(), simulation.delta)
         row["gradient_norm"] = float(part["gradient_norm"].max())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def percent(row: Mapping[Hashable, Any]) -> str:
+    """Return a row's ratio to the baseline, with its interval, as a change in per cent."""
+    middle, low, high = (100 * (row[name] - 1) for name in ("effect", "low", "high"))
+    return "–" if math.isnan(middle) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
 def findings(comparison: pd.DataFrame, unit: str) -> list[str]:
-    """Say in sentences which contenders did better or worse than the baseline, and which did not differ."""
+    """Say in sentences which contenders did better or worse than the baseline, and which remain undecided."""
     lines = []
+    says = {
+        "better": "{} did better than {}",
+        "worse": "{} did worse than {}",
+        "equivalent": "{} and {} are equivalent",
+        "undecided": "{} against {} is undecided",
+        "not judged": "{} against {} is not judged",
+    }
     for truth, part in comparison.groupby("truth", sort=False):
-        replicates = int(part["replicates"].iloc[0])
-        for word, text in (("better", "did better than"), ("worse", "did worse than")):
-            for _, row in part[part["verdict"] == word].iterrows():
+        for word, text in says.items():
+            for row in part[part["verdict"] == word].to_dict("records"):
+                reason = f"; {row['reason']}" if row["reason"] else ""
                 lines.append(
-                    f"On “{truth}”, {row['contender']} {text} {row['baseline']}: {unit} {row['difference']:+.3g} "
-                    f"[{row['low']:+.3g}, {row['high']:+.3g}] ({row['relative']:+.0%}), {replicates} paired replicates."
+                    f"On “{truth}”, {text.format(row['contender'], row['baseline'])}: {unit} {percent(row)}, "
+                    f"{row['replicates']} paired replicates{reason}."
                 )
-        same = part[part["verdict"] == "no gain"]
-        if len(same):
-            lines.append(
-                f"On “{truth}”, no gain over {part['baseline'].iloc[0]} was seen for {', '.join(same['contender'])}: "
-                "their intervals include zero."
-            )
     return lines
 
 
@@ -164,11 +163,15 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     measures = MEASURES + (["cumulative_average_regret", "cumulative_weak_regret"] if regret else [])
     if regret:  # a cumulative quantity is compared at its end, not averaged over rounds
         last = rounds[rounds["round"] == rounds["round"].max()]
-        comparison = compare(last, "cumulative_average_regret", "random")
+        comparison = compare(last, "cumulative_average_regret", "random", scale="ratio")
         unit = "cumulative average regret"
     else:
-        comparison = compare(rounds, "error", "random")
-        unit = "error of reward differences (log-odds, mean over rounds)"
+        fits = {
+            (str(truth), str(contender)): unconverged(part["gradient_norm"])
+            for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
+        }
+        comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits)
+        unit = "error of reward differences (mean over rounds)"
     pictures: list[Picture] = []
 
     def show(name: str, caption: str, figure: Figure) -> None:
@@ -213,8 +216,9 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     if len(comparison):
         show(
             "paired",
-            f"Paired difference from Random in {unit}, with joint 95 % intervals; left of zero is better.",
-            plots.paired_differences(comparison, f"difference in {unit.split(' (')[0]}"),
+            f"{unit[0].upper()}{unit[1:]} over Random's: geometric means of paired ratios with joint 95 % intervals; "
+            "left of 1 is better.",
+            plots.paired_ratios(comparison, f"{unit.split(' (')[0]}, over Random's"),
         )
     context: dict[str, object] = {}
     if len(bounds):
@@ -269,6 +273,7 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         unit=unit,
         has_bounds=len(bounds) > 0,
         rules=rules(simulation),
+        percent=percent,
         gradient=float(np.nanmax(rounds["gradient_norm"])),
         converged=CONVERGED,
         **context,

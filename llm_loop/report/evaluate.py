@@ -8,15 +8,13 @@ comparison of strategies needs, and it is wide when seeds are few.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from bandits.core.errors import InputError
-from bandits.runs.stats import compare, mean_interval
+from bandits.runs.stats import compare, mean, share
 
 Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
@@ -75,44 +73,29 @@ def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.
     rows = []
     for (strategy, number), part in table.groupby(KEYS, sort=False):
         for measure in measures:
-            mean, low, high = mean_interval(part[measure].to_numpy())
-            change, change_low, change_high = mean_interval((part[measure] - part[f"{measure} at first"]).to_numpy())
+            level, change = mean(part[measure]), mean(part[measure] - part[f"{measure} at first"])
             rows.append(
                 {
                     "strategy": strategy,
                     "round": number,
                     "measure": measure,
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                    "change": change,
-                    "change_low": change_low,
-                    "change_high": change_high,
+                    "mean": level.value,
+                    "low": level.low,
+                    "high": level.high,
+                    "change": change.value,
+                    "change_low": change.low,
+                    "change_high": change.high,
                     "units": len(part),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def wilson(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval for the mean of ``trials`` independent values in [0, 1] with mean ``share``.
-
-    Made for values 0 and 1.  Any other distribution on [0, 1] has a variance of at most p(1 − p), so with ties (½) and
-    with values averaged over seeds the interval is wider than it need be, never degenerate.
-    """
-    if not 0 <= share <= 1 or trials < 1:
-        raise ValueError(f"a share of {share} in {trials} trials")
-    z = float(stats.norm.ppf((1 + level) / 2)) ** 2 / trials
-    centre = (share + z / 2) / (1 + z)
-    half = math.sqrt(z * share * (1 - share) + z * z / 4) / (1 + z)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFrame:
     """Return how often a round's response has more reward than the initial model's to the same prompt, seed and place.
 
     ``wins``, ``ties``, ``losses`` are counts over prompts and seeds; ``rate`` counts a tie as ½, and its interval
-    (Wilson, 95 %) is over prompts: a prompt's result is its mean over the seeds.
+    (exact, 95 %) is over prompts: a prompt's result is its mean over the seeds.
     """
     table = evaluations.assign(place=evaluations.groupby([*KEYS, "seed", "prompt_index"]).cumcount())
     keys = ["strategy", "seed", "prompt_index", "place"]
@@ -122,8 +105,7 @@ def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFram
     rows = []
     for (strategy, number), part in table.groupby(KEYS, sort=False):
         by_prompt = part.groupby("prompt_index")["win"].mean()
-        rate = float(by_prompt.mean())
-        low, high = wilson(rate, len(by_prompt))
+        rate = share(float(by_prompt.sum()), len(by_prompt))
         counts = {
             name: int((part["win"] == value).sum()) for name, value in (("wins", 1), ("ties", 0.5), ("losses", 0))
         }
@@ -133,10 +115,10 @@ def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFram
                 "round": number,
                 "measure": measure,
                 **counts,
-                "rate": rate,
-                "low": low,
-                "high": high,
-                "prompts": len(by_prompt),
+                "rate": rate.value,
+                "low": rate.low,
+                "high": rate.high,
+                "prompts": rate.n,
             }
         )
     return pd.DataFrame(rows)
@@ -146,23 +128,22 @@ def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
     """Return the share of held-out duels that the implicit reward orders as the true reward does.
 
     A margin of 0 counts ½ (the initial model has no other); duels that are truly tied are left out and counted.  A
-    prompt's duels share responses, so the interval (Wilson, 95 %) is over prompts.
+    prompt's duels share responses, so the interval (exact, 95 %) is over prompts.
     """
     rows = []
     for (strategy, number), part in duels.groupby(KEYS, sort=False):
         untied = part[part["true_margin"] != 0]
         agree = (np.sign(untied["margin"]) * np.sign(untied["true_margin"]) + 1) / 2
         by_prompt = agree.groupby(untied["prompt_index"]).mean()
-        accuracy = float(by_prompt.mean()) if len(by_prompt) else float("nan")
-        low, high = wilson(accuracy, len(by_prompt)) if len(by_prompt) else (float("nan"), float("nan"))
+        accuracy = share(float(by_prompt.sum()), len(by_prompt))
         rows.append(
             {
                 "strategy": strategy,
                 "round": number,
-                "accuracy": accuracy,
-                "low": low,
-                "high": high,
-                "prompts": len(by_prompt),
+                "accuracy": accuracy.value,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                "prompts": accuracy.n,
                 "duels": len(untied),
                 "tied": len(part) - len(untied),
             }
@@ -174,8 +155,8 @@ def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = 
     """Return each strategy's paired difference from a baseline, on the final measure and on its area under the curve.
 
     Pairs are seeds: a seed's strategies share prompts, initial model and key.  Intervals are Student's t over seeds,
-    95 % jointly over all strategies and both outcomes (Bonferroni); the verdict is ``better``, ``worse`` or ``no
-    gain``.  Empty without the baseline or without rivals; with one seed the interval is NaN and so nothing is claimed.
+    95 % jointly over all strategies and both outcomes (Bonferroni); the verdict is ``bandits.runs.stats.decide``'s.
+    Empty without the baseline or without rivals; with one seed the interval is NaN and so nothing is claimed.
     """
     trained = evaluations[evaluations["round"] > 0]
     means = trained.groupby(["strategy", "seed", "round"], sort=False)[measure].mean().reset_index()

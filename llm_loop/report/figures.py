@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bandits.sim.figures import STYLE, palette
+from bandits.sim.figures import STYLE, VERDICTS, palette
 
 LABELS = "labels bought"
 
@@ -122,7 +122,6 @@ def seed_differences(
         "area": differences.groupby("seed").mean(),
     }
     strategies = list(comparison["strategy"].unique())[::-1]
-    shades = {"better": "#0072b2", "worse": "#d55e00", "no gain": "0.35"}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(outcomes), figsize=(9.2, 1.3 + 0.42 * len(strategies)), squeeze=False, sharey=True
@@ -130,7 +129,7 @@ def seed_differences(
         for axis, (outcome, dots) in zip(axes[0], outcomes.items(), strict=True):
             for place, strategy in enumerate(strategies):
                 row = comparison[(comparison["strategy"] == strategy) & (comparison["outcome"] == outcome)].iloc[0]
-                shade = shades[row["verdict"]]
+                shade = VERDICTS.get(row["verdict"], "0.4")
                 values = dots[strategy].to_numpy()
                 reach = 1.6 * np.abs(values).max() + 1e-9  # an interval of two seeds would dwarf the dots
                 low, high = max(row["low"], -reach), min(row["high"], reach)

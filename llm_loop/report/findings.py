@@ -114,20 +114,18 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
     for judged in comparison.to_dict("records"):
         verdicts.setdefault(judged["strategy"], set()).add(judged["verdict"])
     clear = {
-        word: [name for name, words in verdicts.items() if words - {"no gain"} == {word}]
+        word: [name for name, words in verdicts.items() if words & {"better", "worse"} == {word}]
         for word in ("better", "worse")
     }
     if len(rows) > FEW:
         words = ", ".join(f"{len(names)} did {word}" for word, names in clear.items())
-        return (
-            f"{said} Of {len(verdicts)} ways to choose the duels, {words} than {baseline}; the others showed no gain."
-        )
+        return f"{said} Of {len(verdicts)} ways to choose the duels, {words} than {baseline}; the others are undecided."
     for word, names in clear.items():
         if names:
             said += f" {named(names)} did {word} than {baseline}."
     rest = [name for name in verdicts if not any(name in names for names in clear.values())]
     if rest:
-        said += f" Choosing the duels by {named(rest)} gave no gain over {baseline} that these runs could show."
+        said += f" Whether choosing the duels by {named(rest)} gains anything over {baseline} is undecided."
     return said
 
 
@@ -184,12 +182,10 @@ def compared(judged: dict[Hashable, Any], baseline: str) -> str:
             "either way; a comparison takes several seeds."
         )
     said = f"{number(judged['difference'])} {span(low, high)}, {judged['seeds']} paired seeds"
-    if judged["verdict"] != "no gain":
+    if judged["verdict"] in ("better", "worse"):
         return f"{name} did {judged['verdict']} than {baseline}, {where}: {said}."
-    return (
-        f"{name} against {baseline}, {where}: no gain was seen ({said}). With these seeds only a difference of more "
-        f"than {(high - low) / 2:.2f} would have shown."
-    )
+    reason = judged["reason"].replace("replicates", "seeds")
+    return f"{name} against {baseline}, {where}: {judged['verdict']} ({said}; {reason})."
 
 
 def together(rows: Sequence[dict[str, Any]], labels: int) -> str:
@@ -213,7 +209,7 @@ def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
         for verdict, said in (
             ("better", f"better than {baseline}"),
             ("worse", f"worse than {baseline}"),
-            ("no gain", f"no gain over {baseline} that these seeds could show"),
+            ("undecided", f"undecided against {baseline}"),
         ):
             group = part[part["verdict"] == verdict].sort_values("difference", ascending=False)
             if len(group):

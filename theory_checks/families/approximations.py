@@ -19,17 +19,16 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher
-from bandits.runs.stats import mean_interval
+from bandits.runs.stats import Estimate, log_ratio, log_slope, mean
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP
 from bandits.sim.truths import Teacher
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement
+from theory_checks.claims import Claim
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.simulated import simulate
-from theory_checks.slopes import log_slope, mean
 
 EXACT = "activedpo"
 DEVICES = {
@@ -321,32 +320,32 @@ class Approximations(Family):
         ]
         return declared
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Fit slopes, average overlaps, compare errors replicate by replicate."""
         found = {}
         sketches = table[table["kind"] == "sketch"]
         for kind, part in sketches.groupby("device", sort=False):
             found[f"devices/sketch {kind}/width error"] = log_slope(
-                part, "size", "width_error", paired=True
-            ).measurement()
+                part["size"], part["width_error"], part["replicate"]
+            )
             top = part[part["size"] == part["size"].max()]["overlap"].to_numpy()
             found[f"devices/sketch {kind}/overlap"] = mean(top)
         shift = table[table["kind"] == "shift"]
         for name, words in ((EXACT, "no normalisation"), ("activedpo-normalised-duel", "unit duels")):
             kept = shift[shift["device"] == name]["overlap"].to_numpy()
-            found[f"devices/invariance/{words}"] = Measurement(kept.min(), kept.min(), kept.min(), len(kept))
+            found[f"devices/invariance/{words}"] = Estimate(kept.min(), kept.min(), kept.min(), len(kept))
         broken = shift[shift["device"] == "activedpo-normalised"]["overlap"].to_numpy()
         found["devices/invariance/unit responses"] = mean(broken)
         for device, part in table[table["kind"] == "choice"].groupby("device", sort=False):
             found[f"devices/overlap/{DEVICES[str(device)]}"] = mean(part["overlap"].to_numpy())
         for name, ratio in self._ratios(table).items():
-            found[f"devices/final error/{DEVICES[name]}"] = mean(ratio)
+            found[f"devices/final error/{DEVICES[name]}"] = ratio
         return found
 
     @staticmethod
-    def _ratios(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    def _ratios(table: pd.DataFrame) -> dict[str, Estimate]:
         wide = table[table["kind"] == "run"].pivot(index="replicate", columns="device", values="error")
-        return {name: (wide[name] / wide[EXACT]).to_numpy() for name in DEVICES}
+        return {name: log_ratio(wide[name], wide[EXACT]) for name in DEVICES}
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
         """Say how far the devices are from the exact rule."""
@@ -360,10 +359,8 @@ class Approximations(Family):
         )
         said = []
         for name, ratio in self._ratios(table).items():
-            middle, low, high = mean_interval(ratio)
-            said.append(
-                f"{DEVICES[name]} {100 * (middle - 1):+.0f} % [{100 * (low - 1):+.0f}, {100 * (high - 1):+.0f}]"
-            )
+            middle, low, high = (100 * (bound - 1) for bound in (ratio.value, ratio.low, ratio.high))
+            said.append(f"{DEVICES[name]} {middle:+.0f} % [{low:+.0f}, {high:+.0f}]")
         return [
             f"Overlap of {PICKS} picks with the exact rule: "
             + ", ".join(f"{DEVICES[str(name)]} {share:.2f}" for name, share in choice.items())
@@ -380,9 +377,7 @@ class Approximations(Family):
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
         """Draw sketches by dimension, overlaps, and errors."""
         sketches = table[table["kind"] == "sketch"]
-        ratios = pd.concat(
-            [pd.DataFrame({"device": DEVICES[name], "ratio": ratio}) for name, ratio in self._ratios(table).items()]
-        )
+        ratios = {DEVICES[name]: ratio for name, ratio in self._ratios(table).items()}
         choice = table[table["kind"] == "choice"].assign(device=lambda t: t["device"].map(DEVICES))
         return [
             picture(
@@ -411,7 +406,7 @@ class Approximations(Family):
             picture(
                 "devices-error",
                 "Final held-out error over the exact rule's (paired; mean with 95 % interval).",
-                plots.bars(ratios, "ratio", "device", None, label="error / error of the exact rule", line=1.0),
+                plots.intervals(ratios, "error / error of the exact rule", line=1.0),
             ),
         ]
 

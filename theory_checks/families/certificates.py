@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bandits.runs.stats import Estimate, covered, log_ratio, median, unconverged, vacuous
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, check_replicates, coverage
-from theory_checks.families.exact import fits, vacuous
+from theory_checks.claims import Claim, check_replicates
 from theory_checks.family import Family, Picture, Run, Verdict, blocks, picture
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
-from theory_checks.slopes import mean, median
 
 SELECTIONS: tuple[Sampling, ...] = ("random", "active", "fisher", "certificate")
 STRETCH = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -160,17 +159,16 @@ class Certificates(Family):
         ]
         return declared
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Count covered replicates; compare right sides; compare errors replicate by replicate."""
         parts = {str(name): part.set_index("replicate") for name, part in table.groupby("trial", sort=False)}
         found = {}
         for name, part in parts.items():
-            measured = coverage(
-                (part["worst_certificate"] <= 1).to_numpy(),
-                fits(part),
-                f"largest left/right {part['worst_certificate'].max():.2f}",
+            found[f"sharper/coverage/{name}"] = covered(part["worst_certificate"] <= 1).but(
+                unmet=unconverged(part["gradient"]),
+                note=f"largest left/right {part['worst_certificate'].max():.2f}",
+                vacuous=vacuous(part["sharpest_certificate"]),
             )
-            found[f"sharper/coverage/{name}"] = measured.but(vacuous(part, "certificate"))
         for name in ("mlp-random", "mlp-active", "ntk-random", "ntk-active", "often-8"):
             found[f"sharper/gain/{name}"] = median(parts[name]["gain_proposition"].to_numpy())
         for name in ("mlp-random", "mlp-active", "ntk-random", "ntk-active"):
@@ -180,8 +178,8 @@ class Certificates(Family):
         growth = parts["often-8"]["gain_proposition"] / parts["often-1"]["gain_proposition"]
         found["sharper/gain grows with Δmax"] = median(growth.to_numpy())
         for name in SELECTIONS[1:]:
-            ratio = parts[f"mlp-{name}"]["error"] / parts["mlp-random"]["error"]
-            found[f"sharper/selection/{name}"] = mean(ratio.to_numpy())
+            ours, theirs = (parts[f"mlp-{one}"]["error"].sort_index() for one in (name, "random"))
+            found[f"sharper/selection/{name}"] = log_ratio(ours, theirs)
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -189,7 +187,7 @@ class Certificates(Family):
         parts = {str(name): part for name, part in table.groupby("trial", sort=False)}
         gains = [f"{parts[f'often-{d:g}']['gain_proposition'].median():.1f} at Δmax = {d:g}" for d in STRETCH]
         mlp, ntk, active = parts["mlp-random"], parts["ntk-random"], parts["ntk-active"]
-        picks = {n: parts[f"mlp-{n}"]["error"].mean() / mlp["error"].mean() - 1 for n in SELECTIONS[1:]}
+        picks = {n: log_ratio(parts[f"mlp-{n}"]["error"], mlp["error"]).value - 1 for n in SELECTIONS[1:]}
         settings = [
             f"truth {name.replace('-', ', ')}: {parts[name]['gain_proposition'].median():.1f} times (at most "
             f"{parts[name]['gain_possible'].median():.1f} by the two-point floor; ours is "

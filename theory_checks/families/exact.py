@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
+from bandits.runs.stats import Estimate, covered, empirical_multiplier, kappa_failed, unconverged, vacuous
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, check_replicates, coverage
+from theory_checks.claims import Claim, check_replicates
 from theory_checks.family import Family, Picture, Run, Verdict, blocks, picture
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
 
 SAMPLINGS: tuple[Sampling, ...] = ("random", "active", "adversary", "repeated")
-CONVERGED = 1e-6  # relative gradient norm up to which a fit counts as a near-minimiser
 SETTINGS = {"firm": (1.0, 30.0), "default": (1.0, 1.0), "overshoot": (2.0, 0.1)}  # Δmax, λ
 JUDGED = {
     "firm": ("plain", "extended", "noise"),
@@ -32,16 +31,6 @@ SAYS = {
     "extended": "the fit with the extended link, κ = σ'(Δmax)",
     "noise": "the self-normalised step: ‖Σ η φ‖_{V⁻¹} <= ½ √(log det + 2 log 1/δ)",
 }
-
-
-def fits(part: pd.DataFrame) -> str:
-    """Say if a fit in these trials was no near-minimiser."""
-    return "" if (part["gradient"] <= CONVERGED).all() else "a fit did not converge"
-
-
-def vacuous(part: pd.DataFrame, bound: str) -> str:
-    """Say if the bound never, for half of the replicates, said more than ``|Δ̂ - Δ| <= 2Δmax``."""
-    return "vacuous: never below 2Δmax" if part[f"sharpest_{bound}"].median() >= 2 else ""
 
 
 @dataclass(frozen=True)
@@ -106,22 +95,18 @@ class Exact(Family):
             for bound in JUDGED[setting]
         ]
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Count the replicates in which no moment and no duel breaks the bound."""
         found = {}
         for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
             assumed = kappa(SETTINGS[str(setting)][0])
-            failed = int((part["kappa"] < assumed * (1 - 1e-12)).sum())
             for bound in JUDGED[str(setting)]:
-                unmet = fits(part) if bound != "noise" else ""
                 note = f"largest left/right {part[f'worst_{bound}'].max():.2f}"
-                measured = coverage((part[f"worst_{bound}"] <= 1).to_numpy(), unmet, note)
+                measured = covered(part[f"worst_{bound}"] <= 1).but(note=note)
                 if bound != "noise":
-                    measured = measured.but(vacuous(part, bound))
-                if bound == "plain" and failed:
-                    measured = measured.but(
-                        f"κ did not hold on the fitted differences of {failed} of {len(part)} replicates"
-                    )
+                    measured = measured.but(unconverged(part["gradient"]), vacuous=vacuous(part[f"sharpest_{bound}"]))
+                if bound == "plain":
+                    measured = measured.but(kappa_failed(part["kappa"], assumed))
                 found[f"exact/{setting}/{sampling}/{bound}"] = measured
         return found
 
@@ -170,7 +155,7 @@ class Exact(Family):
                     "setting": setting,
                     "sampling": sampling,
                     "γ (papers)": part["gamma"].median(),
-                    "needed γ̂": np.quantile(part["needed_plain"], 1 - self.delta, method="higher"),
+                    "needed γ̂": empirical_multiplier(part["needed_plain"], self.delta),
                     "rhs/lhs, papers": part["tightness_proposition"].median(),
                     "rhs/lhs, exact": part["tightness_extended"].median(),
                     "B": part["norm"].median(),

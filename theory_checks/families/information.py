@@ -14,15 +14,15 @@ from bandits.core.design import GramDesign, greedy
 from bandits.core.duels import Duels
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
+from bandits.runs.stats import Estimate, log_ratio, log_slope, worst
 from bandits.sim.config import Simulation
 from bandits.sim.run import build
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, deviation
+from theory_checks.claims import Claim
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
 from theory_checks.simulated import simulate
-from theory_checks.slopes import log_slope, mean
 
 CONTENDERS = ("random", "activedpo", "activedpo-fisher", "ucb")
 SAMPLINGS: tuple[Sampling, ...] = ("random", "active", "adversary")
@@ -197,18 +197,18 @@ class Information(Family):
         ]
         return declared
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Measure all of it."""
         loop, trial, small = (table[table["kind"] == kind] for kind in ("loop", "trial", "greedy"))
         honest = trial[trial["contender"] != "unrecorded"]
         missed = trial[trial["contender"] == "unrecorded"]["chain"].to_numpy()
         found = {
-            "information/realised within d̃": deviation((loop["information"] / loop["dimension"]).to_numpy()),
-            "information/chain rule": deviation(honest["chain"].to_numpy()),
-            "information/chain rule, V misses answers": Measurement(
+            "information/realised within d̃": worst((loop["information"] / loop["dimension"]).to_numpy()),
+            "information/chain rule": worst(honest["chain"].to_numpy()),
+            "information/chain rule, V misses answers": Estimate(
                 float(np.median(missed)), float(missed.min()), float(missed.max()), len(missed)
             ),
-            "information/elliptical potential": deviation(honest["potential"].to_numpy()),
+            "information/elliptical potential": worst(honest["potential"].to_numpy()),
             "information/greedy": _worst(small["greedy"].to_numpy()),
             "information/greedy, narrowest first": _worst(small["narrow"].to_numpy()),
         }
@@ -216,12 +216,12 @@ class Information(Family):
         for truth in self.truths:
             last = loop[(loop["truth"] == truth) & (loop["labels"] == loop["labels"].max())]
             wide = last.pivot(index="replicate", columns="contender", values="information")
-            gains.append(mean((wide["activedpo"] / wide["random"]).to_numpy()))
-        found["information/active gains more than random"] = min(gains, key=lambda m: m.estimate)
+            gains.append(log_ratio(wide["activedpo"], wide["random"]))
+        found["information/active gains more than random"] = min(gains, key=lambda m: m.value)
         for (name, contender), part in loop.groupby(["truth", "contender"], sort=False):
             found[f"information/growth/{name}/{contender}"] = log_slope(
-                part, "labels", "information", paired=True
-            ).measurement()
+                part["labels"], part["information"], part["replicate"]
+            )
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -231,7 +231,7 @@ class Information(Family):
         used = last.groupby("contender", sort=False).apply(lambda p: (p["information"] / p["dimension"]).mean())
         small = table[table["kind"] == "greedy"]
         growth = [v for v in verdicts if v.claim.name.startswith("information/growth")]
-        slopes = [v.measurement.estimate for v in growth]
+        slopes = [v.measurement.value for v in growth]
         drift = (last["information_current"] / last["information"]).mean()
         return [
             f"Realised log det as a share of d̃ after {int(last['labels'].iloc[0])} labels: "
@@ -256,5 +256,5 @@ class Information(Family):
         ]
 
 
-def _worst(values: np.ndarray) -> Measurement:
-    return Measurement(float(values.min()), float(values.min()), float(values.min()), len(values))
+def _worst(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.min()), float(values.min()), float(values.min()), len(values))

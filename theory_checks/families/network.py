@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from bandits.runs.stats import Estimate, worst
 from bandits.sim.config import Simulation
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, check_replicates, deviation
+from theory_checks.claims import Claim, check_replicates
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.simulated import needed, network_coverage, simulate
 
@@ -103,15 +104,14 @@ class Network(Family):
                 )
         return declared
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Count covered replicates; compare the error with its parts."""
-        found = {}
+        found: dict[str, Estimate] = {}
         for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
             name = f"network/{setting}/{sampling}"
-            found[f"{name}/θ0"] = network_coverage(part, "violations", 1.0)
-            found[f"{name}/θt"] = network_coverage(part, "violations_current", 1.0)
+            found |= {f"{name}/{which}": held for which, held in network_coverage(part, 1.0).items()}
             whole = part["statistical"] + part["linearisation"]
-            found[f"{name}/split"] = deviation((part["error"] / whole).to_numpy() - 1e-9)
+            found[f"{name}/split"] = worst((part["error"] / whole).to_numpy() - 1e-9)
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:

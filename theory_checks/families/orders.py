@@ -22,16 +22,15 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import Factored
+from bandits.runs.stats import Estimate, log_slope, unconverged, worst
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.truths import TRUTHS
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, deviation
+from theory_checks.claims import Claim
 from theory_checks.family import Family, Picture, Run, Verdict, picture
-from theory_checks.slopes import Slope, log_slope
 
-CONVERGED = 1e-4
 MEASURES = {
     "epsilon": "ε = max |network - linearised| over all duels",
     "gradient": "max ‖∇r_θt - ∇r_θ0‖ / ‖∇r_θ0‖ over items",
@@ -232,35 +231,27 @@ class Orders(Family):
                 )
         return pd.concat(parts, ignore_index=True)
 
-    def _slopes(self, table: pd.DataFrame) -> dict[str, tuple[Slope, float, str]]:
-        """Return every slope with its declared order and what its fits forbid."""
-        found: dict[str, tuple[Slope, float, str]] = {}
-        last = max(self.times)
+    def _slopes(self, table: pd.DataFrame) -> dict[str, Estimate]:
+        """Return every slope with what its fits forbid."""
+        found: dict[str, Estimate] = {}
+
+        def fit(name: str, part: pd.DataFrame, x: str, y: str = "epsilon", paired: bool = False) -> None:
+            slope = log_slope(part[x], part[y], part["replicate"] if paired else None)
+            found[f"orders/{name}"] = slope.but(unconverged(part["gradient_norm"]))
+
+        final = table[table["t"] == max(self.times)]
         for depth in self.depths:
-            part = table[(table["sweep"] == "width") & (table["depth"] == depth) & (table["t"] == last)]
-            order = declared(sorted(part["width_m"].unique()))
-            for measure_name in MEASURES:
-                slope = log_slope(part, "width_m", measure_name)
-                found[f"orders/{measure_name} in m, depth {depth}"] = (slope, order, _fits(part))
-        relu = table[(table["sweep"] == "relu") & (table["t"] == last)]
-        found["orders/epsilon in m, ReLU, depth 2"] = (
-            log_slope(relu, "width_m", "epsilon"),
-            declared(sorted(relu["width_m"].unique())),
-            _fits(relu),
-        )
+            part = final[(final["sweep"] == "width") & (final["depth"] == depth)]
+            for measure in MEASURES:
+                fit(f"{measure} in m, depth {depth}", part, "width_m", measure)
+        fit("epsilon in m, ReLU, depth 2", final[final["sweep"] == "relu"], "width_m")
         at = table[table["sweep"] == "time"]
         for depth in self.depths:
-            part = at[at["depth"] == depth]
-            found[f"orders/epsilon in t, depth {depth}"] = (
-                log_slope(part, "t", "epsilon", paired=True),
-                4 / 3,
-                _fits(part),
-            )
-        found["orders/epsilon in depth"] = (log_slope(at[at["t"] == last], "depth", "epsilon"), 3.0, _fits(at))
-        lam = table[(table["sweep"] == "lambda") & (table["t"] == last)]
-        lam = lam.assign(inverse=1 / lam["lambda"])
+            fit(f"epsilon in t, depth {depth}", at[at["depth"] == depth], "t", paired=True)
+        fit("epsilon in depth", at[at["t"] == max(self.times)], "depth")
+        lam = final[final["sweep"] == "lambda"].assign(inverse=lambda part: 1 / part["lambda"])
         for side, part in (("weak λ", lam[lam["lambda"] <= 1]), ("strong λ", lam[lam["lambda"] >= 1])):
-            found[f"orders/epsilon in 1∕λ, {side}"] = (log_slope(part, "inverse", "epsilon"), 4 / 3, _fits(part))
+            fit(f"epsilon in 1∕λ, {side}", part, "inverse")
         return found
 
     def claims(self) -> list[Claim]:
@@ -337,25 +328,24 @@ class Orders(Family):
         ]
         return declared_claims
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Fit every slope."""
-        found = {name: slope.measurement(unmet) for name, (slope, _, unmet) in self._slopes(table).items()}
-        return found | {"orders/distance": deviation(table["distance"].to_numpy())}
+        return self._slopes(table) | {"orders/distance": worst(table["distance"].to_numpy())}
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
         """Compare what was measured with what was declared."""
         slopes = self._slopes(table)
-        widths = [slopes[f"orders/epsilon in m, depth {d}"][0] for d in self.depths]
-        t, lam = slopes["orders/epsilon in t, depth 3"][0], slopes["orders/epsilon in 1∕λ, weak λ"][0]
-        depth, kernel = slopes["orders/epsilon in depth"][0], slopes["orders/kernel in m, depth 3"][0]
+        widths = [slopes[f"orders/epsilon in m, depth {d}"] for d in self.depths]
+        t, lam = slopes["orders/epsilon in t, depth 3"], slopes["orders/epsilon in 1∕λ, weak λ"]
+        depth, kernel = slopes["orders/epsilon in depth"], slopes["orders/kernel in m, depth 3"]
         at = table[(table["sweep"] == "width") & (table["depth"] == 3) & (table["t"] == max(self.times))]
         ends = [float(at[at["width_m"] == m]["epsilon"].median()) for m in (min(self.widths), max(self.widths))]
         return [
-            f"ε falls much faster with the width than declared: slopes {', '.join(s.said for s in widths)} at depth "
+            f"ε falls much faster with the width than declared: slopes {', '.join(map(str, widths))} at depth "
             f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {ends[0]:.3f} at m = "
             f"{min(self.widths)} to {ends[1]:.4f} log-odds at m = {max(self.widths)} (depth 3).",
-            f"In t its slope is {t.said} (declared 4/3), in 1/λ {lam.said} for λ <= 1 (declared 4/3), in depth "
-            f"{depth.said} (declared 3); the kernel's relative change falls as m^{kernel.said}.",
+            f"In t its slope is {t} (declared 4/3), in 1/λ {lam} for λ <= 1 (declared 4/3), in depth "
+            f"{depth} (declared 3); the kernel's relative change falls as m^{kernel}.",
         ]
 
     def pictures(self, table: pd.DataFrame) -> list[Picture]:
@@ -394,8 +384,3 @@ class Orders(Family):
                 plots.orders(lam, "inverse", {"epsilon": ("ε", 4 / 3)}, None, "1/λ"),
             ),
         ]
-
-
-def _fits(part: pd.DataFrame) -> str:
-    share = float((part["gradient_norm"] > CONVERGED).mean())
-    return f"{share:.0%} of the fits did not converge" if share > 0 else ""

@@ -12,13 +12,14 @@ from bandits.core.duels import Answers, Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import loss
 from bandits.core.rng import Key
+from bandits.runs.stats import Estimate, worst
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner, PolicyLearner, TangentLearner
 from bandits.sim.networks import MLP
 from bandits.sim.truths import Teacher
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, check_replicates, deviation
+from theory_checks.claims import Claim, check_replicates
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.simulated import needed, network_coverage, simulate
 
@@ -174,16 +175,15 @@ class Policy(Family):
             ]
         return declared
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Count covered replicates; take the worst deviation."""
-        found: dict[str, Measurement] = {}
+        found: dict[str, Estimate] = {}
         for (kind, beta), part in table.groupby(["kind", "beta"], sort=False):
             name = f"policy/β={beta:g}"
             if kind == "identities":
-                found |= {f"{name}/{which}": deviation(part[which].to_numpy()) for which in IDENTITIES}
+                found |= {f"{name}/{which}": worst(part[which].to_numpy()) for which in IDENTITIES}
                 continue
-            found[f"{name}/{kind}/θ0"] = network_coverage(part, "violations", 1.0)
-            found[f"{name}/{kind}/θt"] = network_coverage(part, "violations_current", 1.0)
+            found |= {f"{name}/{kind}/{which}": held for which, held in network_coverage(part, 1.0).items()}
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:

@@ -14,13 +14,13 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
+from bandits.runs.stats import Estimate, covered, log_ratio, log_slope, mean
 from bandits.sim.config import Simulation
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, check_replicates, coverage
+from theory_checks.claims import Claim, check_replicates
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, Setting, TangentWorld, fit, times
 from theory_checks.simulated import simulate
-from theory_checks.slopes import log_slope, mean
 
 CONTENDERS = ("ucb", "ts", "linear:ucb", "linear:random")
 
@@ -200,20 +200,19 @@ class Regret(Family):
         part = table[(table["truth"] == truth) & (table["contender"] == contender)]
         return part[part["labels"] >= self.rounds / 4]
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Fit slopes over whole replicates; count covered replicates."""
         found = {}
         for truth in ("square", "cosine"):
             for contender in CONTENDERS:
                 part = self._late(table, truth, contender)
-                slope = log_slope(part, "labels", "cumulative_average_regret", paired=True)
-                found[f"regret/{truth}/{contender}"] = slope.measurement()
+                found[f"regret/{truth}/{contender}"] = log_slope(
+                    part["labels"], part["cumulative_average_regret"], part["replicate"]
+                )
         exact = table[table["kind"] == "exact"]
-        found["regret/optimism"] = coverage(
-            (exact["worst"] <= 1).to_numpy(), note=f"left/right up to {exact['worst'].max():.2f}"
-        )
+        found["regret/optimism"] = covered(exact["worst"] <= 1).but(note=f"left/right up to {exact['worst'].max():.2f}")
         found["regret/bound informative"] = mean((exact["bound"] / self.exact_rounds).to_numpy())
-        found["regret/exact multiplier learns"] = mean((exact["late"] / exact["early"]).to_numpy())
+        found["regret/exact multiplier learns"] = log_ratio(exact["late"], exact["early"])
         return found
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
@@ -223,9 +222,9 @@ class Regret(Family):
             said = []
             for contender in CONTENDERS:
                 part = self._late(table, truth, contender)
-                slope = log_slope(part, "labels", "cumulative_average_regret", paired=True)
+                slope = log_slope(part["labels"], part["cumulative_average_regret"], part["replicate"])
                 last = part[part["labels"] == part["labels"].max()]["cumulative_average_regret"].mean()
-                said.append(f"{contender} {last:.1f} (slope {slope.said})")
+                said.append(f"{contender} {last:.1f} (slope {slope})")
             lines.append(f"Cumulative average regret after {self.rounds} rounds, truth {truth}: {', '.join(said)}.")
         exact = table[table["kind"] == "exact"]
         word = next((v.word for v in verdicts if v.claim.name == "regret/optimism"), "not judged")

@@ -12,13 +12,13 @@ import pandas as pd
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
+from bandits.runs.stats import Estimate, empirical_multiplier, mean, median
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement
+from theory_checks.claims import Claim
 from theory_checks.family import Family, Picture, Run, Verdict, picture
 from theory_checks.maths.predictors import NAMES
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
-from theory_checks.slopes import mean, median
 
 SAMPLINGS: tuple[Sampling, ...] = ("random", "active")
 
@@ -146,7 +146,7 @@ class Tightness(Family):
         at = pd.to_numeric(table["value"], errors="coerce") == 1
         return table[(table["sweep"] == "λ") & at & (table["sampling"] == sampling)]
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Average over replicates at Δmax = 2, λ = 1, truth mlp."""
         found = {}
         for sampling in SAMPLINGS:
@@ -170,7 +170,7 @@ class Tightness(Family):
             lines.append(
                 f"{sampling.capitalize()} sampling, Δmax = 2, λ = 1, truth mlp: γ_T = {part['gamma'].median():.0f} = "
                 f"noise {part['gamma_noise'].median():.0f} + prior {part['gamma_prior'].median():.0f} + 1, where "
-                f"{np.quantile(part['needed_plain'], 0.95, method='higher'):.1f} would have sufficed. Rank "
+                f"{empirical_multiplier(part['needed_plain'], Trial.delta):.1f} would have sufficed. Rank "
                 f"correlation with the error: {ranked}."
             )
         random = table[table["sampling"] == "random"]
@@ -247,7 +247,7 @@ class Tightness(Family):
                     "γ": part["gamma"].median(),
                     "noise term": part["gamma_noise"].median(),
                     "prior term": part["gamma_prior"].median(),
-                    "needed γ̂": np.quantile(part["needed_plain"], 0.95, method="higher"),
+                    "needed γ̂": empirical_multiplier(part["needed_plain"], Trial.delta),
                     "rhs/lhs": part["tightness_proposition"].median(),
                     "corr. width": part["corr_width"].mean(),
                     "corr. Fisher": part["corr_fisher"].mean(),

@@ -21,15 +21,14 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.rng import Key
+from bandits.runs.stats import Estimate, log_slope, unconverged, worst
 from bandits.sim.learners import newton_step
 from theory_checks import figures as plots
-from theory_checks.claims import Claim, Measurement, deviation
+from theory_checks.claims import Claim
 from theory_checks.family import Family, Picture, Run, Verdict, picture
-from theory_checks.slopes import Slope, log_slope
 
 VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
 MODULES = ("q", "k", "v", "o")
-CONVERGED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -291,22 +290,17 @@ class Transformers(Family):
         )
         return declared
 
-    def _slopes(self, table: pd.DataFrame) -> dict[tuple[str, str], tuple[Slope, str]]:
+    def _slopes(self, table: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
         found = {}
         for sweep, part in table.groupby("sweep", sort=False):
-            share = float((part["gradient_norm"] > CONVERGED).mean())
-            unmet = f"{share:.0%} of the fits did not converge" if share else ""
             for name in MEASURES:
-                found[str(sweep), name] = log_slope(part, "x", name), unmet
+                found[str(sweep), name] = log_slope(part["x"], part[name]).but(unconverged(part["gradient_norm"]))
         return found
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Measurement]:
+    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
         """Fit every slope."""
-        found = {
-            f"transformers/{sweep}/{name}": slope.measurement(unmet)
-            for (sweep, name), (slope, unmet) in self._slopes(table).items()
-        }
-        return found | {"transformers/A-gradients at θ0": deviation(table["a_gradient"].to_numpy())}
+        found = {f"transformers/{sweep}/{name}": slope for (sweep, name), slope in self._slopes(table).items()}
+        return found | {"transformers/A-gradients at θ0": worst(table["a_gradient"].to_numpy())}
 
     def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
         """Say which of the three ways to grow is lazy."""
@@ -316,8 +310,8 @@ class Transformers(Family):
         for sweep in SWEEPS:
             places = sorted(table[table["sweep"] == sweep]["x"].unique())
             said.append(
-                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel'][0].said}, ε "
-                f"{slopes[sweep, 'epsilon'][0].said} (relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, "
+                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel']}, ε "
+                f"{slopes[sweep, 'epsilon']} (relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, "
                 f"{ends[sweep, places[-1]]:.2f} at {places[-1]})"
             )
         return ["; ".join(said) + "."]

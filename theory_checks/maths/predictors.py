@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
-from bandits.sim.audit import rank_correlation
+from bandits.runs.stats import rank_correlation
 from theory_checks.maths.tangent import Counts, DenseDesign, TangentWorld, times
 
 NAMES = {

@@ -98,7 +98,7 @@ def play(trial: Trial, key: Key) -> Columns:
     """Run a trial; return one number per replicate and column.
 
     ``worst_b``: the largest left side over right side of bound ``b`` over all moments and duels (covered: at most 1);
-    ``sharpest_b``: the least right side, over Δmax (above 2 it says nothing that ``|Δ| <= Δmax`` does not);
+    ``sharpest_b``: the least right side over ``Δmax + |Δ̂|`` (from 1 on it says nothing that ``|Δ| <= Δmax`` does not);
     ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over left side at
     the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the papers' over
     the certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no certificate can go;
@@ -147,17 +147,17 @@ def play(trial: Trial, key: Key) -> Columns:
         widths, information = design.widths(rows), design.information
         least = torch.where(asked, slope(torch.maximum(fitted.abs(), truth.abs())), 0.25).amin(-1)
         error = (fitted - truth).abs()
-        straight_error = (times(problem.features, straight) - truth).abs()
         exact = linearised(information, norm, trial.kappa, trial.ridge, trial.regularisation, trial.delta)
         safe = linearised(
             information, norm, least.clamp(max=trial.kappa), trial.ridge, trial.regularisation, trial.delta
         )
         paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
         scores |= {"active": widths, "adversary": _ratio(error, widths)}
-        track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths)
-        track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths)
-        track.note("extended", straight_error, exact.total.unsqueeze(-1) * widths, widths)
-        track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths)
+        stretched = times(problem.features, straight)
+        track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths, fitted)
+        track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths, fitted)
+        track.note("extended", (stretched - truth).abs(), exact.total.unsqueeze(-1) * widths, widths, stretched)
+        track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
         track.assume(least, torch.maximum(first, second))
         if trial.sampling == "fisher":
@@ -169,7 +169,7 @@ def play(trial: Trial, key: Key) -> Columns:
             certificate = certify(problem.features, counts, centres, norm, limit, trial.delta)
             certified = certificate.width(problem.features, plain)
             scores["certificate"] = certified
-            track.note("certificate", error, certified, widths)
+            track.note("certificate", error, certified, widths, fitted)
             track.last("gain_proposition", paper.total.unsqueeze(-1) * widths / certified)
             track.last("gain_exact", exact.total.unsqueeze(-1) * widths / certified)
             track.last("gain_range", paper.total.unsqueeze(-1) * widths / certified.minimum(limit + fitted.abs()))
@@ -225,13 +225,15 @@ class _Track:
         self._columns: dict[str, Tensor] = {}
         self._kappa, self._gradient = torch.full((lead,), 0.25), torch.zeros(lead)
 
-    def note(self, bound: str, error: Tensor, side: Tensor, widths: Tensor | None = None) -> None:
-        """Take in one moment of one bound."""
+    def note(
+        self, bound: str, error: Tensor, side: Tensor, widths: Tensor | None = None, fitted: Tensor | None = None
+    ) -> None:
+        """Take in one moment of one bound; of a bound on differences also the widths and the fitted differences."""
         ratio = _ratio(error, side)
         self._keep(f"worst_{bound}", ratio.amax(-1), torch.maximum)
         self._columns[f"tightness_{bound}"] = (1 / ratio.clamp(min=1e-12)).median(-1).values
-        if widths is not None:
-            self._keep(f"sharpest_{bound}", side.amin(-1) / self._limit, torch.minimum)
+        if widths is not None and fitted is not None:
+            self._keep(f"sharpest_{bound}", (side / (self._limit + fitted.abs())).amin(-1), torch.minimum)
             self._keep(f"needed_{bound}", _ratio(error, widths).amax(-1), torch.maximum)
 
     def last(self, name: str, values: Tensor) -> None:
