@@ -102,7 +102,7 @@ def run(oracle: str, tmp_path, **changes) -> pd.DataFrame:
         "repeats": True,
         "reward_bound": 0.5,
         "width": 32,
-        "refit": 1e9,
+        "refit": 1e6,
         "evaluations": 1,
     }
     simulation = Simulation(contenders=("random",), truths=(f"ntk@{oracle}",), **(settings | changes))
