@@ -1,0 +1,127 @@
+"""The campaign's command line: ``python -m faults [--sample] [--kinds kill damage ...]``; ``make faults``."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.runs.command import guard, read
+from faults import brought, damage, kills, settings, surroundings
+from faults.harness import PROGRAMS, Case, attempt_all, contents, play, prepare
+
+# Runs so small that hundreds of them fit into minutes, and still with every kind of file that a run writes.
+RUNS: dict[str, tuple[str, ...]] = {
+    "simulate": (
+        *("smoke", "--contenders", "random", "policy:activedpo-stale", "--replicates", "2", "--rounds", "2"),
+        *("--batch", "2", "--prompts", "5", "--heldout", "3", "--width", "6", "--jobs", "1"),
+    ),
+    "theory": ("smoke", "--claims", "exact", "--jobs", "1"),
+    "align": (
+        *("smoke", "--strategies", "random", "--rounds", "1", "--heldout", "2", "--heldout-duels", "1"),
+        *("--probes", "1", "--jobs", "1"),
+    ),
+}
+KINDS = ("kill", "damage", "setting", "command line", "surroundings", "place", "race", "disk", "text", "file")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which cases to try, and how."""
+
+    sample: int = 0
+    """try so many cases, drawn evenly over the kinds (0: all)"""
+    seed: int = 0
+    """of the sample"""
+    kinds: tuple[str, ...] = KINDS
+    """kinds of cases"""
+    programs: tuple[str, ...] = tuple(PROGRAMS)
+    """programs to try"""
+    jobs: int = 0
+    """cases tried side by side (0: one per core)"""
+    whole: bool = False
+    """every damage of every file, and all three moments of every write (hours)"""
+    verbose: bool = False
+    """tell of each case, not of the failed ones alone"""
+
+
+def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterator[Case]:
+    """Yield all cases of a program, after one run that went well, which gives the bytes to expect."""
+    arguments = RUNS[program]
+    home = root / program
+    counter = root / f"{program}.writes"
+    good = play(program, arguments, home, before=kills.count_writes(counter))
+    if good.failed:
+        raise InputError(f"{program} does not run even undisturbed: {good.failed}")
+    expected, writes = contents(home / "results"), int(counter.read_text(encoding="ascii"))
+    yield from kills.cases(program, arguments, expected, writes, whole)
+    yield from damage.cases(program, arguments, expected, home / "results", "complete", whole)
+    half = root / f"{program}-half"
+    killed = play(program, arguments, half, before=kills.trap(writes // 2, "after"))
+    if killed.status == -signal.SIGKILL:
+        yield from damage.cases(program, arguments, expected, half / "results", "half done", whole)
+    yield from settings.cases(program, "smoke")
+    yield from settings.command_lines(program)
+    yield from surroundings.streams(program, arguments, expected)
+    yield from surroundings.places(program, ("smoke",))
+    yield from surroundings.races(program, arguments, expected)
+    yield from surroundings.disk(program, arguments, expected)
+    if program == "align":
+        yield from brought.cases()
+
+
+def drawn(every: list[Case], count: int, seed: int) -> list[Case]:
+    """Return ``count`` cases, as many of each kind of each program as can be, in their order."""
+    groups: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    for place, case in enumerate(every):
+        groups[case.kind, case.name.partition(" ")[0].rstrip(":,")].append(place)
+    (generator,) = Key(seed).fold_in("sample").generators()
+    shuffled = [generator.permutation(group).tolist() for group in groups.values()]
+    turn = [
+        place for round in range(max(map(len, shuffled))) for group in shuffled for place in group[round : round + 1]
+    ]
+    return [every[place] for place in sorted(turn[:count])]
+
+
+def campaign(arguments: Sequence[str]) -> int:
+    """Try all cases; print those that failed and ``N survived, M failed``; status 1 if any failed."""
+    options = read(Options, arguments, "python -m faults", __doc__)
+    for name, known, given in (("kinds", KINDS, options.kinds), ("programs", tuple(PROGRAMS), options.programs)):
+        if strange := [one for one in given if one not in known]:
+            raise InputError(f"--{name}: there is no {strange[0]!r}; choose from {', '.join(known)}")
+    prepare()
+    began = time.monotonic()
+    survived = failed = 0
+
+    def tell(case: Case, said: str) -> None:
+        nonlocal survived, failed
+        survived, failed = survived + (not said), failed + bool(said)
+        if said or options.verbose:
+            print(f"{'FAILED' if said else 'ok'}  {case.kind}: {case.name}{': ' if said else ''}{said}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as place:
+        every = [case for program in options.programs for case in cases(program, Path(place), KINDS, options.whole)]
+        every = [case for case in every if case.kind in options.kinds]
+        chosen = drawn(every, options.sample, options.seed) if options.sample else every
+        attempt_all(chosen, Path(place), options.jobs or os.cpu_count() or 1, tell)
+    kinds = collections.Counter(case.kind for case in chosen)
+    print(", ".join(f"{count} {kind}" for kind, count in kinds.items()), f"in {time.monotonic() - began:.0f} s")
+    print(f"{survived} survived, {failed} failed")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input is one line on standard error and exit status 2."""
+    return guard(campaign, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Cases: every option of every program with values that cannot be; each runs to its page or is refused by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bandits.runs.settings import option
+from faults.harness import PROGRAMS, Case, contents, play
+
+NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "0.5", "100000000000")
+WORDS = ("", "no-such-name", "\u2028", "a,b")
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """Return what a field holds (one of several, if several), and whether it holds several."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return _plain(next(choice for choice in get_args(hint) if choice is not type(None)))
+    if get_origin(hint) is tuple:
+        return _plain(get_args(hint)[0])[0], True
+    return hint, False
+
+
+def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Yield every option of nested settings: its name, what it holds, and whether it holds several."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not field.init:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from options(value, f"{prefix}{field.name}.")
+        else:
+            yield option(field.name, prefix), *_plain(hints[field.name])
+
+
+def bad_values(kind: Any, several: bool) -> Iterator[tuple[str, ...]]:
+    """Yield values that most options of this kind cannot have; a few of them may be right for some."""
+    if several:
+        yield ()
+    if kind is bool:
+        return
+    single = WORDS if kind is str or get_origin(kind) is Literal else NUMBERS
+    for value in single:
+        yield (value,)
+    if several:
+        yield (single[-2], single[-2])
+
+
+def cases(program: str, preset: str) -> Iterator[Case]:
+    """Yield every option of a preset with every value that may be wrong."""
+    command = importlib.import_module(PROGRAMS[program]).COMMAND
+    for name, kind, several in options(command.presets[preset][1]):
+        for values in bad_values(kind, several):
+            given = [f"{name}={values[0]}"] if len(values) == 1 and not several else [name, *values]
+
+            def attempt(folder: Path, given: list[str] = given, name: str = name) -> str:
+                outcome = play(program, [preset, *given, "--jobs", "1"], folder)
+                if outcome.status in (0, 1) and "page: " in outcome.out:
+                    return ""  # a value that the option can have
+                left = contents(folder)
+                if outcome.refused:
+                    return outcome.refused
+                if left:
+                    return f"refused, but left {', '.join(list(left)[:3])}"
+                return "" if name in outcome.err else f"not told by its option {name}: {outcome.err.strip()[:200]}"
+
+            yield Case("setting", f"{program} {preset} {' '.join(given)}", attempt)
+
+
+def command_lines(program: str) -> Iterator[Case]:
+    """Yield command lines that are wrong as a whole."""
+    for given in (
+        ["no-such-preset"],
+        ["smoke", "--no-such-option", "1"],
+        ["smoke", "--cells", "5/4"],
+        ["smoke", "--cells", "0/4"],
+        ["smoke", "--cells", "a/b"],
+        ["smoke", "--jobs", "-1"],
+        ["smoke", "--backend", "no-such-backend"],
+        ["smoke", "--address", "tcp://127.0.0.1:9"],
+        ["smoke", "--backend", "dask", "--address", "tcp://127.0.0.1:9"],
+        ["smoke", "--seed"],
+        ["smoke", "smoke"],
+    ):
+
+        def attempt(folder: Path, given: list[str] = given) -> str:
+            outcome = play(program, given, folder, seconds=60)
+            left = contents(folder)
+            return outcome.refused or (f"refused, but left {', '.join(list(left)[:3])}" if left else "")
+
+        yield Case("command line", f"{program} {' '.join(given)}", attempt)
