@@ -52,9 +52,9 @@ class Family(ABC):
         """Estimate the bytes that a cell needs, each part by the options that it grows with."""
         return {}
 
-    def count(self) -> float:
+    def count(self) -> int:
         """How many cells there are."""
-        return float(len(self.cells()))
+        return len(self.cells())
 
     @abstractmethod
     def run(self, cell: str, run: Run) -> pd.DataFrame:

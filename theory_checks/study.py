@@ -152,9 +152,9 @@ class TheoryStudy:
             parts = max(parts, family.memory(), key=lambda part: sum(part.values()))
         return parts
 
-    def count(self) -> float:
+    def count(self) -> int:
         """How many cells there are."""
-        return float(sum(family.count() for family in self.checks.families))
+        return sum(family.count() for family in self.checks.families)
 
     def cells(self) -> list[Cell]:
         """All cells, family by family."""

@@ -81,7 +81,7 @@ class Study(Protocol):
         """Estimate the bytes that a cell needs, each part named by the options it grows with."""
         ...
 
-    def count(self) -> float:
+    def count(self) -> int:
         """How many cells there are, without making them."""
         ...
 

@@ -168,7 +168,7 @@ def machine_memory() -> float:
     return total
 
 
-def afford(memory: Mapping[str, float], count: float, counted_by: str, jobs: int, allow: bool) -> None:
+def afford(memory: Mapping[str, float], count: int, counted_by: str, jobs: int, allow: bool) -> None:
     """Raise ``InputError`` if a run is estimated to need more than the machine has, unless that is allowed.
 
     ``memory`` is bytes of one cell, each part named by the options that it grows with.

@@ -223,9 +223,9 @@ class Simulation:
             for block in blocks(self.replicates)
         ]
 
-    def count(self) -> float:
+    def count(self) -> int:
         """How many cells there are."""
-        return float(len(self.truths) * len(self.contenders) * -(-self.replicates // BLOCK))
+        return len(self.truths) * len(self.contenders) * -(-self.replicates // BLOCK)
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes that a cell needs at most, each part by the options that it grows with."""

@@ -86,7 +86,7 @@ class SimulationStudy:
         """Estimate a cell's bytes by the options that they grow with."""
         return self.simulation.memory()
 
-    def count(self) -> float:
+    def count(self) -> int:
         """How many cells there are."""
         return self.simulation.count()
 

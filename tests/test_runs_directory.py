@@ -1,0 +1,381 @@
+"""The run directory: ledgers notice every damage, locks keep two writers apart, a run is its sources, not its docs."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pandas as pd
+import pytest
+import toy
+from hypothesis import given
+
+from bandits.core.errors import InputError
+from bandits.runs import directory as kit
+from bandits.runs import files
+from bandits.runs.directory import Identity, Ledger, Part, RunDirectory
+from bandits.runs.files import HOST, DamagedError, write_bytes, write_json, write_text
+
+NOISE = [b"", b"[]", b"null", b"{}", b"0", b'"x"', b"\xff\xfe\x00", b"[" * 100_000, b'{"files": 3}', b'{"files"']
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that holds wall-clock times."""
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "timing.json"
+    }
+
+
+def only(output: Path) -> Path:
+    (folder,) = (output / "toy").iterdir()
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 0
+    return only(tmp_path)
+
+
+class TestFiles:
+    def test_json_is_strict_and_utf_8_whatever_the_locale(self, tmp_path):
+        write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5], "word": "é\u2028"})
+        text = (tmp_path / "a.json").read_bytes().decode()
+
+        def refuse(constant):
+            raise AssertionError(constant)
+
+        assert json.loads(text, parse_constant=refuse) == {"x": [None, None, 1.5], "word": "é\u2028"}
+        path = str(tmp_path / "a.json")
+        code = f"import pathlib, bandits.runs.files as f; print(f.read_json(pathlib.Path({path!r}))['x'])"
+        environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert shown.stdout.strip() == "[None, None, 1.5]", shown.stderr
+
+    def test_half_a_surrogate_pair_is_refused_and_leaves_nothing(self, tmp_path):
+        with pytest.raises(InputError, match=r"U\+D800"):
+            write_text(tmp_path / "a", "x\ud800")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("content", NOISE)
+    def test_json_of_any_other_content_is_named(self, content, tmp_path):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(DamagedError, match=r"a\.json"):
+            files.read_json(tmp_path / "a.json", set)
+
+    @given(content=st.binary(max_size=200))
+    def test_no_noise_is_a_traceback(self, content, tmp_path_factory):
+        path = tmp_path_factory.mktemp("noise") / "file"
+        path.write_bytes(content)
+        for read in (files.read_json, files.read_frame, files.read_tensors, files.read_text):
+            with contextlib.suppress(DamagedError):
+                read(path)
+
+    def test_a_dead_writers_leftovers_are_swept_and_a_living_ones_kept(self, tmp_path):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        for name in (
+            f".x.csv.{gone.pid}@{HOST}.tmp",
+            f".x.csv.{os.getpid()}@{HOST}.tmp",
+            f".x.csv.{gone.pid}@other.tmp",
+        ):
+            (tmp_path / name).write_text("half")
+        files.sweep(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+        files.sweep(tmp_path, everybody=True)
+        assert not list(tmp_path.iterdir())
+
+
+class TestLedger:
+    def test_every_change_of_every_file_is_noticed(self, tmp_path):
+        for name in ("a.csv", "deep/b.bin"):
+            write_bytes(tmp_path / name, b"0123456789")
+        Ledger(tmp_path).close("a.csv", "deep/b.bin")
+        assert Ledger(tmp_path).whole
+        for name in ("a.csv", "deep/b.bin"):
+            for damage in (b"", b"01234", b"012345678", b"0123456780", b"01234567890", None):
+                path = tmp_path / name
+                path.unlink()
+                if damage is not None:
+                    path.write_bytes(damage)
+                found = Ledger(tmp_path)
+                assert not found.whole
+                assert [str(path) in fault for fault in found.faults()] == [True]
+                with pytest.raises(DamagedError, match=name):
+                    found.read(name)
+                path.write_bytes(b"0123456789")
+        assert Ledger(tmp_path).whole
+
+    @pytest.mark.parametrize("content", [*NOISE, b'{"files": {"../x": "0"}, "share": 1, "done": true}'])
+    def test_a_damaged_ledger_lists_nothing_and_says_so(self, content, tmp_path):
+        write_bytes(tmp_path / "a", b"x")
+        Ledger(tmp_path).close("a")
+        (tmp_path / "ledger.json").write_bytes(content)
+        found = Ledger(tmp_path)
+        assert not found.whole
+        assert not found.files
+        assert "ledger.json is damaged" in found.faults()[0]
+
+    def test_closing_leaves_what_is_listed_and_nothing_else(self, tmp_path):
+        for name in ("a", "old/checkpoint", ".b.1@x.tmp", "timing.json"):
+            write_bytes(tmp_path / name, b"x")
+        Ledger(tmp_path).close("a")
+        assert {p.name for p in tmp_path.rglob("*")} == {"a", "ledger.json", "timing.json"}
+
+
+DAMAGES = ["cut", "emptied", "altered", "gone"]
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    match how:
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "emptied":
+            path.write_bytes(b"")
+        case "altered":
+            path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+
+
+class TestDamage:
+    @pytest.mark.parametrize("how", DAMAGES)
+    @pytest.mark.parametrize(
+        "name",
+        ["cells/cell-1/table.csv", "cells/cell-1/ledger.json", "all.csv", "index.html", "findings.json", "ledger.json"],
+    )
+    def test_what_is_damaged_is_named_and_made_anew(self, name, how, finished, capfd):
+        whole = contents(finished)
+        damage(finished / name, how)
+        assert toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1"]) == 0
+        told = capfd.readouterr()
+        assert contents(finished) == whole
+        assert "Traceback" not in told.err
+        if how != "gone" or "ledger" not in name:
+            assert name in told.err or "ledger" in name
+        assert "this run is complete" not in told.out.split("page:")[-2]
+
+    @pytest.mark.parametrize("content", NOISE)
+    @pytest.mark.parametrize("name", ["manifest.json", "timing.json"])
+    def test_noise_in_a_json_file_is_never_a_traceback(self, name, content, finished, capfd):
+        (finished / name).write_bytes(content)
+        (finished / "index.html").unlink()
+        status = toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1"])
+        error = capfd.readouterr().err
+        assert status == (2 if name == "manifest.json" else 0)
+        assert "Traceback" not in error
+        if status:
+            assert len(error.strip().split("\n")) <= 3
+
+    def test_a_half_cell_goes_on_from_what_matches(self, tmp_path, capfd):
+        study = toy.ToyStudy(toy.Toy())
+        folder = tmp_path / "toy" / "x" / "cells" / "cell-0"
+        for step in range(2):
+            write_json(folder / f"step-{step}.json", {"square": step**2})
+        Ledger(folder).add("step-0.json", "step-1.json", share=0.5)
+        damage(folder / "step-1.json", "altered")
+        write_bytes(folder / "step-2.json", b"not listed")
+        ledger = Ledger(folder)
+        ledger.forget()
+        ledger.tidy()
+        assert sorted(p.name for p in folder.iterdir()) == ["ledger.json", "step-0.json"]
+        import torch
+
+        torch.set_num_threads(1)
+        assert study.play(toy.ToyCell(0), folder) == ["table.csv"]
+        assert list(pd.read_csv(folder / "table.csv")["square"]) == [0, 1, 4]
+
+
+class TestIdentity:
+    def directory(self, root: Path, **changes: object) -> RunDirectory:
+        return RunDirectory(root, "toy", "smoke", Identity(**({"config": {"a": 1}} | changes)))  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"parts": {"x": {"source": "1"}}},
+            {"inputs": {"prompts.jsonl": "00"}},
+            {"packages": ("bandits", "theory_checks")},
+            {"libraries": ("torch",)},
+        ],
+    )
+    def test_another_run_is_refused_by_what_differs(self, changes, tmp_path):
+        with self.directory(tmp_path).held():
+            pass
+        self.directory(tmp_path).admit()
+        with pytest.raises(InputError, match=f"another ({'|'.join((*changes, 'sources', 'versions'))})"):
+            self.directory(tmp_path, **changes).admit()
+
+    def test_sources_are_code_templates_and_weights_and_no_docs(self, tmp_path, monkeypatch):
+        package = tmp_path / "parcel"
+        for name in ("__init__.py", "page.html.j2", "weights/w.safetensors"):
+            write_text(package / name, "x = 1\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        before = kit.sources("parcel")
+        write_text(package / "README.md", "words")
+        write_text(package / "__pycache__" / "a.pyc", "words")
+        assert kit.sources("parcel") == before
+        for name in ("__init__.py", "page.html.j2", "weights/w.safetensors"):
+            write_text(package / name, "x = 2\n")
+            assert kit.sources("parcel") != before
+            write_text(package / name, "x = 1\n")
+        assert kit.sources("parcel") == before
+
+    def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
+        """A copy of the package inside somebody else's repository, untracked as an installed one is."""
+        import shutil
+
+        import bandits
+
+        shutil.copytree(
+            Path(bandits.__file__).parent, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for command in (
+            ["init", "-q"],
+            ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "theirs"],
+        ):
+            subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+        code = "import bandits.runs.directory as r; print(r.__file__); print(r.commit())"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        shown = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert shown.stdout.split() == [str(tmp_path / "bandits" / "runs" / "directory.py"), "unknown"], shown.stderr
+
+    def test_the_manifest_says_on_which_processor(self, finished):
+        machine = json.loads((finished / "manifest.json").read_text())["machine"]
+        assert machine["processor"]
+        assert machine["vector instructions"]
+
+
+class TestPlaces:
+    def test_only_the_runs_own_leftovers_before_the_manifest_go_on(self, tmp_path, capfd):
+        folder = toy_folder(tmp_path)
+        folder.mkdir(parents=True)
+        (folder / f".manifest.json.999999999@{HOST}.tmp").write_text("half")
+        (folder / ".lock").write_text("{}")
+        assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 0
+        assert not [name for name in contents(folder) if "tmp" in name or "lock" in name]
+
+    def test_other_peoples_files_are_not_overrun(self, tmp_path, capfd):
+        folder = toy_folder(tmp_path)
+        write_text(folder / "thesis.txt", "years of work")
+        assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 2
+        assert "files but no manifest (thesis.txt)" in capfd.readouterr().err
+        assert contents(folder) == {"thesis.txt": b"years of work"}
+
+    @pytest.mark.parametrize("force", [[], ["--force"]])
+    @pytest.mark.parametrize("kind", ["file", "link to nothing", "link to itself", "file above", "long name"])
+    def test_no_folder_can_be_there(self, kind, force, tmp_path, capfd):
+        folder, output = toy_folder(tmp_path), tmp_path
+        folder.parent.mkdir()
+        match kind:
+            case "file":
+                folder.write_text("")
+            case "link to nothing":
+                folder.symlink_to(tmp_path / "nowhere")
+            case "link to itself":
+                folder.symlink_to(folder)
+            case "file above":
+                (tmp_path / "file").write_text("")
+                output = tmp_path / "file"
+            case "long name":
+                output = tmp_path / ("x" * 300)
+        assert toy.main(["smoke", "--output", str(output), "--jobs", "1", *force]) == 2
+        error = capfd.readouterr().err.strip().split("\n")
+        assert len(error) == 1
+        assert error[0].startswith("error: ")
+
+    def test_force_starts_over(self, finished):
+        (finished / "stale.txt").write_text("old")
+        assert toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1", "--force"]) == 0
+        assert not (finished / "stale.txt").exists()
+        assert [p.name for p in finished.parent.iterdir()] == [finished.name]
+
+    def test_a_deletion_that_was_cut_off_goes_on(self, finished):
+        gone = finished.with_name(f".{finished.name}.999999999@{HOST}.deleted")
+        write_text(gone / "x", "left")
+        assert toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1", "--force"]) == 0
+        assert not gone.exists()
+
+
+def toy_folder(output: Path) -> Path:
+    study = toy.ToyStudy(toy.Toy())
+    return RunDirectory(output, "toy", "smoke", study.identity()).path
+
+
+class TestLock:
+    def test_a_second_writer_is_told_who_holds_it_and_touches_nothing(self, tmp_path, capfd):
+        run = RunDirectory(tmp_path, "toy", "smoke", toy.ToyStudy(toy.Toy()).identity())
+        code = (
+            "import sys, time, toy; from pathlib import Path; from bandits.runs.directory import RunDirectory\n"
+            "run = RunDirectory(Path(sys.argv[1]), 'toy', 'smoke', toy.ToyStudy(toy.Toy()).identity())\n"
+            "with run.held(): print('held', flush=True); time.sleep(600)\n"
+        )
+        environment = os.environ | {"PYTHONPATH": f"{Path(toy.__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+        holder = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        before = contents(run.path)
+        for more in ([], ["--force"], ["--cells", "1/2"]):
+            assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1", *more]) == 2
+            error = capfd.readouterr().err
+            assert f"process {holder.pid} on {HOST} since" in error
+            assert contents(run.path) == before
+        holder.kill()
+        holder.wait()
+        assert (run.path / ".lock").exists()
+        assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 0
+        assert not list(run.path.glob(".lock*"))
+
+    def test_parts_run_side_by_side_and_the_whole_does_not(self, tmp_path):
+        run = RunDirectory(tmp_path, "toy", "smoke", toy.ToyStudy(toy.Toy()).identity())
+        with run.held(Part(1, 3)), run.held(Part(3, 3)):
+            for other in (Part(1, 3), Part(1, 2), Part()):
+                with pytest.raises(InputError, match="is being written by"), run.held(other):
+                    pass
+        with run.held():
+            pass
+        assert not list(run.path.glob(".lock*"))
+
+    def test_a_lock_on_a_file_system_without_locks_is_its_owners_life(self, tmp_path, monkeypatch):
+        def none(handle: int, operation: int) -> None:
+            raise OSError(38, "Function not implemented")
+
+        monkeypatch.setattr(kit.fcntl, "flock", none)
+        run = RunDirectory(tmp_path, "toy", "smoke", toy.ToyStudy(toy.Toy()).identity())
+        with run.held(), pytest.raises(InputError, match="is being written by"), run.held():
+            pass
+        dead = {"pid": os.getpid(), "host": HOST, "started": time.time() + 1e6}
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / ".lock").write_text(json.dumps(dead))
+        with run.held():
+            pass
+
+    def test_a_killed_owners_semaphores_are_buried(self, tmp_path):
+        shared = Path("/dev/shm")
+        if not shared.is_dir():
+            pytest.skip("no /dev/shm here")
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        left, others = shared / f"sem.loky-{gone.pid}-abc", shared / f"sem.loky-{os.getpid()}-abc"
+        left.write_text("")
+        others.write_text("")
+        try:
+            run = RunDirectory(tmp_path, "toy", "smoke", toy.ToyStudy(toy.Toy()).identity())
+            run.path.mkdir(parents=True)
+            (run.path / ".lock").write_text(json.dumps({"pid": gone.pid, "host": HOST, "started": 1.0}))
+            with run.held():
+                pass
+            assert not left.exists()
+            assert others.exists()
+        finally:
+            others.unlink()
