@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from bandits.core.errors import InputError
 from bandits.runs.directory import Identity, Ledger, Part, RunDirectory, StoppedError
+from bandits.runs.files import HOST
 
 Backend = Literal["loky", "dask", "ray"]
 PACKAGE = {"dask": "distributed", "ray": "ray"}
@@ -158,10 +159,8 @@ def _play_all(
     jobs = side_by_side(jobs, gpus, joblib.cpu_count(), len(todo), local=backend == "loky")
     order = sorted(todo, key=lambda cell: -cell.cost)  # stable: equal costs keep the study's order
     timing: dict[str, float] = {}
-    results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")(
-        joblib.delayed(_play)(study, cell, directory.cell(cell).resolve(), gpus, os.getpid(), socket.gethostname())
-        for cell in order
-    )
+    calls = [(study, cell, directory.cell(cell).resolve(), gpus, os.getpid(), HOST) for cell in order]
+    results = _on_ray(calls, jobs, study.gpu) if backend == "ray" else _by_joblib(calls, jobs)
     try:
         with _Progress(directory, order, total, jobs if jobs > 0 else joblib.cpu_count()) as progress:
             for key, seconds in results:
@@ -172,17 +171,36 @@ def _play_all(
     except (MemoryError, StoppedError) as error:
         raise StoppedError(str(error) or f"out of memory; {AGAIN}") from None
     except Exception as error:
-        if type(error).__name__ in (
-            "KilledWorker",
-            "WorkerCrashedError",
-            "RayTaskError(MemoryError)",
-            "OutOfMemoryError",
-        ):
-            raise StoppedError(f"the cluster lost a worker too often ({type(error).__name__}); {AGAIN}") from None
+        if type(error).__name__ == "KilledWorker":  # of Dask, which need not be installed
+            raise StoppedError(f"Dask lost a worker too often; {AGAIN}") from None
         raise
     finally:
         if timing:
             directory.note_timing(timing)
+
+
+def _by_joblib(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[str, float]]:
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+    found: Iterator[tuple[str, float]] = parallel(joblib.delayed(_play)(*call) for call in calls)
+    return found
+
+
+def _on_ray(calls: Sequence[tuple[Any, ...]], jobs: int, gpu: bool) -> Iterator[tuple[str, float]]:
+    """Play on Ray's workers; joblib's own way there can only return all at once, and does not play a cell again."""
+    import ray
+
+    play = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_play)
+    waiting, running = list(reversed(calls)), []
+    while waiting or running:
+        while waiting and (jobs < 1 or len(running) < jobs):
+            running.append(play.remote(*waiting.pop()))
+        done, running = ray.wait(running)
+        try:
+            yield ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise StoppedError(f"Ray lost a worker too often ({type(error).__name__}); {AGAIN}") from None
 
 
 def side_by_side(jobs: int, gpus: int, cores: int, cells: int, local: bool = True) -> int:
@@ -229,11 +247,7 @@ def _worker(gpus: int, parent: int, host: str) -> Iterator[None]:
     its own, no Ctrl-C (the run's main process ends it) and no life after the main process."""
     threads = torch.get_num_threads()
     over = threading.Event()
-    if (
-        os.getpid() != parent
-        and socket.gethostname() == host
-        and multiprocessing.current_process().name.startswith("Loky")
-    ):
+    if os.getpid() != parent and host == HOST and multiprocessing.current_process().name.startswith("Loky"):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_leave_with, args=(parent, over), daemon=True).start()
@@ -363,7 +377,6 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
                 open_until_done.enter_context(client)
             else:
                 import ray
-                from ray.util.joblib import register_ray
 
                 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
                 ray.init(
@@ -373,11 +386,11 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
                     include_dashboard=False if address is None else None,
                 )
                 open_until_done.callback(ray.shutdown)
-                register_ray()
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().split("\n") or [""])[0] or type(error).__name__
             raise InputError(f"--backend {name}: cannot reach {address or 'a local cluster'} ({reason})") from None
-        open_until_done.enter_context(joblib.parallel_config(backend=name))
+        if name == "dask":
+            open_until_done.enter_context(joblib.parallel_config(backend=name))
         yield
 
 
