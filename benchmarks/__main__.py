@@ -14,7 +14,8 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.runs.command import guard
-from bandits.runs.legacy import commit, write_bytes
+from bandits.runs.directory import commit
+from bandits.runs.files import write_bytes
 from bandits.sim.figures import png
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, hardware, measure, prepare

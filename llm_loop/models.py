@@ -38,7 +38,7 @@ from transformers import (
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.legacy import write_bytes, write_json
+from bandits.runs.files import write_bytes, write_json
 from llm_loop.data import assets
 from llm_loop.data.chat import Prompt, continuable, text_of, to_json
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 import pandas as pd
 
 from bandits.core.errors import InputError
-from bandits.runs.legacy import write_text
+from bandits.runs.files import write_text
 from bandits.runs.text import dumps, lines, loads
 from llm_loop.data.chat import Prompt, from_json, text_of, to_json
 

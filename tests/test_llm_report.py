@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bandits.runs.legacy import config_of, write_json
+from bandits.runs.directory import config_of
+from bandits.runs.files import write_json
 from llm_loop import tables
 from llm_loop.config import Alignment, Evaluation
 from llm_loop.report import findings

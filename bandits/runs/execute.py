@@ -190,7 +190,8 @@ def _on_ray(calls: Sequence[tuple[Any, ...]], jobs: int, gpu: bool) -> Iterator[
     import ray
 
     play = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_play)
-    waiting, running = list(reversed(calls)), []
+    waiting = list(reversed(calls))
+    running: list[Any] = []
     while waiting or running:
         while waiting and (jobs < 1 or len(running) < jobs):
             running.append(play.remote(*waiting.pop()))

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bandits.runs.legacy import read_json, write_frame, write_json, write_text
+from bandits.runs.files import read_json, write_frame, write_json, write_text
 from bandits.sim.figures import STYLE
 from benchmarks.harness.measure import Measured, Timing
 from benchmarks.harness.row import Row, Target

@@ -430,7 +430,7 @@ def dpo_check(answers: Mapping[str, Answer]) -> Check:
 
 def loop() -> Callable[[], Answer]:
     """ActiveDPO in the quick preset, one seed; the seconds of its stages against all seconds."""
-    from bandits.runs.legacy import read_json
+    from bandits.runs.files import read_json
     from llm_loop import tables
     from llm_loop.config import PRESETS
     from llm_loop.run import Cell, Study

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits.core.errors import InputError
-from bandits.runs.legacy import read_json, write_bytes, write_frame, write_json, write_text
+from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
 from bandits.selector import STRATEGIES

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.legacy import write_bytes, write_json, write_text
+from bandits.runs.files import write_bytes, write_json, write_text
 from llm_loop.data import ratings
 from llm_loop.data.ratings import Ratings
 from llm_loop.rewards.models import (
