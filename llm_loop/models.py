@@ -391,8 +391,8 @@ def load_policy(name: str, adapter: Adapter, key: Key, device: str = "cpu", dtyp
         tiny = tiny_model(name, key.fold_in("model")).to(DTYPES[dtype])
         return Policy(tiny, byte_tokenizer(), adapter, key, device)
     source: str | Path = name
-    if name in assets.ASSETS:
-        source = assets.policy_directory(name)
+    if name in assets.models():
+        source = assets.find(name)
     elif Path(name).is_dir():
         source = Path(name)
     try:
@@ -405,7 +405,7 @@ def load_policy(name: str, adapter: Adapter, key: Key, device: str = "cpu", dtyp
                 if not offline or isinstance(source, Path):
                     raise
     except (OSError, ValueError, KeyError) as error:
-        known = ", ".join([n for n, a in assets.ASSETS.items() if a.converted] + list(TINY))
+        known = ", ".join(assets.models() + list(TINY))
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise InputError(
             f"cannot load model {name!r}: {reason[:200]}; give {known}, a local directory or a hub id"

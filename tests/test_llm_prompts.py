@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.data import files, prompts, ratings
-from llm_loop.data.assets import path
+from llm_loop.data.assets import find
 from llm_loop.data.chat import Message, Prompt
 from llm_loop.data.files import hashes
 from llm_loop.data.prompts import SOURCES, Entry, load, part, register
@@ -29,7 +29,7 @@ LUCK = Key(3)
 def fetched(*names: str) -> bool:
     try:
         for name in names:
-            path(name)
+            find(name)
     except InputError:
         return False
     return True

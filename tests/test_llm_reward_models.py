@@ -40,7 +40,7 @@ TEXTS = (
 def missing(*names: str) -> str | None:
     try:
         for name in names:
-            assets.path(name)
+            assets.find(name)
     except InputError as error:
         return str(error)
     return None

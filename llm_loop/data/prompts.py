@@ -189,14 +189,14 @@ def _fingerprint(prompt: Prompt) -> str:
 @register("plots")
 def plots(dropped: Counter[str]) -> list[Entry]:
     """Read the film plots of the packaged corpus, never its reviews: most of those were rated for the labeller."""
-    table = pd.read_csv(assets.path("plots"), compression="bz2", keep_default_na=False)
+    table = pd.read_csv(assets.find("plots"), compression="bz2", keep_default_na=False)
     return without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)
 
 
 @register("news")
 def news(dropped: Counter[str]) -> list[Entry]:
     """Read the packaged news articles of 2017 that open like a sentence."""
-    table = pd.read_csv(assets.path("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
+    table = pd.read_csv(assets.find("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
     plain = [text for text in table["text"] if _plain(text)]
     dropped["dateline"] = len(table) - len(plain)
     return without_known(openings(plain, dropped), dropped)

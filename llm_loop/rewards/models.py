@@ -75,7 +75,7 @@ class Encoder:
 
 def load_encoder() -> Encoder:
     """Return MiniLM as it was published, in evaluation mode, without its unused pooler; no random number is drawn."""
-    folder = assets.path("minilm")
+    folder = assets.find("minilm")
     with torch.device("meta"):
         model = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False)
     tensors = load_file(folder / "model.safetensors")
