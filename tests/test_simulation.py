@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,3 +239,19 @@ def test_a_skewed_pool_is_skewed_and_its_held_out_prompts_are_not():
     off_plane = shown[..., 2:].norm(dim=-1).unflatten(-1, (-1, 3)).amax(-1) / 5**0.5
     assert 0.05 < float((off_plane > 0.5).double().mean()) < 0.2
     assert float((heldout[..., 2:].norm(dim=-1) / 5**0.5 > 0.5).double().mean()) > 0.8
+
+
+class TestOneTableOfACell:
+    @pytest.mark.parametrize("table", ["rounds.csv", "bounds.csv", "calibration.csv"])
+    def test_that_is_altered_is_made_anew_beside_those_that_are_whole(self, finished, tmp_path, table):
+        """What is left of a cell must never pass for the whole cell."""
+        folder = tmp_path / "pool" / finished.name
+        shutil.copytree(finished, folder)
+        for path in folder.glob(f"cells/*/*/{table}"):
+            path.write_bytes(path.read_bytes()[:-2] + b"7\n")
+        assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]) == 0
+        assert files(folder) == files(finished)
+
+    def test_a_nul_in_the_path_is_one_line(self, capsys):
+        assert command.main(["smoke", "--output", "a\0b"]) == 2
+        assert "--output must be a path" in capsys.readouterr().err

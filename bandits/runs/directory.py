@@ -336,7 +336,9 @@ class RunDirectory:
     """One run's folder: resumed if it is the same run, refused if it is another's.  Opening it writes nothing."""
 
     def __init__(self, root: Path, experiment: str, preset: str, identity: Identity) -> None:
-        """Name the folder; see ``admit``, ``complete`` and ``held``."""
+        """Name the folder; see ``admit``, ``complete`` and ``held``.  Raises ``InputError`` for what is no path."""
+        if "\0" in str(root):
+            raise InputError(f"--output must be a path, got {str(root)!r}, which holds a NUL")
         self.experiment, self.preset, self.identity = experiment, preset, identity.manifest()
         self.path = root / experiment / f"{preset}-{config_hash(identity.config)}"
         self.config = identity.config

@@ -196,10 +196,6 @@ def run_cell(
     ``parts`` are what the names stand for, for a process that may lack them.
     A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
     """
-    ledger = Ledger(folder)
-    done = [f"{name}.csv" for name in TABLES if ledger.holds(f"{name}.csv")]
-    if done and not ledger.faults():
-        return done
     block = block or range(simulation.replicates)
     parts = parts or Parts.of(truth, contender)
     arena, learner, key = build(simulation, truth, contender, block, parts)
@@ -214,6 +210,9 @@ def run_cell(
         everything, rewards = problem.everything()
         norm = None if known is None else known / learner.scale
         audit = Audit(learner, everything, rewards, simulation.bounds, norm)
+    ledger, names = Ledger(folder), [f"{name}.csv" for name in TABLES if name == "rounds" or audit is not None]
+    if all(map(ledger.holds, names)) and not ledger.faults():
+        return names  # killed when all was written, before the ledger was closed
     heldout, heldout_rewards = problem.heldout_table()
     measured = set(simulation.measured_rounds())
     history: list[Tensor] = []
@@ -266,7 +265,7 @@ def run_cell(
     for name, table in written.items():
         write_frame(folder / f"{name}.csv", table)
     ledger = Ledger(folder)
-    old, names = list(ledger.files), [f"{name}.csv" for name in written]
+    old = list(ledger.files)
     ledger.replace(*names, share=1.0)
     _remove(folder, old, names)
     return names
