@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate llm-run theory bench test test-fast faults lint smoke docs wheel assets reward-model clean
+.PHONY: help setup simulate llm-run theory alarms bench test test-fast faults lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -33,6 +33,11 @@ llm-run: assets  ## align a real language model, actively and at random  (PRESET
 theory: PRESET ?= quick
 theory: $(CORE)  ## check the theory: claims, verdicts, controls that must fail  (PRESET=quick)
 	$(BIN)/python -m theory_checks $(PRESET) $(ARGS)
+
+alarms: PRESET ?= smoke
+alarms: SEEDS ?= 20
+alarms: $(CORE)  ## count the theory checks' alarms on fresh seeds  (PRESET=smoke SEEDS=20)
+	$(BIN)/python -m theory_checks.alarms $(PRESET) --seeds $(SEEDS) $(ARGS)
 
 bench: $(BENCH) assets  ## measure the hot paths against public peers; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)

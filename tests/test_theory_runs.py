@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,9 @@ import pytest
 from bandits.core import oracles as btl
 from bandits.core.errors import InputError
 from theory_checks import __main__ as command
-from theory_checks.families.exact import Exact
 from theory_checks.families.orders import Orders
 from theory_checks.maths import trials
-from theory_checks.report import judge
-from theory_checks.study import PRESETS, Checks, TheoryStudy
+from theory_checks.study import suite
 
 FAST = ["--claims", "information", "tightness"]
 COMMAND = [sys.executable, "-m", "theory_checks", "smoke", *FAST]
@@ -131,21 +130,6 @@ class TestAlarms:
         assert command.main(["smoke", *small, "--output", str(tmp_path), "--jobs", "1"]) == 1
         assert "exact/default/random/extended is refuted" in capsys.readouterr().err
 
-    def test_declared_and_measured_claims_are_the_same(self, finished):
-        checks = PRESETS["smoke"][1]
-        for family in checks.families:
-            if family.name == "tightness":
-                judged = judge(family, pd.read_csv(finished / "tightness.csv"), checks)
-                assert [v.claim for v in judged] == family.claims()
-
-    def test_names_of_claims_and_cells_are_unique(self):
-        for _, checks in PRESETS.values():
-            claims = [c.name for family in checks.families for c in family.claims()]
-            assert len(claims) == len(set(claims))
-            cells = [cell.key for cell in TheoryStudy(checks).cells()]
-            assert len(cells) == len(set(cells))
-            assert all(c.family == family.name for family in checks.families for c in family.claims())
-
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -166,12 +150,6 @@ class TestBadInput:
         assert status == 2
         assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
-    def test_too_few_replicates_says_how_many(self):
-        with pytest.raises(InputError, match=r"exact: 71 replicates cannot support .* at least 72 are needed"):
-            Exact(replicates=71)
-        with pytest.raises(InputError, match="at least 368 are needed"):
-            Exact(replicates=100, delta=0.01)
-
     def test_sweeps_that_have_no_slope_are_refused(self):
         for wrong in ({"widths": (64,)}, {"times": (10,)}, {"times": (10, 99)}, {"replicates": 1}):
             with pytest.raises(InputError):
@@ -179,4 +157,4 @@ class TestBadInput:
 
     def test_a_seed_must_not_be_negative(self):
         with pytest.raises(InputError, match="seed"):
-            Checks(seed=-1)
+            replace(suite("smoke"), seed=-1)

@@ -6,21 +6,24 @@ import sys
 from collections.abc import Sequence
 
 from bandits.runs import command
-from theory_checks.study import PRESETS, TheoryStudy
+from theory_checks.study import PRESETS, Suite, TheoryStudy, suite
 
-COMMAND = command.Command(
-    "python -m theory_checks",
-    PRESETS,
-    TheoryStudy,
-    "the families' replicates",
-    "\n\nexit status: 0 all came out as the theory says; 1 a claim that should hold is refuted, or a control is not; "
-    "2 bad input.",
-)
+
+def theory() -> command.Command[Suite]:
+    """Return the command with all families that are registered by now."""
+    return command.Command(
+        "python -m theory_checks",
+        {preset: (text, suite(preset)) for preset, text in PRESETS.items()},
+        TheoryStudy,
+        "the families' replicates",
+        "\n\nexit status: 0 all came out as the theory says; 1 a claim that should hold is refuted, or a control is "
+        "not; 2 bad input.",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; bad input is one line on standard error and exit status 2."""
-    return command.main(COMMAND, arguments)
+    return command.guard(lambda given: command.run(theory(), given), arguments)
 
 
 if __name__ == "__main__":

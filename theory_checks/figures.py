@@ -13,10 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bandits.runs.page import Picture
 from bandits.runs.stats import Estimate, log_slope, median
-from bandits.sim.figures import STYLE
+from bandits.sim.figures import STYLE, png
 
 GOOD, BAD = "#0072b2", "#d55e00"
+
+
+def picture(name: str, caption: str, figure: Figure) -> Picture:
+    """Return a finished figure as PNG and close it."""
+    done = Picture(name, caption, png(figure))
+    mpl.pyplot.close(figure)
+    return done
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.6, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -99,9 +107,8 @@ def orders(
 ) -> Figure:
     """Draw measures against ``x`` on log-log axes with a dashed line of some order and the fitted slopes.
 
-    ``measures`` maps a column to its words and the exponent of the line, which ``guide`` names.  Inputs are medians
-    over replicates, bars their exact 95 % intervals (none below 6 replicates); ``paired`` takes slopes within
-    replicates.
+    ``measures`` maps a column to its words and the exponent of the line, which ``guide`` names.  Points are medians
+    over replicates, bars their 95 % intervals; ``paired`` slopes follow every replicate along ``x``.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(measures))
@@ -119,10 +126,13 @@ def orders(
 
 
 def _medians(axis: Axes, part: pd.DataFrame, x: str, column: str, colour: object, label: str) -> None:
-    found = {float(str(place)): median(values) for place, values in part.groupby(x)[column]}
-    middles = [estimate.value for estimate in found.values()]
-    bars = [[e.value - e.low for e in found.values()], [e.high - e.value for e in found.values()]]
-    axis.errorbar(list(found), middles, bars, fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)
+    places = np.sort(part[x].unique()).astype(float)
+    found = [median(part[part[x] == place][column]) for place in places]
+    reach = np.array([(e.value - e.low, e.high - e.value) for e in found]).T
+    # Where there are too few replicates for an interval, there is no bar.
+    bars = np.nan_to_num(reach)
+    middles = [e.value for e in found]
+    axis.errorbar(places, middles, bars, fmt="o-", ms=3.5, lw=1.1, capsize=2, color=colour, label=label)
 
 
 def _line(axis: Axes, table: pd.DataFrame, x: str, column: str, order: float, guide: str) -> None:

@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_json, write_text
-from bandits.runs.page import render
+from bandits.runs.page import Picture, render
 from bandits.runs.stats import LEVEL
-from theory_checks.claims import Verdict
-from theory_checks.family import Family, Picture
-from theory_checks.study import Checks
+from theory_checks.checks import ERROR_RATE, Result
+from theory_checks.study import Suite
 
 EXPECTED = {"holds": "should hold", "fails": "control: must be refuted", "open": "open question"}
 
 
-def judge(family: Family, table: pd.DataFrame, checks: Checks) -> list[Verdict]:
-    """Judge a family's claims; every declared claim must have been measured, and no other."""
-    claims = {claim.name: claim for claim in family.claims()}
-    measured = family.measure(table)
-    if claims.keys() != measured.keys():
-        raise AssertionError(f"{family.name}: declared and measured differ: {sorted(claims.keys() ^ measured.keys())}")
-    return [Verdict(claim, measured[name]) for name, claim in claims.items() if checks.wants(name)]
-
-
-def frame(verdicts: list[Verdict]) -> pd.DataFrame:
+def frame(results: Sequence[Result]) -> pd.DataFrame:
     """Return verdicts as a table, one row per claim."""
     return pd.DataFrame(
         [
             {
-                "claim": v.claim.name,
-                "statement": v.claim.statement,
-                "expected": EXPECTED[v.claim.expect],
-                "verdict": v.word,
-                "estimate": v.measurement.value,
-                "low": v.measurement.low,
-                "high": v.measurement.high,
-                "side": v.claim.side,
-                "threshold": v.claim.threshold,
-                "replicates": v.measurement.n,
-                "alarm": v.alarm,
-                "setting": v.claim.setting,
-                "unmet": v.measurement.unmet,
-                "reason": v.reason,
+                "claim": r.check.name,
+                "statement": r.check.statement,
+                "expected": EXPECTED[r.check.expect],
+                "verdict": r.verdict.word,
+                "estimate": r.estimate.value,
+                "low": r.estimate.low,
+                "high": r.estimate.high,
+                "side": r.check.threshold.side,
+                "threshold": r.check.threshold.value,
+                "replicates": r.estimate.n,
+                "alarm": r.alarm,
+                "setting": r.check.setting,
+                "unmet": r.estimate.unmet or r.estimate.vacuous,
+                "reason": r.verdict.reason,
             }
-            for v in verdicts
+            for r in results
         ]
     )
 
@@ -54,7 +47,7 @@ def frame(verdicts: list[Verdict]) -> pd.DataFrame:
 def terminal(table: pd.DataFrame) -> list[str]:
     """Return the table of claims, as in ``verdicts.csv``, for a terminal of 120 columns."""
     lines = []
-    for v in table.fillna({"unmet": ""}).itertuples():
+    for v in table.astype({"unmet": object}).fillna({"unmet": ""}).itertuples():
         mark = "!!" if v.alarm else "  "
         name = textwrap.shorten(str(v.claim), 58, placeholder="…")
         number = f"{v.estimate:.3g} [{v.low:.3g}, {v.high:.3g}]"
@@ -65,56 +58,60 @@ def terminal(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def finish(checks: Checks, directory: RunDirectory, tables: dict[str, pd.DataFrame]) -> list[Verdict]:
-    """Write verdicts, tables, figures and, last of all, the page; return the verdicts."""
-    sections, every, said = [], [], []
+def finish(checks: Suite, directory: RunDirectory, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write verdicts, tables, figures and, last of all, the page."""
+    sections: list[_Section] = []
+    every: list[Result] = []
     for family in checks.families:
         table = tables[family.name]
-        verdicts = judge(family, table, checks)
-        pictures = family.pictures(table)
-        words = family.words(table, verdicts)
-        numbers = family.numbers(table)
-        for picture in pictures:
+        results = checks.judge(family, table)
+        section = _Section(
+            family.name,
+            family.title,
+            frame(results).to_dict("records"),
+            family.pictures(table),
+            family.summary(table, results),
+            family.numbers(table),
+        )
+        for picture in section.pictures:
             write_bytes(directory.path / "figures" / f"{picture.name}.png", picture.content)
         write_frame(directory.path / f"{family.name}.csv", table)
-        sections.append(_Section(family, frame(verdicts), pictures, words, numbers))
-        every += verdicts
-        said += words
+        sections.append(section)
+        every += results
     everything = frame(every)
     write_frame(directory.path / "verdicts.csv", everything)
-    write_json(directory.path / "findings.json", said)
+    write_json(directory.path / "findings.json", [line for section in sections for line in section.summary])
     page = render(
         "theory_checks",
         "theory.html.j2",
         manifest=directory.manifest,
         checks=checks,
         sections=sections,
-        summary=summary(everything),
+        counts=counts(everything),
         alarms=everything[everything["alarm"]].to_dict("records"),
         confidence=LEVEL,
+        error_rate=ERROR_RATE,
     )
     write_text(directory.path / "index.html", page)
-    return every
 
 
-def summary(table: pd.DataFrame) -> list[dict[str, object]]:
+def counts(table: pd.DataFrame) -> list[dict[str, object]]:
     """Count verdicts per kind of claim."""
     rows: list[dict[str, object]] = []
     for expected, part in table.groupby("expected", sort=False):
-        counts = part["verdict"].value_counts()
-        rows.append(
-            {"kind": str(expected), "claims": len(part)}
-            | {w: int(counts.get(w, 0)) for w in ("supported", "refuted", "not informative")}
-        )
+        found = part["verdict"].value_counts()
+        words = {word: int(found.get(word, 0)) for word in ("supported", "refuted", "not informative")}
+        rows.append({"kind": str(expected), "claims": len(part)} | words)
     return rows
 
 
+@dataclass(frozen=True)
 class _Section:
     """One family on the page."""
 
-    def __init__(
-        self, family: Family, verdicts: pd.DataFrame, pictures: list[Picture], words: list[str], numbers: pd.DataFrame
-    ) -> None:
-        self.name, self.title, self.pictures, self.words = family.name, family.title, pictures, words
-        self.verdicts = verdicts.to_dict("records")
-        self.numbers = numbers
+    name: str
+    title: str
+    verdicts: list[dict[Any, Any]]
+    pictures: list[Picture]
+    summary: list[str]
+    numbers: pd.DataFrame

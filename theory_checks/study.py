@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bandits.core.errors import InputError
+from bandits.core.registry import fingerprint
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import read_json, write_frame
 from bandits.runs.settings import Seed, check
-from theory_checks.families.approximations import Approximations
-from theory_checks.families.certificates import Certificates
-from theory_checks.families.controls import Controls
-from theory_checks.families.exact import Exact
-from theory_checks.families.information import Information
-from theory_checks.families.network import Network
-from theory_checks.families.orders import Orders
-from theory_checks.families.policy import Policy
-from theory_checks.families.regret import Regret
-from theory_checks.families.tightness import Tightness
-from theory_checks.families.transformers import Transformers
-from theory_checks.family import Family, Run
+from theory_checks.checks import FAMILIES, AnyFamily, Cell, Result, Table, alarm_level
+
+PRESETS = {
+    "smoke": "every family at its smallest, for tests (about a minute)",
+    "quick": "every claim, small (under 10 minutes on 2 cores)",
+    "full": "every claim with many replicates and the largest networks (hours)",
+}
 
 
 @dataclass(frozen=True)
-class Checks:
-    """All families with their sizes; together with the code's version it determines every byte of the results."""
+class Suite:
+    """Families with their sizes; together with the code's version it determines every byte of the results.
+
+    ``suite`` adds a field for every registered family, so that each has its options on the command line.
+    """
 
     seed: Seed = 0
     claims: tuple[str, ...] = ()
     """families, or names of claims, to check (default: all)"""
-    exact: Exact = field(default_factory=Exact)
-    controls: Controls = field(default_factory=Controls)
-    network: Network = field(default_factory=Network)
-    orders: Orders = field(default_factory=Orders)
-    information: Information = field(default_factory=Information)
-    tightness: Tightness = field(default_factory=Tightness)
-    sharper: Certificates = field(default_factory=Certificates)
-    policy: Policy = field(default_factory=Policy)
-    devices: Approximations = field(default_factory=Approximations)
-    regret: Regret = field(default_factory=Regret)
-    transformers: Transformers = field(default_factory=Transformers)
 
     def __post_init__(self) -> None:
         check(self)
-        known = [family.name for family in self._all()]
-        names = [claim.name for family in self._all() for claim in family.claims()]
+        known = [family.name for family in self.everything]
+        names = [check.name for family in self.everything for check in family.checks()]
         for wanted in self.claims:
             if wanted not in known and not any(name == wanted or name.startswith(wanted + "/") for name in names):
                 near = [name for name in names if name.startswith(wanted)] or difflib.get_close_matches(
@@ -57,93 +46,67 @@ class Checks:
                     f"no claim is named {wanted!r}; the nearest is {near[0]!r}; families: {', '.join(known)}"
                 )
 
-    def _all(self) -> list[Family]:
-        return [getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Family)]
+    @property
+    def everything(self) -> list[AnyFamily]:
+        """All families, wanted or not."""
+        return [getattr(self, f.name) for f in fields(self) if f.name not in ("seed", "claims")]
 
     @property
-    def families(self) -> list[Family]:
+    def families(self) -> list[AnyFamily]:
         """The families that are to be run."""
         wanted = {name.partition("/")[0] for name in self.claims}
-        return [family for family in self._all() if not wanted or family.name in wanted]
+        return [family for family in self.everything if not wanted or family.name in wanted]
 
-    def wants(self, claim: str) -> bool:
-        """Whether a claim is to be judged."""
-        return not self.claims or any(claim == name or claim.startswith(name + "/") for name in self.claims)
+    def judge(self, family: AnyFamily, table: Table) -> list[Result]:
+        """Judge a family's wanted claims; alarms allow for all claims of the suite, whichever of them are wanted."""
+        level = alarm_level([check for family in self.everything for check in family.checks()])
+        return [Result.of(check, table, level) for check in family.checks() if self._wants(check.name)]
+
+    def _wants(self, claim: str) -> bool:
+        return not self.claims or any(f"{claim}/".startswith(f"{name}/") for name in self.claims)
 
 
-PRESETS: dict[str, tuple[str, Checks]] = {
-    "smoke": (
-        "every family at its smallest, for tests (under a minute)",
-        Checks(
-            exact=Exact(replicates=80, block=80, rounds=10, prompts=2),
-            controls=Controls(replicates=80),
-            network=Network(rounds=12, width=16),
-            orders=Orders(
-                3,
-                2,
-                widths=(16, 32, 64),
-                deepest_width=64,
-                depths=(2, 3),
-                times=(5, 10),
-                at_width=32,
-                regularisations=(0.3, 1.0, 3.0),
-                prompts=6,
-            ),
-            information=Information(3, ("mlp",), prompts=5, width=16, pools=50, answers=40),
-            tightness=Tightness(6, 10, 16, 15, (15, 30), (2.0,), (1.0,), ("mlp",)),
-            sharper=Certificates(80, 80, 4, 16, 3, 3),
-            policy=Policy(80, (1.0, 0.5), 10, 16),
-            devices=Approximations(2, 8, 30, (32, 128), runs=2),
-            regret=Regret(2, 48, 8, exact_replicates=80, exact_rounds=40),
-            transformers=Transformers(2, (8, 16), (2, 4), 4, 6, at_width=8),
-        ),
-    ),
-    "quick": ("every claim, small (under 10 minutes on 2 cores)", Checks()),
-    "full": (
-        "every claim with many replicates and the largest networks (hours)",
-        Checks(
-            exact=Exact(replicates=4000, rounds=2000),
-            controls=Controls(replicates=1000),
-            network=Network(400, 200, 512),
-            orders=Orders(40, 16, deepest_width=4096, times=(5, 10, 20, 40, 60)),
-            information=Information(64, prompts=200),
-            tightness=Tightness(400, 100, 128, 200),
-            sharper=Certificates(400, 40, 200, 64, 20, 10),
-            policy=Policy(400, (1.0, 0.1, 0.2, 0.5, 2.0, 5.0), 200, 128),
-            devices=Approximations(64, 128, 200, (32, 128, 512, 2048, 8192), 128),
-            regret=Regret(40, 2000, 50, 1000, 2000),
-            transformers=Transformers(32, (16, 32, 64, 128, 256, 512, 1024), (2, 4, 8, 16, 32, 64)),
-        ),
-    ),
-}
+def suite(preset: str) -> Suite:
+    """Return all registered families at a preset's sizes."""
+    import theory_checks.families  # noqa: F401  (registers the package's own)
+
+    families = [getattr(sizes, preset) for sizes in FAMILIES.values()]
+    options = [(family.name, type(family), dataclasses.field(default=family)) for family in families]
+    made: type[Suite] = dataclasses.make_dataclass("Checks", options, bases=(Suite,), frozen=True)
+    return made()
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A part of a family that is played alone."""
+class Work:
+    """A family's cell as a cell of the run."""
 
     family: str
-    name: str
-    cost: float = 1.0
+    cell: Cell
 
     @property
     def key(self) -> str:
         """The name of its folder."""
-        return f"{self.family}--{self.name}"
+        return f"{self.family}--{self.cell.key}"
+
+    @property
+    def cost(self) -> float:
+        """How long it takes, in a unit of its own."""
+        return self.cell.cost
 
 
 @dataclass(frozen=True)
 class TheoryStudy:
     """The checks as a run."""
 
-    checks: Checks
+    checks: Suite
 
     experiment = "theory"
     gpu = False
 
     def identity(self) -> Identity:
         """What determines the bytes of its results."""
-        return Identity(config_of(self.checks), packages=("bandits", "theory_checks"))
+        parts = {family.name: fingerprint(family) for family in self.checks.families}
+        return Identity(config_of(self.checks), packages=("bandits", "theory_checks"), parts=parts)
 
     def memory(self) -> dict[str, float]:
         """Estimate a cell's bytes: the largest of the families'."""
@@ -154,27 +117,31 @@ class TheoryStudy:
 
     def count(self) -> int:
         """How many cells there are."""
-        return sum(family.count() for family in self.checks.families)
+        return sum(len(family.cells()) for family in self.checks.families)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Work]:
         """All cells, family by family."""
-        return [Cell(family.name, cell) for family in self.checks.families for cell in family.cells()]
+        return [Work(family.name, cell) for family in self.checks.families for cell in family.cells()]
 
-    def play(self, cell: Cell, folder: Path) -> list[str]:
+    def play(self, cell: Work, folder: Path) -> list[str]:
         """Run one cell and write its table."""
         family = next(f for f in self.checks.families if f.name == cell.family)
-        write_frame(folder / "table.csv", family.run(cell.name, Run(self.checks.seed, folder)))
+        write_frame(folder / "table.csv", family.run(cell.cell, self.checks.seed, folder))
         return ["table.csv"]
+
+    def tables(self, directory: RunDirectory) -> dict[str, Table]:
+        """Return each family's table, of all its cells."""
+        cells = self.cells()
+        return {
+            family.name: directory.frames([cell for cell in cells if cell.family == family.name], "table.csv")
+            for family in self.checks.families
+        }
 
     def finish(self, directory: RunDirectory) -> None:
         """Judge the claims; write verdicts, tables, figures and page."""
         from theory_checks.report import finish  # matplotlib: only where a page is made
 
-        tables = {
-            family.name: directory.frames([c for c in self.cells() if c.family == family.name], "table.csv")
-            for family in self.checks.families
-        }
-        finish(self.checks, directory, tables)
+        finish(self.checks, directory, self.tables(directory))
 
     def report(self, directory: RunDirectory) -> Report:
         """Say what was found: the table of claims, the findings, and an alarm for each claim that came out wrong."""

@@ -20,7 +20,7 @@ from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import GramDesign
 from bandits.core.duels import Answers, Asked, Duels
 from bandits.core.oracles import slope
-from bandits.runs.stats import Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
+from bandits.runs.stats import LEVEL, Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
 from bandits.sim.arena import Inputs
 from bandits.sim.learners import Fit, NeuralLearner, TangentLearner
 
@@ -205,7 +205,7 @@ VERSIONS = {
 }
 
 
-def coverage(table: pd.DataFrame, version: Version, kappa: float) -> Estimate:
+def coverage(table: pd.DataFrame, version: Version, kappa: float, level: float = LEVEL) -> Estimate:
     """Estimate one bound's simultaneous coverage from an audit's table, with what forbids judging it.
 
     A replicate is covered if no measured (round, duel) breaks the bound.  The simulator's page and the theory's judge
@@ -217,6 +217,6 @@ def coverage(table: pd.DataFrame, version: Version, kappa: float) -> Estimate:
         unmet.append(kappa_failed(replicates[version.slopes].min(), kappa))
     if not np.isfinite(table[f"sharpest{version.suffix}"]).all():
         unmet.append("numbers are not finite")
-    return covered(replicates[f"violations{version.suffix}"].max() == 0).but(
+    return covered(replicates[f"violations{version.suffix}"].max() == 0, level).but(
         unmet=", ".join(filter(None, unmet)), vacuous=vacuous(replicates[f"sharpest{version.suffix}"].min())
     )

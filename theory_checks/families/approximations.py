@@ -1,4 +1,4 @@
-"""Practical devices against the exact rule: sketches, normalisation, diagonal V, last layer, stale gradients.
+"""Practical approximations of the exact rule: sketches, normalisation, diagonal V, last layer, stale gradients.
 
 How far are their widths, their log det and their *picks* from those of full gradients, full V, gradients at θ_t; and
 what does it cost in final error?
@@ -6,7 +6,10 @@ what does it cost in final error?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,20 +21,20 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, Rademacher
-from bandits.runs.stats import Estimate, log_ratio, log_slope, mean
+from bandits.core.rows import CountSketch, Dense, Rademacher, Rows
+from bandits.runs.page import Picture
+from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean, unconverged
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP
 from bandits.sim.truths import Teacher
-from theory_checks import figures as plots
-from theory_checks.claims import Claim
-from theory_checks.family import Family, Picture, Run, Verdict, picture
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, measured, register
 from theory_checks.simulated import simulate
 
 EXACT = "activedpo"
-DEVICES = {
+APPROXIMATIONS = {
     "activedpo-stale": "stale gradients",
     "activedpo-initial": "gradients at θ0",
     "activedpo-normalised": "unit responses",
@@ -43,8 +46,27 @@ DEVICES = {
     "activedpo-fisher": "Fisher weights",
     "random": "random",
 }
-KINDS = ("count-1", "count-4", "rademacher")
+Kind = Literal["count-1", "count-4", "rademacher"]
+KINDS: tuple[Kind, ...] = ("count-1", "count-4", "rademacher")
+After = Literal["none", "response", "duel"]
+CHOICES = (
+    "activedpo-initial",
+    "activedpo-stale",
+    "activedpo-normalised",
+    "activedpo-normalised-duel",
+    "activedpo-last-layer",
+    "activedpo-diagonal",
+)
 PICKS = 20
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A batch: widths of the pool, log det of the answered duels, and the greedy picks."""
+
+    widths: Tensor
+    information: Tensor
+    picks: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,18 +103,40 @@ class Scene:
         ties = key.fold_in("ties").uniform(pool.count)
         return cls(learner, rows, asked, pool, 1.0 / kappa(2.0), ties)
 
-    def choose(self, items: Tensor, after: str = "none", design: Design | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return widths of the pool, log det of the asked duels, and the greedy picks, from rows of item gradients."""
+    def choose(self, items: Tensor, after: After = "none", design: Design | None = None) -> Chosen:
+        """Choose from rows of item gradients, normalised ``after`` which step."""
         rows = Dense(items).normalised() if after == "response" else Dense(items)
         asked, pool = rows.differences(self.asked), rows.differences(self.pool)
         if after == "duel":
             asked, pool = asked.normalised(), pool.normalised()
-        design = design or GramDesign(self.ridge)
+        return self._pick(asked, pool, design or GramDesign(self.ridge))
+
+    def _pick(self, asked: Rows, pool: Rows, design: Design) -> Chosen:
         design.append(asked)
         seen = design.condition(pool)
         free = torch.ones_like(self.ties, dtype=torch.bool)
         picks = greedy(seen, PICKS, free, self.ties, update=isinstance(design, GramDesign))
-        return seen.widths, torch.as_tensor(design.information()), picks
+        return Chosen(seen.widths, torch.as_tensor(design.information()), picks)
+
+    def choices(self) -> dict[str, Chosen]:
+        """Choose by every approximation but sketches."""
+        current, initial = self.gradients["current"], self.gradients["initial"]
+        stale = Dense(initial).differences(self.asked), Dense(current).differences(self.pool)
+        return {
+            "activedpo-initial": self.choose(initial),
+            "activedpo-stale": self._pick(*stale, GramDesign(self.ridge)),
+            "activedpo-normalised": self.choose(current, "response"),
+            "activedpo-normalised-duel": self.choose(current, "duel"),
+            "activedpo-last-layer": self.choose(self.gradients["last"]),
+            "activedpo-diagonal": self.choose(current, design=DiagonalDesign(self.ridge)),
+        }
+
+    def shifted(self, shift: Tensor, after: After = "none") -> tuple[Tensor, Tensor]:
+        """Return the picks without and with a c(x) in the reward, whose gradients are ``shift``, one row a prompt."""
+        current = self.gradients["current"]
+        each = shift.repeat_interleave(current.shape[-2] // shift.shape[-2], -2)
+        each = each * torch.linalg.vector_norm(current, dim=-1).mean() / current.shape[-1] ** 0.5
+        return self.choose(current, after).picks, self.choose(current + each, after).picks
 
 
 def overlap(a: Tensor, b: Tensor) -> np.ndarray:
@@ -100,7 +144,7 @@ def overlap(a: Tensor, b: Tensor) -> np.ndarray:
     return np.asarray((a.unsqueeze(-1) == b.unsqueeze(-2)).any(-1).double().mean(-1).numpy())
 
 
-def _sketched(values: Tensor, kind: str, size: int, key: Key) -> Tensor:
+def _sketched(values: Tensor, kind: Kind, size: int, key: Key) -> Tensor:
     """Project every replicate's gradients by a map of its own."""
     out = []
     for row, member in zip(values, key.replicates or (), strict=True):
@@ -108,14 +152,37 @@ def _sketched(values: Tensor, kind: str, size: int, key: Key) -> Tensor:
         if kind == "rademacher":
             sketch: CountSketch | Rademacher = Rademacher.draw(row.shape[-1], size, alone)
         else:
-            sketch = CountSketch.draw(row.shape[-1], size, alone, int(kind.partition("-")[2]))
+            sketch = CountSketch.draw(row.shape[-1], size, alone, 1 if kind == "count-1" else 4)
         out.append(sketch(Dense(row)).values)
     return torch.stack(out)
 
 
 @dataclass(frozen=True)
-class Approximations(Family):
+class Sketched(Cell):
+    """One batch of picks by sketched gradients."""
+
+    sketch: Kind
+    size: int
+
+
+@dataclass(frozen=True)
+class Choice(Cell):
+    """One batch of picks by every other approximation."""
+
+
+@dataclass(frozen=True)
+class Whole(Cell):
+    """Whole runs of the simulator's loop, for their final errors."""
+
+    contender: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approximations(Family[Sketched | Choice | Whole]):
     """Distances of one batch of picks, and final errors of whole runs."""
+
+    name = "approximations"
+    title = "Practical approximations: sketches, normalisation, diagonal V, last layer, stale gradients"
 
     replicates: int = 12
     width: int = 64
@@ -126,28 +193,19 @@ class Approximations(Family):
 
     def __post_init__(self) -> None:
         if self.replicates < 2 or self.runs < 2:
-            raise InputError("devices: intervals need at least 2 replicates")
+            raise InputError("approximations: intervals need at least 2 replicates")
         if len(set(self.sizes)) < 2 or min(self.sizes) < 4:
-            raise InputError(f"devices: a slope needs at least two sketch sizes of at least 4, got {self.sizes}")
+            raise InputError(f"approximations: a slope needs at least two sketch sizes of at least 4, got {self.sizes}")
         if 3 * self.prompts < 4 * PICKS:
             raise InputError(
-                f"devices: {self.prompts} prompts leave no pool to pick {PICKS} from; use at least {4 * PICKS // 3 + 1}"
+                f"approximations: {self.prompts} prompts leave no pool to pick {PICKS} from; use at least "
+                f"{4 * PICKS // 3 + 1}"
             )
         self._simulation(0)
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "devices"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "Practical devices: sketches, normalisation, diagonal V, last layer, stale gradients"
-
     def _simulation(self, seed: int) -> Simulation:
         return Simulation(
-            contenders=(EXACT, *DEVICES),
+            contenders=(EXACT, *APPROXIMATIONS),
             truths=("mlp",),
             replicates=self.runs,
             seed=seed,
@@ -159,259 +217,177 @@ class Approximations(Family):
             audit=False,
         )
 
-    def cells(self) -> list[str]:
-        """One per sketch, one for all other devices, one per whole run."""
-        sketches = [f"sketch={kind}={size}" for kind in KINDS for size in self.sizes]
-        return [*sketches, "choice", *(f"run={contender}" for contender in (EXACT, *DEVICES))]
+    def cells(self) -> Sequence[Sketched | Choice | Whole]:
+        """Return one per sketch, one for all other approximations, one per whole run."""
+        runs = [Whole(contender) for contender in (EXACT, *APPROXIMATIONS)]
+        return [*runs, *(Sketched(kind, size) for kind in KINDS for size in self.sizes), Choice()]
 
-    def _luck(self, run: Run) -> Key:
-        return run.key("devices", replicates=range(self.replicates))
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
-        """Measure a sketch, the other devices, or a whole run."""
-        kind, *what = cell.split("=")
-        if kind == "run":
-            rounds = simulate(self._simulation(run.seed), "mlp", what[0], run.folder)["rounds"]
+    def run(self, cell: Sketched | Choice | Whole, seed: int, folder: Path) -> Table:
+        """Measure a sketch, the other approximations, or a whole run."""
+        if isinstance(cell, Whole):
+            rounds = simulate(self._simulation(seed), "mlp", cell.contender, folder)["rounds"]
             last = rounds[rounds["round"] == rounds["round"].max()]
-            return last[["replicate", "error"]].assign(kind=kind, device=what[0])
-        key = self._luck(run)
+            return last[["replicate", "error", "gradient_norm"]].assign(kind="run", rule=cell.contender)
+        members = range(self.replicates)
+        key = Key(seed, tuple(members)).fold_in("approximations")
         scene = Scene.of(self.width, self.prompts, key)
-        current = scene.gradients["current"]
-        widths, information, picks = scene.choose(current)
-        if kind == "sketch":
-            rows = _sketched(current, what[0], int(what[1]), key.fold_in("sketch", what[0], int(what[1])))
-            near, told, chosen = scene.choose(rows)
-            return pd.DataFrame(
-                {
-                    "kind": kind,
-                    "device": what[0],
-                    "size": int(what[1]),
-                    "replicate": np.arange(self.replicates),
-                    "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
-                    "logdet_error": ((told - information) / information).abs().numpy(),
-                    "overlap": overlap(picks, chosen),
-                }
+        exact = scene.choose(scene.gradients["current"])
+        if isinstance(cell, Sketched):
+            rows = _sketched(
+                scene.gradients["current"], cell.sketch, cell.size, key.fold_in("sketch", cell.sketch, cell.size)
             )
-        return pd.concat(self._choices(scene, widths, information, picks, key), ignore_index=True)
-
-    def _choices(
-        self, scene: Scene, widths: Tensor, information: Tensor, picks: Tensor, key: Key
-    ) -> list[pd.DataFrame]:
-        """Compare every other device's picks with the exact ones, before and after a shift c(x) of the gradients."""
-        current = scene.gradients["current"]
-        shift = key.fold_in("shift").normal(self.prompts, current.shape[-1]).repeat_interleave(3, -2)
-        shift = shift * torch.linalg.vector_norm(current, dim=-1).mean() / current.shape[-1] ** 0.5
-        asked = Dense(scene.gradients["initial"]).differences(scene.asked)
-        stale = GramDesign(scene.ridge)
-        stale.append(asked)
-        pool = stale.condition(Dense(current).differences(scene.pool))
-        free = torch.ones_like(scene.ties, dtype=torch.bool)
-        results = {
-            "activedpo-initial": scene.choose(scene.gradients["initial"]),
-            "activedpo-stale": (
-                pool.widths,
-                torch.as_tensor(stale.information()),
-                greedy(pool, PICKS, free, scene.ties),
-            ),
-            "activedpo-normalised": scene.choose(current, "response"),
-            "activedpo-normalised-duel": scene.choose(current, "duel"),
-            "activedpo-last-layer": scene.choose(scene.gradients["last"]),
-            "activedpo-diagonal": scene.choose(current, design=DiagonalDesign(scene.ridge)),
-        }
-        moved = {
-            EXACT: (picks, scene.choose(current + shift)[2]),
-            "activedpo-normalised": (results["activedpo-normalised"][2], scene.choose(current + shift, "response")[2]),
-            "activedpo-normalised-duel": (
-                results["activedpo-normalised-duel"][2],
-                scene.choose(current + shift, "duel")[2],
-            ),
-        }
-        member = np.arange(self.replicates)
+            distances = _distances(exact, scene.choose(rows))
+            where = {"kind": "sketch", "rule": cell.sketch, "size": cell.size}
+            return pd.DataFrame(where | {"replicate": members} | distances)
         parts = [
-            pd.DataFrame(
-                {
-                    "kind": "choice",
-                    "device": name,
-                    "replicate": member,
-                    "overlap": overlap(picks, chosen),
-                    "width_error": ((near / widths) - 1).abs().median(-1).values.numpy(),
-                    "logdet_error": ((told - information) / information).abs().numpy(),
-                }
-            )
-            for name, (near, told, chosen) in results.items()
+            pd.DataFrame({"kind": "choice", "rule": name, "replicate": members} | _distances(exact, choice))
+            for name, choice in scene.choices().items()
         ]
-        parts += [
-            pd.DataFrame({"kind": "shift", "device": name, "replicate": member, "overlap": overlap(*pair)})
-            for name, pair in moved.items()
-        ]
-        chance = pd.DataFrame(
-            {
-                "kind": "choice",
-                "device": "random",
-                "replicate": member,
-                "overlap": overlap(picks, key.fold_in("random").uniform(scene.pool.count).argsort(-1)[..., :PICKS]),
-            }
-        )
-        return [*parts, chance]
+        chance = key.fold_in("random").uniform(scene.pool.count).argsort(-1)[..., :PICKS]
+        random = {"kind": "choice", "rule": "random", "replicate": members, "overlap": overlap(exact.picks, chance)}
+        shift = key.fold_in("shift").normal(self.prompts, scene.gradients["current"].shape[-1])
+        moved = {"kind": "shift", "rule": "activedpo-normalised", "replicate": members}
+        kept = {"overlap": overlap(*scene.shifted(shift, "response"))}
+        return pd.concat([*parts, pd.DataFrame(random), pd.DataFrame(moved | kept)], ignore_index=True)
 
-    def claims(self) -> list[Claim]:
-        """Declare the sketches' order, the invariance that normalising keeps or loses, and the costs."""
+    def checks(self) -> list[Check]:
+        """Declare the sketches' order, the invariance that normalising responses loses, and the costs."""
         pool = 3 * self.prompts - 2 * PICKS
         sizes = f"sizes {min(self.sizes)} … {max(self.sizes)}, m = {self.width}, {PICKS} picks of {pool}"
-        declared = [
-            Claim(
-                f"devices/sketch {kind}/width error",
-                "log-log slope of the median relative width error in the dimension (Johnson-Lindenstrauss: -1/2, "
-                "here within 0.1)",
-                "at most",
-                -0.4,
+        checks = [
+            Check(
+                name=f"approximations/sketch {kind}/width error",
+                statement="log-log slope of the median relative width error in the dimension (Johnson-Lindenstrauss: "
+                "-1/2, here within 0.1)",
+                threshold=at_most(-0.4),
+                measure=_order(kind),
                 setting=sizes,
             )
             for kind in KINDS
         ]
-        declared += [
-            Claim(
-                f"devices/sketch {kind}/overlap",
-                f"share of the exact picks kept at dimension {max(self.sizes)}",
-                "at least",
-                0.9,
-                "open",
-                sizes,
+        checks += [
+            Check(
+                name=f"approximations/sketch {kind}/overlap",
+                statement=f"share of the exact picks kept at dimension {max(self.sizes)}",
+                threshold=at_least(0.9),
+                measure=measured(mean, "overlap", kind="sketch", rule=kind, size=max(self.sizes)),
+                expect="open",
+                setting=sizes,
             )
             for kind in KINDS
         ]
-        declared += [
-            Claim(
-                "devices/invariance/no normalisation",
-                "picks kept when a c(x) with gradients of its own is added: exact rule",
-                "at least",
-                1.0,
-            ),
-            Claim("devices/invariance/unit duels", "the same, duels normalised", "at least", 1.0),
-            Claim(
-                "devices/invariance/unit responses",
-                "the same, responses normalised before the difference",
-                "at least",
-                1.0,
-                "fails",
-            ),
-        ]
-        declared += [
-            Claim(
-                f"devices/overlap/{words}",
-                "share of the exact picks that the device picks too",
-                "at least",
-                0.9,
-                "open",
+        checks.append(
+            Check(
+                name="approximations/invariance/unit responses",
+                statement="share of the picks kept when a c(x) with gradients of its own is added, which leaves the "
+                "exact rule's as they are: responses normalised before the difference",
+                threshold=at_least(0.9),
+                measure=measured(mean, "overlap", kind="shift"),
+                expect="open",
             )
-            for name, words in DEVICES.items()
-            if name not in ("activedpo-identity", "activedpo-top-b", "activedpo-fisher")
-        ]
-        declared += [
-            Claim(
-                f"devices/final error/{words}",
-                "final held-out error over the exact rule's, paired: no worse than 2 %",
-                "at most",
-                1.02,
-                "open",
-                "60 prompts x 3, 60 labels, m = 32",
-            )
-            for words in DEVICES.values()
-        ]
-        return declared
-
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Fit slopes, average overlaps, compare errors replicate by replicate."""
-        found = {}
-        sketches = table[table["kind"] == "sketch"]
-        for kind, part in sketches.groupby("device", sort=False):
-            found[f"devices/sketch {kind}/width error"] = log_slope(
-                part["size"], part["width_error"], part["replicate"]
-            )
-            top = part[part["size"] == part["size"].max()]["overlap"].to_numpy()
-            found[f"devices/sketch {kind}/overlap"] = mean(top)
-        shift = table[table["kind"] == "shift"]
-        for name, words in ((EXACT, "no normalisation"), ("activedpo-normalised-duel", "unit duels")):
-            kept = shift[shift["device"] == name]["overlap"].to_numpy()
-            found[f"devices/invariance/{words}"] = Estimate(kept.min(), kept.min(), kept.min(), len(kept))
-        broken = shift[shift["device"] == "activedpo-normalised"]["overlap"].to_numpy()
-        found["devices/invariance/unit responses"] = mean(broken)
-        for device, part in table[table["kind"] == "choice"].groupby("device", sort=False):
-            found[f"devices/overlap/{DEVICES[str(device)]}"] = mean(part["overlap"].to_numpy())
-        for name, ratio in self._ratios(table).items():
-            found[f"devices/final error/{DEVICES[name]}"] = ratio
-        return found
-
-    @staticmethod
-    def _ratios(table: pd.DataFrame) -> dict[str, Estimate]:
-        wide = table[table["kind"] == "run"].pivot(index="replicate", columns="device", values="error")
-        return {name: log_ratio(wide[name], wide[EXACT]) for name in DEVICES}
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
-        """Say how far the devices are from the exact rule."""
-        sketches = table[table["kind"] == "sketch"]
-        kept = sketches.groupby(["device", "size"], sort=False)["overlap"].mean()
-        choice = (
-            table[table["kind"] == "choice"]
-            .groupby("device", sort=False)["overlap"]
-            .mean()
-            .sort_values(ascending=False)
         )
-        said = []
-        for name, ratio in self._ratios(table).items():
-            middle, low, high = (100 * (bound - 1) for bound in (ratio.value, ratio.low, ratio.high))
-            said.append(f"{DEVICES[name]} {middle:+.0f} % [{low:+.0f}, {high:+.0f}]")
+        checks += [
+            Check(
+                name=f"approximations/overlap/{APPROXIMATIONS[rule]}",
+                statement="share of the exact picks that the approximation picks too",
+                threshold=at_least(0.9),
+                measure=measured(mean, "overlap", kind="choice", rule=rule),
+                expect="open",
+            )
+            for rule in (*CHOICES, "random")
+        ]
+        return checks + [
+            Check(
+                name=f"approximations/final error/{words}",
+                statement="final held-out error over the exact rule's, paired (geometric mean): no worse than 2 %",
+                threshold=at_most(1.02),
+                measure=_error(rule),
+                expect="open",
+                setting="60 prompts x 3, 60 labels, m = 32",
+            )
+            for rule, words in APPROXIMATIONS.items()
+        ]
+
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
+        """Say how far the approximations are from the exact rule."""
+        kept = at(table, kind="sketch").groupby(["rule", "size"], sort=False)["overlap"].mean()
+        choice = at(table, kind="choice").groupby("rule")["overlap"].mean().sort_values(ascending=False)
+        errors = {words: _error(rule)(table, LEVEL) for rule, words in APPROXIMATIONS.items()}
+        sketches = [f"{kind} " + ", ".join(f"{size}: {kept[kind, size]:.2f}" for size in self.sizes) for kind in KINDS]
+        changes = [f"{words} {e.value - 1:+.0%} [{e.low - 1:+.0%}, {e.high - 1:+.0%}]" for words, e in errors.items()]
         return [
             f"Overlap of {PICKS} picks with the exact rule: "
-            + ", ".join(f"{DEVICES[str(name)]} {share:.2f}" for name, share in choice.items())
+            + ", ".join(f"{APPROXIMATIONS[str(rule)]} {share:.2f}" for rule, share in choice.items())
             + ".",
-            "Sketches keep, by dimension: "
-            + "; ".join(
-                f"{kind} " + ", ".join(f"{size}: {kept[kind, size]:.2f}" for size in self.sizes) for kind in KINDS
-            )
-            + ".",
-            f"Final held-out error against the exact rule: {', '.join(said)}. What changes the picks need not change "
-            "the error.",
+            f"Sketches keep, by dimension: {'; '.join(sketches)}.",
+            f"Final held-out error against the exact rule: {', '.join(changes)}. What changes the picks need not "
+            "change the error.",
         ]
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw sketches by dimension, overlaps, and errors."""
-        sketches = table[table["kind"] == "sketch"]
-        ratios = {DEVICES[name]: ratio for name, ratio in self._ratios(table).items()}
-        choice = table[table["kind"] == "choice"].assign(device=lambda t: t["device"].map(DEVICES))
+        sketches, choice = at(table, kind="sketch"), at(table, kind="choice").replace({"rule": APPROXIMATIONS})
+        errors = {words: _error(rule)(table, LEVEL) for rule, words in APPROXIMATIONS.items()}
+        measures = {"width_error": ("width error (median duel)", -0.5), "logdet_error": ("log det error", -0.5)}
         return [
-            picture(
-                "devices-sketch",
+            figures.picture(
+                "approximations-sketch",
                 "Sketched gradients: relative error of widths and of log det against the dimension, with the "
                 "Johnson-Lindenstrauss order.",
-                plots.orders(
-                    sketches,
-                    "size",
-                    {"width_error": ("width error (median duel)", -0.5), "logdet_error": ("log det error", -0.5)},
-                    "device",
-                    "dimension",
-                    paired=True,
-                ),
+                figures.orders(sketches, "size", measures, "rule", "dimension", paired=True),
             ),
-            picture(
-                "devices-overlap",
+            figures.picture(
+                "approximations-overlap",
                 f"Share of the exact {PICKS} picks kept, against the dimension.",
-                plots.lines(sketches, "size", "overlap", "device", None, ("dimension", "selection overlap"), "x"),
+                figures.lines(sketches, "size", "overlap", "rule", None, ("dimension", "selection overlap"), "x"),
             ),
-            picture(
-                "devices-choice",
-                "Share of the exact picks that other devices keep.",
-                plots.bars(choice, "overlap", "device", None, label="selection overlap"),
+            figures.picture(
+                "approximations-choice",
+                "Share of the exact picks that other approximations keep.",
+                figures.bars(choice, "overlap", "rule", None, label="selection overlap"),
             ),
-            picture(
-                "devices-error",
-                "Final held-out error over the exact rule's (paired; mean with 95 % interval).",
-                plots.intervals(ratios, "error / error of the exact rule", line=1.0),
+            figures.picture(
+                "approximations-error",
+                "Final held-out error over the exact rule's (geometric mean of paired ratios with 95 % interval).",
+                figures.intervals(errors, "error / error of the exact rule", 1.0),
             ),
         ]
 
-    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
+    def numbers(self, table: Table) -> Table:
         """Tabulate distances of one choice."""
-        part = table[table["kind"] == "choice"]
-        means = part.groupby("device", sort=False)[["overlap", "width_error", "logdet_error"]].mean().reset_index()
-        return means.assign(device=means["device"].map(DEVICES)).fillna(0.0)
+        columns = ["overlap", "width_error", "logdet_error"]
+        means = at(table, kind="choice").groupby("rule", sort=False)[columns].mean().reset_index()
+        return means.replace({"rule": APPROXIMATIONS}).fillna(0.0)
+
+
+def _distances(exact: Chosen, other: Chosen) -> dict[str, np.ndarray]:
+    return {
+        "width_error": ((other.widths / exact.widths) - 1).abs().median(-1).values.numpy(),
+        "logdet_error": ((other.information - exact.information) / exact.information).abs().numpy(),
+        "overlap": overlap(exact.picks, other.picks),
+    }
+
+
+def _order(kind: Kind) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        part = at(table, kind="sketch", rule=kind)
+        return log_slope(part["size"], part["width_error"], part["replicate"], level)
+
+    return measure
+
+
+def _error(rule: str) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        runs = at(table, kind="run")
+        fits = unconverged(runs[runs["rule"].isin((EXACT, rule))]["gradient_norm"])
+        wide = runs.pivot(index="replicate", columns="rule", values="error")
+        return log_ratio(wide[rule], wide[EXACT], level).but(unmet=fits)
+
+    return measure
+
+
+register(
+    smoke=Approximations(replicates=2, width=8, prompts=30, sizes=(32, 128), runs=2),
+    quick=Approximations(),
+    full=Approximations(replicates=64, width=128, prompts=200, sizes=(32, 128, 512, 2048, 8192), runs=128),
+)

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from bandits.runs.stats import Estimate, covered, log_ratio, median, unconverged, vacuous
-from theory_checks import figures as plots
-from theory_checks.claims import Claim, check_replicates
-from theory_checks.family import Family, Picture, Run, Verdict, blocks, picture
+from bandits.core.rng import Key
+from bandits.runs.page import Picture
+from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, median
+from theory_checks import figures
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Result,
+    Table,
+    at,
+    blocks,
+    check_replicates,
+    measured,
+    register,
+)
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
+from theory_checks.measures import coverage
 
 SELECTIONS: tuple[Sampling, ...] = ("random", "active", "fisher", "certificate")
 STRETCH = (0.5, 1.0, 2.0, 4.0, 8.0)
-
-
-def _truth(name: str) -> str:
-    return {"mlp": "truth mlp", "ntk": "truth ntk", "often": "truth mlp, 9 duels, 400 answers"}[name.partition("-")[0]]
+TARGET = 5.0
 
 
 @dataclass(frozen=True)
-class Certificates(Family):
+class Case:
+    """A problem and how it is sampled.
+
+    ``mlp`` and ``ntk``: the simulator's default, smaller: a label per prompt, Δmax = 2, λ = 1.  ``often``: nine duels
+    with 400 answers.
+    """
+
+    problem: Literal["mlp", "ntk", "often"]
+    sampling: Sampling = "random"
+    largest: float = 2.0
+
+    @property
+    def name(self) -> str:
+        """Its name in claims and tables."""
+        return f"often-{self.largest:g}" if self.problem == "often" else f"{self.problem}-{self.sampling}"
+
+
+DEFAULTS = [*(Case("mlp", s) for s in SELECTIONS), Case("ntk", "random"), Case("ntk", "active")]
+OFTEN = [Case("often", largest=largest) for largest in STRETCH]
+COMPARED = [case for case in DEFAULTS if case.sampling in ("random", "active")]
+
+
+@dataclass(frozen=True)
+class Block(Cell):
+    """Some replicates of a case."""
+
+    case: Case
+    first: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        """The case and the first replicate."""
+        return f"{self.case.name}-{self.first}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificates(Family[Block]):
     """Coverage, tightness and selection by the certificate."""
+
+    name = "certificates"
+    title = "A tighter certificate: evidence and Fisher-weighted widths"
 
     replicates: int = 80
     block: int = 80
@@ -34,165 +88,114 @@ class Certificates(Family):
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        check_replicates("sharper", self.replicates, self.delta)
-        self._trial("mlp-random")
+        check_replicates(self.name, self.replicates, self.delta)
+        for case in (*DEFAULTS, *OFTEN):
+            self._trial(case)
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "sharper"
+    def _trial(self, case: Case) -> Trial:
+        if case.problem == "often":
+            setting = Setting(3, 3, width=32, largest=case.largest)
+            return Trial(setting, case.sampling, rounds=80, batch=5, delta=self.delta, certificates=6)
+        setting = Setting(self.prompts, 3, width=self.width, largest=case.largest, truth=case.problem)
+        return Trial(setting, case.sampling, rounds=self.rounds, batch=self.batch, delta=self.delta, certificates=6)
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "A tighter certificate: evidence and Fisher-weighted widths"
+    def cells(self) -> Sequence[Block]:
+        """Return one per case and block of replicates."""
+        parts = blocks(self.replicates, self.block)
+        return [Block(case, part.start, part.stop) for case in (*DEFAULTS, *OFTEN) for part in parts]
 
-    def _names(self) -> list[str]:
-        return (
-            [f"mlp-{s}" for s in SELECTIONS]
-            + ["ntk-random", "ntk-active"]
-            + [f"often-{largest:g}" for largest in STRETCH]
-        )
-
-    def _trial(self, name: str) -> Trial:
-        kind, _, what = name.partition("-")
-        if kind != "often":  # the simulator's default, a fifth as large: a label per prompt, Δmax = 2, λ = 1
-            sampling = next(s for s in SELECTIONS if s == what)
-            problem = Setting(self.prompts, 3, width=self.width, largest=2.0, truth="mlp" if kind == "mlp" else "ntk")
-            return Trial(problem, sampling, rounds=self.rounds, batch=self.batch, delta=self.delta, certificates=6)
-        problem = Setting(3, 3, width=32, largest=float(what))
-        return Trial(problem, "random", rounds=80, batch=5, delta=self.delta, certificates=6)
-
-    def cells(self) -> list[str]:
-        """One per trial and block of replicates."""
-        return [f"{n}-{part}" for n in self._names() for part in range(len(blocks(self.replicates, self.block)))]
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
+    def run(self, cell: Block, seed: int, folder: Path) -> Table:
         """Play a trial."""
-        name, _, part = cell.rpartition("-")
-        replicates = blocks(self.replicates, self.block)[int(part)]
-        columns = play(self._trial(name), run.key("sharper", name.partition("-")[0], replicates=replicates))
-        return pd.DataFrame({"trial": name, "replicate": list(replicates)} | columns)
+        replicates = range(cell.first, cell.end)
+        columns = play(self._trial(cell.case), Key(seed, tuple(replicates)).fold_in("certificates", cell.case.problem))
+        where = {"case": cell.case.name, "problem": cell.case.problem, "sampling": cell.case.sampling}
+        return pd.DataFrame(where | {"largest": cell.case.largest, "replicate": replicates} | columns)
 
-    def claims(self) -> list[Claim]:
+    def checks(self) -> list[Check]:
         """Declare coverage everywhere, the gain, and the comparison of selections."""
         default = f"{self.prompts} prompts x 3, {self.rounds * self.batch} labels, Δmax = 2, λ = 1, m = {self.width}"
-        declared = [
-            Claim(
-                f"sharper/coverage/{name}",
-                "the certificate holds at all its moments and duels",
-                "at least",
-                1 - self.delta,
-                setting=default.replace("λ = 1", f"λ = 1, {_truth(name)}")
-                if "often" not in name
-                else f"9 duels, 400 answers, Δmax = {name[6:]}",
+        settings = {case.name: f"{default}, truth {case.problem}" for case in DEFAULTS}
+        settings |= {case.name: f"9 duels, 400 answers, Δmax = {case.largest:g}, λ = 1" for case in OFTEN}
+        checks = [
+            Check(
+                name=f"certificates/coverage/{case.name}",
+                statement="the certificate holds at all its moments and duels",
+                threshold=at_least(1 - self.delta),
+                measure=_coverage(case.name),
+                setting=settings[case.name],
             )
-            for name in self._names()
+            for case in (*DEFAULTS, *OFTEN)
         ]
-        for name, expect in (
-            ("mlp-random", "open"),
-            ("mlp-active", "open"),
-            ("ntk-random", "open"),
-            ("ntk-active", "open"),
-            ("often-8", "holds"),
-        ):
-            declared.append(
-                Claim(
-                    f"sharper/gain/{name}",
-                    "median over duels of Proposition 1's right side over the certificate's (target: 5)",
-                    "at least",
-                    5.0,
-                    "holds" if expect == "holds" else "open",
-                    default.replace("λ = 1", f"λ = 1, {_truth(name)}"),
-                )
+        checks += [
+            Check(
+                name=f"certificates/gain/{case.name}",
+                statement="median over duels of Proposition 1's right side over the certificate's (target: 5)",
+                threshold=at_least(TARGET),
+                measure=measured(median, "gain_proposition", case=case.name),
+                expect="holds" if case.problem == "often" else "open",
+                setting=settings[case.name],
             )
-        declared += [
-            Claim(
-                f"sharper/why not five times/{name}",
-                "median over duels of Proposition 1's right side over a half-width below which no certificate can "
-                "go under ‖θ* - θ0‖ <= B alone",
-                "at most",
-                5.0,
-                "open",
-                default.replace("λ = 1", f"λ = 1, {_truth(name)}"),
-            )
-            for name in ("mlp-random", "mlp-active", "ntk-random", "ntk-active")
+            for case in (*COMPARED, OFTEN[-1])
         ]
-        declared.append(
-            Claim(
-                "sharper/gain with the range",
-                "the gain if |Δ| <= Δmax, which κ presumes, is used for every duel",
-                "at least",
-                5.0,
-                "open",
-                default,
+        checks += [
+            Check(
+                name=f"certificates/why not five times/{case.name}",
+                statement="median over duels of Proposition 1's right side over a half-width below which no "
+                "certificate can go under ‖θ* - θ0‖ <= B alone",
+                threshold=at_most(TARGET),
+                measure=measured(median, "gain_possible", case=case.name),
+                expect="open",
+                setting=settings[case.name],
             )
-        )
-        declared.append(
-            Claim(
-                "sharper/gain over the exact bound",
-                "the same against the exact bound",
-                "at least",
-                1.0,
-                setting=default,
-            )
-        )
-        declared.append(
-            Claim(
-                "sharper/gain grows with Δmax",
-                "gain at Δmax = 8 over gain at Δmax = 1, paired",
-                "at least",
-                1.0,
+            for case in COMPARED
+        ]
+        checks += [
+            Check(
+                name="certificates/gain with the range",
+                statement="the gain if |Δ| <= Δmax, which κ presumes, is used for every duel",
+                threshold=at_least(TARGET),
+                measure=measured(median, "gain_range", case="mlp-random"),
+                expect="open",
+                setting=settings["mlp-random"],
+            ),
+            Check(
+                name="certificates/gain over the exact bound",
+                statement="the same against the exact bound",
+                threshold=at_least(1.0),
+                measure=measured(median, "gain_exact", case="mlp-random"),
+                setting=settings["mlp-random"],
+            ),
+            Check(
+                name="certificates/gain grows with Δmax",
+                statement="gain at Δmax = 8 over gain at Δmax = 1, paired",
+                threshold=at_least(1.0),
+                measure=_paired("gain_proposition", "often-8", "often-1"),
                 setting="9 duels, 400 answers",
-            )
-        )
-        declared += [
-            Claim(
-                f"sharper/selection/{name}",
-                f"final error of {name} selection over random's, paired",
-                "at most",
-                1.0,
-                "open",
-                default,
-            )
-            for name in SELECTIONS[1:]
+            ),
         ]
-        return declared
-
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Count covered replicates; compare right sides; compare errors replicate by replicate."""
-        parts = {str(name): part.set_index("replicate") for name, part in table.groupby("trial", sort=False)}
-        found = {}
-        for name, part in parts.items():
-            found[f"sharper/coverage/{name}"] = covered(part["worst_certificate"] <= 1).but(
-                unmet=unconverged(part["gradient"]),
-                note=f"largest left/right {part['worst_certificate'].max():.2f}",
-                vacuous=vacuous(part["sharpest_certificate"]),
+        return checks + [
+            Check(
+                name=f"certificates/selection/{sampling}",
+                statement=f"final error of {sampling} selection over random's, paired (geometric mean)",
+                threshold=at_most(1.0),
+                measure=_paired("error", f"mlp-{sampling}", "mlp-random"),
+                expect="open",
+                setting=settings["mlp-random"],
             )
-        for name in ("mlp-random", "mlp-active", "ntk-random", "ntk-active", "often-8"):
-            found[f"sharper/gain/{name}"] = median(parts[name]["gain_proposition"].to_numpy())
-        for name in ("mlp-random", "mlp-active", "ntk-random", "ntk-active"):
-            found[f"sharper/why not five times/{name}"] = median(parts[name]["gain_possible"].to_numpy())
-        found["sharper/gain with the range"] = median(parts["mlp-random"]["gain_range"].to_numpy())
-        found["sharper/gain over the exact bound"] = median(parts["mlp-random"]["gain_exact"].to_numpy())
-        growth = parts["often-8"]["gain_proposition"] / parts["often-1"]["gain_proposition"]
-        found["sharper/gain grows with Δmax"] = median(growth.to_numpy())
-        for name in SELECTIONS[1:]:
-            ours, theirs = (parts[f"mlp-{one}"]["error"].sort_index() for one in (name, "random"))
-            found[f"sharper/selection/{name}"] = log_ratio(ours, theirs)
-        return found
+            for sampling in SELECTIONS[1:]
+        ]
 
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
         """Say how much tighter, where, and what is left."""
-        parts = {str(name): part for name, part in table.groupby("trial", sort=False)}
-        gains = [f"{parts[f'often-{d:g}']['gain_proposition'].median():.1f} at Δmax = {d:g}" for d in STRETCH]
+        parts = {str(name): part for name, part in table.groupby("case", sort=False)}
+        gains = [f"{parts[c.name]['gain_proposition'].median():.1f} at Δmax = {c.largest:g}" for c in OFTEN]
         mlp, ntk, active = parts["mlp-random"], parts["ntk-random"], parts["ntk-active"]
-        picks = {n: log_ratio(parts[f"mlp-{n}"]["error"], mlp["error"]).value - 1 for n in SELECTIONS[1:]}
+        picks = [f"{s} {_paired('error', f'mlp-{s}', 'mlp-random')(table, LEVEL)}" for s in SELECTIONS[1:]]
         settings = [
-            f"truth {name.replace('-', ', ')}: {parts[name]['gain_proposition'].median():.1f} times (at most "
-            f"{parts[name]['gain_possible'].median():.1f} by the two-point floor; ours is "
-            f"{parts[name]['above_floor'].median():.1f} times the floor)"
-            for name in ("ntk-random", "ntk-active", "mlp-random", "mlp-active")
+            f"truth {case.problem}, {case.sampling}: {parts[case.name]['gain_proposition'].median():.1f} times (at "
+            f"most {parts[case.name]['gain_possible'].median():.1f} by the two-point floor; ours is "
+            f"{parts[case.name]['above_floor'].median():.1f} times the floor)"
+            for case in COMPARED
         ]
         return [
             "How many times tighter than Proposition 1 the certificate is in the simulator's default setting: "
@@ -203,44 +206,40 @@ class Certificates(Family):
             f"{active['gamma_prior'].median() / active['gamma'].median():.0%}. Cut at the range |Δ| <= Δmax, which κ "
             f"presumes anyway, the certificate is {ntk['gain_range'].median():.1f} (ntk) and "
             f"{mlp['gain_range'].median():.0f} (mlp) times tighter.",
-            "Final error against random selection (truth mlp): "
-            + ", ".join(f"{name} {100 * value:+.1f} %" for name, value in picks.items())
-            + ".",
+            f"Final error over random selection's (truth mlp, geometric mean of paired ratios): {', '.join(picks)}.",
         ]
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw right over left sides against Δmax, and errors by selection."""
-        often = table[table["trial"].str.startswith("often")]
-        often = often.assign(largest=often["trial"].str.partition("-")[2].astype(float))
         names = {
             "tightness_proposition": "Proposition 1",
             "tightness_extended": "exact bound",
             "tightness_certificate": "certificate",
         }
-        long = often.melt(["largest", "replicate"], list(names), "bound", "ratio").replace({"bound": names})
-        default = table[table["trial"].str.startswith("mlp")]
-        default = default.assign(selection=default["trial"].str.partition("-")[2])
+        often = at(table, problem="often").melt(["largest", "replicate"], list(names), "bound", "ratio")
+        axes = ("Δmax (log-odds)", "right side / error")
+        errors = {str(s): _paired("error", f"mlp-{s}", "mlp-random")(table, LEVEL) for s in SELECTIONS[1:]}
         return [
-            picture(
-                "sharper",
+            figures.picture(
+                "certificates",
                 "Right over left side (median over duels, mean over replicates) after 400 answers to nine duels, "
                 "against the largest true difference. The papers' bounds pay 1/κ, the certificate does not.",
-                plots.lines(long, "largest", "ratio", "bound", None, ("Δmax (log-odds)", "right side / error"), "xy"),
+                figures.lines(often.replace({"bound": names}), "largest", "ratio", "bound", None, axes, "xy"),
             ),
-            picture(
-                "sharper-selection",
-                "Final error by selection rule (mean with 95 % interval).",
-                plots.bars(default, "error", "selection", None, label="rms error over all duels (log-odds)"),
+            figures.picture(
+                "certificates-selection",
+                "Final error by selection rule over random selection's (geometric mean of paired ratios with 95 % "
+                "interval).",
+                figures.intervals(errors, "error / error of random selection", 1.0),
             ),
         ]
 
-    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Tabulate tightness per trial."""
-        rows = []
-        for name, part in table.groupby("trial", sort=False):
-            rows.append(
+    def numbers(self, table: Table) -> Table:
+        """Tabulate tightness per case."""
+        return pd.DataFrame(
+            [
                 {
-                    "trial": name,
+                    "case": case,
                     "rhs/lhs, papers": part["tightness_proposition"].median(),
                     "rhs/lhs, exact": part["tightness_extended"].median(),
                     "rhs/lhs, certificate": part["tightness_certificate"].median(),
@@ -253,5 +252,30 @@ class Certificates(Family):
                     "gain over exact": part["gain_exact"].median(),
                     "error": part["error"].mean(),
                 }
-            )
-        return pd.DataFrame(rows)
+                for case, part in table.groupby("case", sort=False)
+            ]
+        )
+
+
+def _coverage(case: str) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        return coverage(at(table, case=case), "certificate", level)
+
+    return measure
+
+
+def _paired(column: str, above: str, below: str) -> Measure:
+    """Measure the ratio of two cases, replicate by replicate."""
+
+    def measure(table: Table, level: float) -> Estimate:
+        wide = table.pivot(index="replicate", columns="case", values=column)
+        return log_ratio(wide[above], wide[below], level)
+
+    return measure
+
+
+register(
+    smoke=Certificates(replicates=80, block=80, prompts=4, width=16, rounds=3, batch=3),
+    quick=Certificates(),
+    full=Certificates(replicates=400, block=40, prompts=200, width=64, rounds=20, batch=10),
+)

@@ -7,20 +7,23 @@ term alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from bandits.runs.stats import Estimate, covered, halved, unconverged
-from theory_checks import figures as plots
-from theory_checks.claims import Claim, check_replicates
-from theory_checks.family import Family, Picture, Run, Verdict, picture
+from bandits.core.rng import Key
+from bandits.runs.page import Picture
+from bandits.runs.stats import Estimate, at_least, halved
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, measured, register
 from theory_checks.maths.tangent import Setting
-from theory_checks.maths.trials import Trial, play
+from theory_checks.maths.trials import Bound, Corruption, Trial, play
+from theory_checks.measures import coverage
 
 OFTEN = "one duel (|Δ| = 2) asked 3000 times, λ = 1"
-WHICH = {
+BOUNDS: dict[Bound, str] = {
     "extended": "exact bound, extended fit",
     "plain": "exact bound, θ_t",
     "noise": "self-normalised step",
@@ -28,14 +31,14 @@ WHICH = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Control:
-    """A trial that differs from an honest one in one point, and the bound it must break."""
+    """A trial that is corrupted in one point, and the bound that it must break there."""
 
-    says: str
+    corruption: str
     trial: Trial
-    bound: str
-    setting: str
+    bound: Bound = "extended"
+    setting: str = OFTEN
 
     @property
     def twin(self) -> Trial:
@@ -44,168 +47,145 @@ class Control:
 
 
 def _all(delta: float) -> dict[str, Control]:
-    duel = Setting(prompts=1, responses=3, largest=2.0)
-    often = Trial(duel, "repeated", rounds=60, batch=50, certificates=0, delta=delta)
-    firm = Trial(
-        Setting(truth="aligned", largest=2.0, width=256), rounds=20, regularisation=30.0, certificates=0, delta=delta
+    often = Trial(
+        Setting(prompts=1, responses=3, largest=2.0), "repeated", rounds=60, batch=50, certificates=0, delta=delta
     )
-    oracles = {
-        "flipped labels": ("flipped", "every answer turned round"),
-        "20 % of labels flipped": ("flipped-20%", "every fifth answer turned round"),
-        "temperature 4": ("btl-hot", "P = σ(Δ/4)"),
-        "temperature 1/4": ("btl-cold", "P = σ(4Δ)"),
-        "probit link": ("probit", "P = Φ(2Δ)"),
-        "intransitive oracle": ("intransitive", "a cycle of 2 sin 120° = 1.7 log-odds on top of Δ"),
-    }
-    controls = {
-        name: Control(says, replace(often, oracle=oracle), "extended", OFTEN)
-        for name, (oracle, says) in oracles.items()
-    }
-    controls |= {
-        f"{name}, certificate": Control(
-            controls[name].says, replace(controls[name].trial, certificates=8), "certificate", OFTEN
-        )
-        for name in ("flipped labels", "probit link")
-    }
-    controls["mean loss"] = Control(
-        "the data term divided by t, λ as it was", replace(often, corruption="mean-loss"), "extended", OFTEN
-    )
-    controls["decay to 0"] = Control(
-        "(λ/2)‖θ‖² in place of (λ/2)‖θ - θ0‖²",
-        replace(firm, setting=Setting(truth="aligned", largest=0.2), regularisation=100.0, corruption="decay-to-zero"),
-        "extended",
-        "a weak truth along one feature (|Δ| <= 0.2), λ = 100, 20 answers: the prior term is the bound",
-    )
-    controls["NDB features under NTK weights"] = Control(
-        "φ/√m in V, θ not rescaled",
-        replace(firm, corruption="ndb-features"),
-        "extended",
-        "a truth along one feature (|Δ| <= 2), m = 256, λ = 30, 20 answers: the bound is nearly attained",
-    )
-    controls["forgetful fit"] = Control(
-        "θ_t fits the newest batch alone while V counts every answer",
-        replace(often, corruption="forgetful"),
-        "extended",
-        OFTEN,
-    )
-    controls["V misses answers"] = Control(
-        "V counts each asked duel once",
-        replace(often, corruption="unrecorded"),
-        "noise",
-        OFTEN + "; the whole bound would only get looser, so its self-normalised step is judged",
-    )
-    extreme = Setting(prompts=1, responses=2, largest=8.0)
-    controls["κ at too small a Δmax"] = Control(
-        "κ = σ'(2) where |Δ| = 8",
-        replace(often, setting=extreme, corruption="small-kappa", certificates=0),
-        "plain",
-        "one duel (|Δ| = 8) asked 3000 times, λ = 1; the audit of κ is switched off",
-    )
-    return controls
+    certified = replace(often, certificates=8)
 
+    def oracle(name: str, words: str, trial: Trial = often, bound: Bound = "extended") -> Control:
+        return Control(corruption=words, trial=replace(trial, oracle=name), bound=bound)
 
-HALF = "half the empirical multiplier"
+    def corrupted(name: Corruption, words: str, **changes: object) -> Control:
+        trial = replace(often, corruption=name, **changes)  # type: ignore[arg-type]
+        return Control(corruption=words, trial=trial)
+
+    flipped, probit = "every label inverted", "P = Φ(2Δ)"
+    aligned = Setting(truth="aligned", largest=2.0, width=256)
+    prior = {"sampling": "random", "rounds": 20, "batch": 1}
+    return {
+        "flipped labels": oracle("flipped", flipped),
+        "20 % of labels flipped": oracle("flipped-20%", "every fifth label inverted"),
+        "temperature 4": oracle("btl-hot", "P = σ(Δ/4)"),
+        "temperature 1/4": oracle("btl-cold", "P = σ(4Δ)"),
+        "probit link": oracle("probit", probit),
+        "intransitive oracle": oracle("intransitive", "a cycle of 2 sin 120° = 1.7 log-odds on top of Δ"),
+        "flipped labels, certificate": oracle("flipped", flipped, certified, "certificate"),
+        "probit link, certificate": oracle("probit", probit, certified, "certificate"),
+        "mean loss": corrupted("mean-loss", "the data term divided by t, λ as it was"),
+        "decay to 0": replace(
+            corrupted(
+                "decay-to-zero",
+                "(λ/2)‖θ‖² in place of (λ/2)‖θ - θ0‖²",
+                setting=Setting(truth="aligned", largest=0.2),
+                regularisation=100.0,
+                **prior,
+            ),
+            setting="a weak truth along one feature (|Δ| <= 0.2), λ = 100, 20 answers: the prior term is the bound",
+        ),
+        "NDB features under NTK weights": replace(
+            corrupted("ndb-features", "φ/√m in V, θ not rescaled", setting=aligned, regularisation=30.0, **prior),
+            setting="a truth along one feature (|Δ| <= 2), m = 256, λ = 30, 20 answers: the bound is nearly attained",
+        ),
+        "forgetful fit": corrupted("forgetful", "θ_t fits the newest batch alone while V counts every answer"),
+        "V misses answers": replace(
+            corrupted("unrecorded", "V counts each asked duel once"),
+            bound="noise",
+            setting=OFTEN + "; the whole bound would only get looser, so its self-normalised step is judged",
+        ),
+        "κ at too small a Δmax": replace(
+            corrupted("small-kappa", "κ = σ'(2) where |Δ| = 8", setting=Setting(prompts=1, responses=2, largest=8.0)),
+            bound="plain",
+            setting="one duel (|Δ| = 8) asked 3000 times, λ = 1; the audit of κ is switched off",
+        ),
+    }
 
 
 @dataclass(frozen=True)
-class Controls(Family):
+class Played(Cell):
+    """A trial, named after the first control that has it, or has it for its twin."""
+
+    name: str
+    trial: Trial
+
+    @property
+    def key(self) -> str:
+        """The name alone."""
+        return "".join(c if c.isalnum() and c.isascii() else "-" for c in self.name).strip("-").lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls(Family[Played]):
     """Every control and its honest twin."""
+
+    name = "controls"
+    title = "Negative controls: the same code refutes what is wrong"
 
     replicates: int = 100
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        check_replicates("controls", self.replicates, self.delta)
+        check_replicates(self.name, self.replicates, self.delta)
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "controls"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "Negative controls: the same code refutes what is wrong"
-
-    def cells(self) -> list[str]:
-        """One per distinct trial; honest twins are shared."""
-        return list(self._trials())
-
-    def _trials(self) -> dict[str, Trial]:
-        """Return the trials by name, equal ones once."""
-        named: dict[Trial, str] = {}
-        for place, control in enumerate(_all(self.delta).values()):
-            named.setdefault(control.trial, f"control-{place:02d}")
-            named.setdefault(control.twin, f"twin-{place:02d}")
-        return {name: trial for trial, name in named.items()}
-
-    def _cell(self, trial: Trial) -> str:
-        return next(name for name, other in self._trials().items() if other == trial)
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
-        """Play a trial."""
-        columns = play(self._trials()[cell], run.key("controls", replicates=range(self.replicates)))
-        return pd.DataFrame({"trial": cell, "replicate": np.arange(self.replicates)} | columns)
-
-    def claims(self) -> list[Claim]:
-        """Declare each control (must fail) and its twin (must hold)."""
-        declared = []
+    def cells(self) -> Sequence[Played]:
+        """Return one per distinct trial; controls share honest twins."""
+        cells: dict[Trial, Played] = {}
         for name, control in _all(self.delta).items():
-            which = WHICH[control.bound]
-            declared.append(
-                Claim(
-                    f"controls/{name}",
-                    f"{which} with {control.says}",
-                    "at least",
-                    1 - self.delta,
-                    "fails",
-                    control.setting,
+            cells.setdefault(control.trial, Played(name, control.trial))
+            cells.setdefault(control.twin, Played(f"twin of {name}", control.twin))
+        return list(cells.values())
+
+    def run(self, cell: Played, seed: int, folder: Path) -> Table:
+        """Play a trial."""
+        replicates = range(self.replicates)
+        columns = play(cell.trial, Key(seed, tuple(replicates)).fold_in("controls"))
+        return pd.DataFrame({"trial": cell.name, "replicate": replicates} | columns)
+
+    def checks(self) -> list[Check]:
+        """Declare each control (must fail) and its twin (must hold)."""
+        level, checks = at_least(1 - self.delta), []
+        for name, control in _all(self.delta).items():
+            which = BOUNDS[control.bound]
+            checks.append(
+                Check(
+                    name=f"controls/{name}",
+                    statement=f"{which} with {control.corruption}",
+                    threshold=level,
+                    measure=_coverage(self._cell(control.trial), control.bound),
+                    expect="fails",
+                    setting=control.setting,
                 )
             )
-            declared.append(
-                Claim(
-                    f"controls/{name}/honest twin",
-                    f"{which}, the same setting done right",
-                    "at least",
-                    1 - self.delta,
-                    "holds",
-                    control.setting,
+            checks.append(
+                Check(
+                    name=f"controls/{name}/honest twin",
+                    statement=f"{which}, the same setting done right",
+                    threshold=level,
+                    measure=_coverage(self._cell(control.twin), control.bound),
+                    setting=control.setting,
                 )
             )
-        declared.append(
-            Claim(
-                f"controls/{HALF}",
-                "width times half of the multiplier that covered half of one half of the replicates, on the other half",
-                "at least",
-                1 - self.delta,
-                "fails",
-                OFTEN,
+        honest = self._cell(_all(self.delta)["flipped labels"].twin)
+        checks.append(
+            Check(
+                name="controls/half the empirical multiplier",
+                statement="width times half of the multiplier that covered half of the first replicates, on the others",
+                threshold=level,
+                measure=measured(halved, "needed_plain", trial=honest),
+                expect="fails",
+                setting=OFTEN,
             )
         )
-        return declared
+        return checks
 
-    def _part(self, table: pd.DataFrame, trial: Trial) -> pd.DataFrame:
-        return table[table["trial"] == self._cell(trial)]
+    def _cell(self, trial: Trial) -> str:
+        return next(cell.name for cell in self.cells() if cell.trial == trial)
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Judge controls and twins alike."""
-        found = {}
-        for name, control in _all(self.delta).items():
-            for suffix, trial in (("", control.trial), ("/honest twin", control.twin)):
-                part = self._part(table, trial)
-                worst = part[f"worst_{control.bound}"]
-                note = f"left/right {worst.median():.2f} in the median replicate"
-                found[f"controls/{name}{suffix}"] = covered(worst <= 1).but(unconverged(part["gradient"]), note)
-        found[f"controls/{HALF}"] = halved(self._part(table, _all(self.delta)["flipped labels"].twin)["needed_plain"])
-        return found
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
         """Count the controls that came out refuted."""
-        controls = [v for v in verdicts if v.claim.expect == "fails"]
-        refuted = sum(v.word == "refuted" for v in controls)
-        missed = [v.claim.name.partition("/")[2] for v in controls if v.word != "refuted"]
+        controls = [r for r in results if r.check.expect == "fails"]
+        missed = [r.check.name.partition("/")[2] for r in controls if r.verdict.word != "refuted"]
         return [
-            f"{refuted} of {len(controls)} negative controls were refuted"
+            f"{len(controls) - len(missed)} of {len(controls)} negative controls were refuted"
             + (
                 f"; not refuted: {', '.join(missed)}."
                 if missed
@@ -213,18 +193,28 @@ class Controls(Family):
             )
         ]
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw controls beside their twins."""
         rows = []
         for name, control in _all(self.delta).items():
             for kind, trial in (("control", control.trial), ("honest twin", control.twin)):
-                worst = self._part(table, trial)[f"worst_{control.bound}"]
+                worst = at(table, trial=self._cell(trial))[f"worst_{control.bound}"]
                 rows.append(pd.DataFrame({"control": name, "kind": kind, "worst": worst.clip(1e-3, 100)}))
         return [
-            picture(
+            figures.picture(
                 "controls",
                 "Largest left side over right side of every control and its honest twin (box: quartiles, whiskers: "
                 "95 % of replicates; cut at 100). Controls must lie beyond the line, twins before it.",
-                plots.controls(pd.concat(rows)),
+                figures.controls(pd.concat(rows)),
             )
         ]
+
+
+def _coverage(trial: str, bound: Bound) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        return coverage(at(table, trial=trial), bound, level)
+
+    return measure
+
+
+register(smoke=Controls(replicates=80), quick=Controls(), full=Controls(replicates=1000))

@@ -5,27 +5,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
-from bandits.runs.stats import Estimate, covered, empirical_multiplier, kappa_failed, unconverged, vacuous
-from theory_checks import figures as plots
-from theory_checks.claims import Claim, check_replicates
-from theory_checks.family import Family, Picture, Run, Verdict, blocks, picture
+from bandits.core.rng import Key
+from bandits.runs.page import Picture
+from bandits.runs.stats import Estimate, at_least, empirical_multiplier
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, blocks, check_replicates, register
 from theory_checks.maths.tangent import Setting
-from theory_checks.maths.trials import Sampling, Trial, play
+from theory_checks.maths.trials import Bound, Sampling, Trial, play
+from theory_checks.measures import coverage
 
 SAMPLINGS: tuple[Sampling, ...] = ("random", "active", "adversary", "repeated")
-SETTINGS = {"firm": (1.0, 30.0), "default": (1.0, 1.0), "overshoot": (2.0, 0.1)}  # Δmax, λ
-JUDGED = {
-    "firm": ("plain", "extended", "noise"),
-    "default": ("plain", "audited", "extended", "noise"),
-    "overshoot": ("audited", "extended", "noise"),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """How hard a trial is for κ: the largest difference, the regularisation, and the bounds judged there."""
+
+    largest: float
+    regularisation: float
+    judged: tuple[Bound, ...]
+
+
+REGIMES = {
+    "firm": Regime(largest=1.0, regularisation=30.0, judged=("plain", "extended", "noise")),
+    "default": Regime(largest=1.0, regularisation=1.0, judged=("plain", "audited", "extended", "noise")),
+    "overshoot": Regime(largest=2.0, regularisation=0.1, judged=("audited", "extended", "noise")),
 }
-SAYS = {
+STATEMENTS: dict[Bound, str] = {
     "plain": "θ_t with κ = σ'(Δmax)",
     "audited": "θ_t with κ read off the segments between true and fitted differences",
     "extended": "the fit with the extended link, κ = σ'(Δmax)",
@@ -34,8 +48,21 @@ SAYS = {
 
 
 @dataclass(frozen=True)
-class Exact(Family):
-    """Coverage of the exact bound under four ways to choose duels and three settings."""
+class Block(Cell):
+    """Some replicates of a regime under one sampling."""
+
+    regime: str
+    sampling: Sampling
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(Family[Block]):
+    """Coverage of the exact bound under four ways to choose duels, in three regimes."""
+
+    name = "exact"
+    title = "The linearised learner obeys the exact bound, for all moments and duels at once"
 
     replicates: int = 400
     block: int = 200
@@ -46,113 +73,87 @@ class Exact(Family):
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        check_replicates("exact", self.replicates, self.delta)
+        check_replicates(self.name, self.replicates, self.delta)
         if self.block < 1:
             raise InputError(f"exact: a block needs at least 1 replicate, got {self.block}")
-        for setting in SETTINGS:
-            self._trial(setting, "random")
+        for regime in REGIMES.values():
+            self._trial(regime, "random")
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "exact"
+    def _trial(self, regime: Regime, sampling: Sampling) -> Trial:
+        return Trial(
+            Setting(self.prompts, self.responses, width=self.width, largest=regime.largest),
+            sampling,
+            regularisation=regime.regularisation,
+            rounds=self.rounds,
+            delta=self.delta,
+            certificates=0,
+        )
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "The linearised learner obeys the exact bound, for all moments and duels at once"
+    def cells(self) -> Sequence[Block]:
+        """Return one per regime, sampling and block of replicates."""
+        parts = blocks(self.replicates, self.block)
+        return [Block(name, s, part.start, part.stop) for name in REGIMES for s in SAMPLINGS for part in parts]
 
-    def _trial(self, setting: str, sampling: Sampling) -> Trial:
-        largest, lam = SETTINGS[setting]
-        problem = Setting(self.prompts, self.responses, width=self.width, largest=largest)
-        return Trial(problem, sampling, regularisation=lam, rounds=self.rounds, delta=self.delta, certificates=0)
-
-    def cells(self) -> list[str]:
-        """One per setting, sampling and block of replicates."""
-        parts = range(len(blocks(self.replicates, self.block)))
-        return [f"{setting}-{sampling}-{part}" for setting in SETTINGS for sampling in SAMPLINGS for part in parts]
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
+    def run(self, cell: Block, seed: int, folder: Path) -> Table:
         """Play the trials of a block."""
-        setting, sampling, part = cell.split("-")
-        replicates = blocks(self.replicates, self.block)[int(part)]
-        chosen = next(s for s in SAMPLINGS if s == sampling)
-        columns = play(self._trial(setting, chosen), run.key("exact", setting, replicates=replicates))
-        return pd.DataFrame({"setting": setting, "sampling": sampling, "replicate": list(replicates)} | columns)
+        replicates = range(cell.first, cell.end)
+        key = Key(seed, tuple(replicates)).fold_in("exact", cell.regime)
+        columns = play(self._trial(REGIMES[cell.regime], cell.sampling), key)
+        return pd.DataFrame({"regime": cell.regime, "sampling": cell.sampling, "replicate": replicates} | columns)
 
-    def claims(self) -> list[Claim]:
-        """Declare one coverage per setting, sampling and bound."""
+    def checks(self) -> list[Check]:
+        """Declare one coverage per regime, sampling and bound."""
         return [
-            Claim(
-                f"exact/{setting}/{sampling}/{bound}",
-                f"{SAYS[bound]}; {sampling} sampling",
-                "at least",
-                1 - self.delta,
-                setting=f"Δmax = {SETTINGS[setting][0]:g}, λ = {SETTINGS[setting][1]:g}, {self.rounds} answers",
+            Check(
+                name=f"exact/{name}/{sampling}/{bound}",
+                statement=f"{STATEMENTS[bound]}; {sampling} sampling",
+                threshold=at_least(1 - self.delta),
+                measure=_coverage(name, sampling, bound),
+                setting=f"Δmax = {regime.largest:g}, λ = {regime.regularisation:g}, {self.rounds} answers",
             )
-            for setting in SETTINGS
+            for name, regime in REGIMES.items()
             for sampling in SAMPLINGS
-            for bound in JUDGED[setting]
+            for bound in regime.judged
         ]
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Count the replicates in which no moment and no duel breaks the bound."""
-        found = {}
-        for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
-            assumed = kappa(SETTINGS[str(setting)][0])
-            for bound in JUDGED[str(setting)]:
-                note = f"largest left/right {part[f'worst_{bound}'].max():.2f}"
-                measured = covered(part[f"worst_{bound}"] <= 1).but(note=note)
-                if bound != "noise":
-                    measured = measured.but(unconverged(part["gradient"]), vacuous=vacuous(part[f"sharpest_{bound}"]))
-                if bound == "plain":
-                    measured = measured.but(kappa_failed(part["kappa"], assumed))
-                found[f"exact/{setting}/{sampling}/{bound}"] = measured
-        return found
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
         """Say how the bound fared and how tight its steps are."""
-        word = {v.claim.name: v.word for v in verdicts}
-        held = sum(w == "supported" for w in word.values())
-        overshoot = table[table["setting"] == "default"]
-        share = float((overshoot["kappa"] < kappa(1.0)).mean())
-        noise, whole = (table["worst_noise"].quantile(1 - self.delta), table["worst_extended"].quantile(1 - self.delta))
-        broken = [name for name, w in word.items() if w == "refuted"]
-        straight = [w for name, w in word.items() if name.endswith("extended")]
+        words = [r.verdict.word for r in results]
+        extended = [r.verdict.word for r in results if r.check.name.endswith("extended")]
+        failed = float((at(table, regime="default")["kappa"] < kappa(1.0)).mean())
+        noise, whole = (table[f"worst_{bound}"].quantile(1 - self.delta) for bound in ("noise", "extended"))
         return [
-            f"The exact bound is supported in {held} of {len(word)} combinations of setting, sampling and version, "
-            f"refuted in {len(broken)}; the samplings include choosing by width and an adversary who knows the "
-            "truth.",
-            f"κ = σ'(Δmax) failed on the fitted differences in {share:.0%} of the replicates at λ = 1, Δmax = 1: "
+            f"The exact bound is supported in {words.count('supported')} of {len(words)} combinations of "
+            f"regime, sampling and version, refuted in {words.count('refuted')}; the samplings include "
+            "choosing by width and an adversary who knows the truth.",
+            f"κ = σ'(Δmax) failed on the fitted differences in {failed:.0%} of the replicates at λ = 1, Δmax = 1: "
             "without an audit the plain bound would have been 'verified' under an assumption that did not hold. The "
-            f"extended link needs no such assumption ({straight.count('supported')} of {len(straight)} "
-            "supported).",
+            f"extended link needs no such assumption ({extended.count('supported')} of {len(extended)} supported).",
             f"The self-normalised step reaches {noise:.2f} of its right side in the worst {self.delta:.0%} of "
             f"replicates, the whole bound {whole:.2f}.",
         ]
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw how near the left side came to the right side."""
         names = {f"worst_{bound}": bound for bound in ("noise", "extended", "audited", "proposition")}
-        long = table.melt(["setting", "sampling", "replicate"], list(names), "bound", "worst").replace({"bound": names})
+        long = table.melt(["regime", "sampling", "replicate"], list(names), "bound", "worst").replace({"bound": names})
         long["worst"] = long["worst"].clip(lower=1e-3)
         return [
-            picture(
+            figures.picture(
                 "exact",
                 "Largest left side over right side, over all moments and duels of a replicate (box: quartiles, "
                 "whiskers: 95 % of replicates). Beyond the line the bound is broken; 'noise' is the self-normalised "
                 "step alone, 'proposition' has the constants of the papers.",
-                plots.ratios(long, "setting", "sampling"),
+                figures.ratios(long, "regime", "sampling"),
             )
         ]
 
-    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
+    def numbers(self, table: Table) -> Table:
         """Tabulate the multiplier, what would have sufficed, and the tightness."""
-        rows = []
-        for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
-            rows.append(
+        return pd.DataFrame(
+            [
                 {
-                    "setting": setting,
+                    "regime": regime,
                     "sampling": sampling,
                     "γ (papers)": part["gamma"].median(),
                     "needed γ̂": empirical_multiplier(part["needed_plain"], self.delta),
@@ -161,5 +162,19 @@ class Exact(Family):
                     "B": part["norm"].median(),
                     "log det": part["information"].median(),
                 }
-            )
-        return pd.DataFrame(rows)
+                for (regime, sampling), part in table.groupby(["regime", "sampling"], sort=False)
+            ]
+        )
+
+
+def _coverage(regime: str, sampling: Sampling, bound: Bound) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        assumed = kappa(REGIMES[regime].largest) if bound == "plain" else None
+        return coverage(at(table, regime=regime, sampling=sampling), bound, level, assumed)
+
+    return measure
+
+
+register(
+    smoke=Exact(replicates=80, block=80, rounds=10, prompts=2), quick=Exact(), full=Exact(replicates=4000, rounds=2000)
+)

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from bandits.runs.stats import Estimate, worst
+from bandits.runs.page import Picture
+from bandits.runs.stats import Estimate, at_least
+from bandits.sim.audit import Version
 from bandits.sim.config import Simulation
-from theory_checks import figures as plots
-from theory_checks.claims import Claim, check_replicates
-from theory_checks.family import Family, Picture, Run, Verdict, picture
-from theory_checks.simulated import needed, network_coverage, simulate
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Table, at, check_replicates, register
+from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
+from theory_checks.simulated import simulate
 
-SETTINGS = {
+Pool = Literal["pool", "repeated"]
+POOLS: dict[Pool, str] = {
     "pool": "20 prompts x 3, each duel asked once, λ = 1, Δmax = 1",
     "repeated": "2 duels asked again and again, λ = 10, Δmax = 1",
 }
+STRATEGIES = ("random", "activedpo")
 
 
 @dataclass(frozen=True)
-class Network(Family):
+class Loop(Cell):
+    """A strategy on a pool."""
+
+    pool: Pool
+    strategy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Family[Loop]):
     """Coverage of Proposition 1 by the network, with V at θ0 and at θ_t."""
+
+    name = "network"
+    title = "Propositions 1 and 2 on the network"
 
     replicates: int = 80
     rounds: int = 60
@@ -30,22 +48,13 @@ class Network(Family):
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        check_replicates("network", self.replicates, self.delta)
-        self._simulation("pool", 0)
+        check_replicates(self.name, self.replicates, self.delta)
+        for pool in POOLS:
+            self._simulation(pool, 0)
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "network"
-
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "Propositions 1 and 2 on the network"
-
-    def _simulation(self, setting: str, seed: int) -> Simulation:
+    def _simulation(self, pool: Pool, seed: int) -> Simulation:
         common = Simulation(
-            contenders=("random", "activedpo"),
+            contenders=STRATEGIES,
             truths=("mlp",),
             replicates=self.replicates,
             seed=seed,
@@ -53,7 +62,7 @@ class Network(Family):
             delta=self.delta,
             reward_bound=0.5,
         )
-        if setting == "pool":
+        if pool == "pool":
             return replace(common, prompts=20, heldout=5, rounds=3, batch=10)
         return replace(
             common,
@@ -67,67 +76,45 @@ class Network(Family):
             evaluations=8,
         )
 
-    def cells(self) -> list[str]:
-        """One per setting and strategy."""
-        return [f"{setting}-{contender}" for setting in SETTINGS for contender in ("random", "activedpo")]
+    def cells(self) -> Sequence[Loop]:
+        """Return one per pool and strategy."""
+        return [Loop(pool, strategy) for pool in POOLS for strategy in STRATEGIES]
 
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
+    def run(self, cell: Loop, seed: int, folder: Path) -> Table:
         """Play the loop with its audit."""
-        setting, contender = cell.split("-")
-        tables = simulate(self._simulation(setting, run.seed), "mlp", contender, run.folder)
-        return tables["bounds"].assign(setting=setting, sampling=contender)
+        tables = simulate(self._simulation(cell.pool, seed), "mlp", cell.strategy, folder)
+        return tables["bounds"].assign(pool=cell.pool, strategy=cell.strategy)
 
-    def claims(self) -> list[Claim]:
-        """Declare coverage per setting, strategy and gradients in V; and the split of the error."""
-        level = 1 - self.delta
-        declared = []
-        for setting, words in SETTINGS.items():
-            for sampling in ("random", "activedpo"):
-                for kind, says in (("θ0", "Proposition 1"), ("θt", "Proposition 2 (V and φ at θ_t)")):
-                    declared.append(
-                        Claim(
-                            f"network/{setting}/{sampling}/{kind}",
-                            f"{says} without its 2ε, which can only help",
-                            "at least",
-                            level,
-                            setting=f"{words}, m = {self.width}, depth 3",
-                        )
-                    )
-                declared.append(
-                    Claim(
-                        f"network/{setting}/{sampling}/split",
-                        "rms error <= statistical part + linearisation part",
-                        "at most",
-                        1.0,
-                        setting=words,
-                    )
-                )
-        return declared
+    def checks(self) -> list[Check]:
+        """Declare coverage per pool, strategy and gradients in V."""
+        return [
+            Check(
+                name=f"network/{pool}/{strategy}/{gradients}",
+                statement=f"Proposition {1 if gradients == 'θ0' else 2} ({words}) without its 2ε, which can only help",
+                threshold=at_least(1 - self.delta),
+                measure=_coverage(pool, strategy, version),
+                setting=f"{POOLS[pool]}, m = {self.width}, depth 3",
+            )
+            for pool in POOLS
+            for strategy in STRATEGIES
+            for gradients, (version, words) in PROPOSITIONS.items()
+        ]
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Count covered replicates; compare the error with its parts."""
-        found: dict[str, Estimate] = {}
-        for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
-            name = f"network/{setting}/{sampling}"
-            found |= {f"{name}/{which}": held for which, held in network_coverage(part, 1.0).items()}
-            whole = part["statistical"] + part["linearisation"]
-            found[f"{name}/split"] = worst((part["error"] / whole).to_numpy() - 1e-9)
-        return found
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[object]) -> list[str]:
         """Say how loose the propositions are."""
         lines = []
-        for setting, part in table.groupby("setting", sort=False):
+        for pool, words in POOLS.items():
+            part = at(table, pool=pool)
             last = part[part["round"] == part["round"].max()]
             lines.append(
-                f"{SETTINGS[str(setting)]}: γ_T = {last['gamma'].median():.0f} where "
+                f"{words}: γ_T = {last['gamma'].median():.0f} where "
                 f"{needed(part, 'needed_network', self.delta):.2f} would have sufficed; right over left side "
                 f"{last['tightness'].median():.0f} in the median; linearisation "
                 f"{last['linearisation'].median() / last['error'].median():.0%} of the error."
             )
         return lines
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw the multiplier beside the one needed, and the parts of the error."""
         terms = {
             "gamma": "γ of the papers",
@@ -136,36 +123,35 @@ class Network(Family):
             "needed_network": "needed by the network",
             "needed_tangent": "needed, linearised",
         }
-        long = table.melt(["setting", "labels", "replicate"], list(terms), "term", "multiplier").replace(
-            {"term": terms}
-        )
+        keys = ["pool", "labels", "replicate"]
+        long = table.melt(keys, list(terms), "term", "multiplier").replace({"term": terms})
         parts = {"error": "network's error", "statistical": "statistical part", "linearisation": "linearisation part"}
-        split = table.melt(["setting", "labels", "replicate"], list(parts), "part", "rms").replace({"part": parts})
+        split = table.melt(keys, list(parts), "part", "rms").replace({"part": parts})
         return [
-            picture(
+            figures.picture(
                 "network-terms",
                 "Proposition 1's multiplier and its terms beside what would have sufficed (means with 95 % "
                 "intervals over replicates).",
-                plots.lines(
-                    long, "labels", "multiplier", "term", "setting", ("labels", "multiplier of the width"), "xy"
+                figures.lines(
+                    long, "labels", "multiplier", "term", "pool", ("labels", "multiplier of the width"), "xy"
                 ),
             ),
-            picture(
+            figures.picture(
                 "network-split",
                 "The network's error and its two parts.",
-                plots.lines(split, "labels", "rms", "part", "setting", ("labels", "rms error (log-odds)"), "xy"),
+                figures.lines(split, "labels", "rms", "part", "pool", ("labels", "rms error (log-odds)"), "xy"),
             ),
         ]
 
-    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
+    def numbers(self, table: Table) -> Table:
         """Tabulate the last round."""
         rows = []
-        for (setting, sampling), part in table.groupby(["setting", "sampling"], sort=False):
+        for (pool, strategy), part in table.groupby(["pool", "strategy"], sort=False):
             last = part[part["round"] == part["round"].max()]
             rows.append(
                 {
-                    "setting": setting,
-                    "sampling": sampling,
+                    "pool": pool,
+                    "strategy": strategy,
                     "labels": int(last["labels"].iloc[0]),
                     "γ": last["gamma"].median(),
                     "noise term": last["gamma_noise"].median(),
@@ -178,3 +164,13 @@ class Network(Family):
                 }
             )
         return pd.DataFrame(rows)
+
+
+def _coverage(pool: Pool, strategy: str, version: Version) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        return audited_coverage(at(table, pool=pool, strategy=strategy), version, 1.0, level)
+
+    return measure
+
+
+register(smoke=Network(rounds=12, width=16), quick=Network(), full=Network(replicates=400, rounds=200, width=512))

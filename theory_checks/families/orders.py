@@ -8,8 +8,10 @@ are upper bounds, so a claim is supported if the whole interval of the fitted sl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,14 +24,14 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import Factored
-from bandits.runs.stats import Estimate, log_slope, unconverged, worst
+from bandits.runs.page import Picture
+from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
 from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.truths import TRUTHS
-from theory_checks import figures as plots
-from theory_checks.claims import Claim
-from theory_checks.family import Family, Picture, Run, Verdict, picture
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, blocks, register
 
 MEASURES = {
     "epsilon": "ε = max |network - linearised| over all duels",
@@ -44,22 +46,22 @@ LARGEST, BOUND = 2.0, 1.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Cell):
     """One point of a sweep."""
 
-    sweep: str
+    sweep: Literal["width", "time", "lambda", "relu"]
     depth: int
     width: int
     regularisation: float
     activation: Activation = "softplus"
 
     @property
-    def cell(self) -> str:
-        """Its name."""
+    def key(self) -> str:
+        """Its values."""
         return f"{self.sweep}-{self.depth}-{self.width}-{self.regularisation:g}-{self.activation}"
 
 
-def declared(widths: list[int]) -> float:
+def declared(widths: Sequence[int]) -> float:
     """Return the slope of ``m^{-1/6} √(log m)`` between the ends of a range of widths."""
     low, high = min(widths), max(widths)
     gain = 0.5 * (math.log(math.log(high)) - math.log(math.log(low))) / (math.log(high) - math.log(low))
@@ -102,9 +104,9 @@ def measure(place: Place, times: tuple[int, ...], prompts: int, key: Key) -> Ite
         tangent.fit()
         now = network.value_and_gradient(learner.weights, everything.x)[1]
         designs = {}
-        for at in ("initial", "current"):
-            designs[at] = GramDesign(ridge)
-            designs[at].append(learner.features(past.items, at, "all").differences(past.duels))
+        for weights in ("initial", "current"):
+            designs[weights] = GramDesign(ridge)
+            designs[weights].append(learner.features(past.items, weights, "all").differences(past.duels))
         widths = {
             "initial": designs["initial"].widths(first.differences(compared)),
             "current": designs["current"].widths(now.differences(compared)),
@@ -146,9 +148,12 @@ def _relative(a: Tensor, b: Tensor) -> Tensor:
     return norm(a - b) / norm(b)
 
 
-@dataclass(frozen=True)
-class Orders(Family):
+@dataclass(frozen=True, kw_only=True)
+class Orders(Family[Place]):
     """Sweeps over width (per depth), number of answers, regularisation and depth."""
+
+    name = "orders"
+    title = "The network follows its linearisation: ε, gradients, widths and log det against m, t, λ and depth"
 
     replicates: int = 10
     few: int = 3
@@ -173,214 +178,192 @@ class Orders(Family):
             raise InputError("orders: the regularisations need values below, at and above 1")
         if max(self.times) > 3 * self.prompts:
             raise InputError(f"orders: {max(self.times)} duels are to be asked, but the pool has {3 * self.prompts}")
+        if any(len(self._widths(depth)) < 2 for depth in (2, *self.depths)):
+            raise InputError(f"orders: a slope needs two widths up to the deepest width, {self.deepest_width}")
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "orders"
+    def _widths(self, depth: int) -> list[int]:
+        return [width for width in self.widths if depth <= 3 or width <= self.deepest_width]
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "The network follows its linearisation: ε, gradients, widths and log det against m, t, λ and depth"
-
-    def _places(self) -> list[Place]:
-        places = [
-            Place("width", depth, width, 1.0)
-            for depth in self.depths
-            for width in self.widths
-            if depth <= 3 or width <= self.deepest_width
-        ]
+    def cells(self) -> Sequence[Place]:
+        """Return one per point of a sweep; the slowest first."""
+        places = [Place("width", depth, width, 1.0) for depth in self.depths for width in self._widths(depth)]
         places += [Place("time", depth, self.at_width, 1.0) for depth in self.depths]
         places += [Place("lambda", 3, self.at_width, lam) for lam in self.regularisations]
-        places += [Place("relu", 2, width, 1.0, "relu") for width in self.widths if width <= self.deepest_width]
-        return places
+        places += [Place("relu", 2, width, 1.0, "relu") for width in self._widths(4)]
+        return sorted(places, key=lambda place: -place.depth * place.width**2)
 
     def _times(self, place: Place) -> tuple[int, ...]:
         """Return when to fit and measure: often where t is swept, else twice (stale rows need an earlier fit)."""
         last = max(self.times)
         return self.times if place.sweep == "time" else (last // 2, last)
 
-    def cells(self) -> list[str]:
-        """One per point of a sweep; the slowest first."""
-        return [p.cell for p in sorted(self._places(), key=lambda p: -p.depth * p.width**2)]
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
+    def run(self, cell: Place, seed: int, folder: Path) -> Table:
         """Measure one point; wide networks replicate by replicate, to spare memory."""
-        place = next(p for p in self._places() if p.cell == cell)
-        count = self.replicates if place.width <= 1024 else self.few
-        size = max(1, min(count, 2**22 // place.width**2))
+        count = self.replicates if cell.width <= 1024 else self.few
         parts = []
-        for start in range(0, count, size):
-            members = range(start, min(start + size, count))
-            key = run.key("orders", place.cell, replicates=members)
-            times = self._times(place)
-            for time, columns in zip(times, measure(place, times, self.prompts, key), strict=True):
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "sweep": place.sweep,
-                            "depth": place.depth,
-                            "width_m": place.width,
-                            "lambda": place.regularisation,
-                            "t": time,
-                            "replicate": list(members),
-                            **columns,
-                        }
-                    )
+        for members in blocks(count, max(1, 2**22 // cell.width**2)):
+            key = Key(seed, tuple(members)).fold_in("orders", cell.key)
+            times = self._times(cell)
+            parts += [
+                pd.DataFrame(
+                    {
+                        "sweep": cell.sweep,
+                        "depth": cell.depth,
+                        "width_m": cell.width,
+                        "lambda": cell.regularisation,
+                        "inverse": 1 / cell.regularisation,
+                        "t": time,
+                        "replicate": members,
+                        **columns,
+                    }
                 )
+                for time, columns in zip(times, measure(cell, times, self.prompts, key), strict=True)
+            ]
         return pd.concat(parts, ignore_index=True)
 
-    def _slopes(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Return every slope with what its fits forbid."""
-        found: dict[str, Estimate] = {}
-
-        def fit(name: str, part: pd.DataFrame, x: str, y: str = "epsilon", paired: bool = False) -> None:
-            slope = log_slope(part[x], part[y], part["replicate"] if paired else None)
-            found[f"orders/{name}"] = slope.but(unconverged(part["gradient_norm"]))
-
-        final = table[table["t"] == max(self.times)]
-        for depth in self.depths:
-            part = final[(final["sweep"] == "width") & (final["depth"] == depth)]
-            for measure in MEASURES:
-                fit(f"{measure} in m, depth {depth}", part, "width_m", measure)
-        fit("epsilon in m, ReLU, depth 2", final[final["sweep"] == "relu"], "width_m")
-        at = table[table["sweep"] == "time"]
-        for depth in self.depths:
-            fit(f"epsilon in t, depth {depth}", at[at["depth"] == depth], "t", paired=True)
-        fit("epsilon in depth", at[at["t"] == max(self.times)], "depth")
-        lam = final[final["sweep"] == "lambda"].assign(inverse=lambda part: 1 / part["lambda"])
-        for side, part in (("weak λ", lam[lam["lambda"] <= 1]), ("strong λ", lam[lam["lambda"] >= 1])):
-            fit(f"epsilon in 1∕λ, {side}", part, "inverse")
-        return found
-
-    def claims(self) -> list[Claim]:
-        """Declare one exponent per measure and sweep, and the distance of θ_t from θ0."""
-        deep = [w for w in self.widths if w <= self.deepest_width]
-        relu = deep
-        where = f"t = {max(self.times)} random duels, λ = 1, softplus"
-        declared_claims = []
-        for depth in self.depths:
-            widths = list(self.widths) if depth <= 3 else deep
-            for name, words in MEASURES.items():
-                declared_claims.append(
-                    Claim(
-                        f"orders/{name} in m, depth {depth}",
-                        f"log-log slope of {words}: order m^(-1/6) √log m",
-                        "at most",
-                        declared(widths),
-                        "open" if "stale" in name else "holds",
-                        f"{where}, m = {min(widths)} … {max(widths)}",
-                    )
-                )
-        declared_claims.append(
-            Claim(
-                "orders/epsilon in m, ReLU, depth 2",
-                "log-log slope of ε with the theorem's own activation",
-                "at most",
-                declared(relu),
-                "holds",
-                f"ReLU, m = {min(relu)} … {max(relu)}",
+    def checks(self) -> list[Check]:
+        """Declare one exponent per measure and sweep."""
+        last, near = max(self.times), f"m = {self.at_width}"
+        where = f"t = {last} random duels, λ = 1, softplus"
+        checks = [
+            Check(
+                name=f"orders/{measure_name} in m, depth {depth}",
+                statement=f"log-log slope of {words}: order m^(-1/6) √log m",
+                threshold=at_most(declared(self._widths(depth))),
+                measure=_slope("width_m", measure_name, sweep="width", depth=depth, t=last),
+                expect="open" if "stale" in measure_name else "holds",
+                setting=f"{where}, m = {min(self._widths(depth))} … {max(self._widths(depth))}",
+            )
+            for depth in self.depths
+            for measure_name, words in MEASURES.items()
+        ]
+        checks.append(
+            Check(
+                name="orders/epsilon in m, ReLU, depth 2",
+                statement="log-log slope of ε with the theorem's own activation",
+                threshold=at_most(declared(self._widths(4))),
+                measure=_slope("width_m", "epsilon", sweep="relu", t=last),
+                setting=f"ReLU, m = {min(self._widths(4))} … {max(self._widths(4))}",
             )
         )
-        declared_claims += [
-            Claim(
-                f"orders/epsilon in t, depth {depth}",
-                "log-log slope of ε in t: order t^(4/3)",
-                "at most",
-                4 / 3,
-                setting=f"m = {self.at_width}",
+        checks += [
+            Check(
+                name=f"orders/epsilon in t, depth {depth}",
+                statement="log-log slope of ε in t: order t^(4/3)",
+                threshold=at_most(4 / 3),
+                measure=_slope("t", "epsilon", paired=True, sweep="time", depth=depth),
+                setting=near,
             )
             for depth in self.depths
         ]
-        declared_claims += [
-            Claim(
-                "orders/epsilon in depth",
-                "log-log slope of ε in L: order L³",
-                "at most",
-                3.0,
-                setting=f"m = {self.at_width}, L = {min(self.depths)} … {max(self.depths)}",
-            ),
-            Claim(
-                "orders/epsilon in 1∕λ, weak λ",
+        checks.append(
+            Check(
+                name="orders/epsilon in depth",
+                statement="log-log slope of ε in L: order L³",
+                threshold=at_most(3.0),
+                measure=_slope("depth", "epsilon", sweep="time", t=last),
+                setting=f"{near}, L = {min(self.depths)} … {max(self.depths)}",
+            )
+        )
+        sides = {
+            "weak λ": (
                 "log-log slope of ε in 1/λ: order (1/λ)^(4/3); a bound with an unknown C binds only as t/λ grows",
-                "at most",
-                4 / 3,
-                "open",
-                setting=f"m = {self.at_width}, depth 3, λ = {min(self.regularisations):g} … 1",
+                [lam for lam in self.regularisations if lam <= 1],
             ),
-            Claim(
-                "orders/epsilon in 1∕λ, strong λ",
+            "strong λ": (
                 "the same where the fit shrinks as 1/λ and ε, of second order, as 1/λ²: an upper bound in t/λ is "
                 "about large t/λ and does not forbid it",
-                "at most",
-                4 / 3,
-                "open",
-                setting=f"m = {self.at_width}, depth 3, λ = 1 … {max(self.regularisations):g}",
+                [lam for lam in self.regularisations if lam >= 1],
             ),
-            Claim(
-                "orders/distance",
-                "‖θ_t - θ0‖ <= √(2 t log 2 / λ), since L_t(θ_t) <= L_t(θ0) = t log 2",
-                "at most",
-                1.0,
-                setting="all of the above",
-            ),
+        }
+        return checks + [
+            Check(
+                name=f"orders/epsilon in 1∕λ, {side}",
+                statement=words,
+                threshold=at_most(4 / 3),
+                measure=_slope("inverse", "epsilon", among=("lambda", some), sweep="lambda", t=last),
+                expect="open",
+                setting=f"{near}, depth 3, λ = {min(some):g} … {max(some):g}",
+            )
+            for side, (words, some) in sides.items()
         ]
-        return declared_claims
 
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Fit every slope."""
-        return self._slopes(table) | {"orders/distance": worst(table["distance"].to_numpy())}
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
         """Compare what was measured with what was declared."""
-        slopes = self._slopes(table)
-        widths = [slopes[f"orders/epsilon in m, depth {d}"] for d in self.depths]
-        t, lam = slopes["orders/epsilon in t, depth 3"], slopes["orders/epsilon in 1∕λ, weak λ"]
-        depth, kernel = slopes["orders/epsilon in depth"], slopes["orders/kernel in m, depth 3"]
-        at = table[(table["sweep"] == "width") & (table["depth"] == 3) & (table["t"] == max(self.times))]
-        ends = [float(at[at["width_m"] == m]["epsilon"].median()) for m in (min(self.widths), max(self.widths))]
+        slopes = {check.name.partition("/")[2]: check.measure(table, LEVEL) for check in self.checks()}
+        widths = [f"{slopes[f'epsilon in m, depth {d}']}" for d in self.depths]
+        t, lam = slopes[f"epsilon in t, depth {self.depths[1]}"], slopes["epsilon in 1∕λ, weak λ"]
+        wide = at(table, sweep="width", depth=self.depths[1], t=max(self.times)).groupby("width_m")["epsilon"].median()
         return [
-            f"ε falls much faster with the width than declared: slopes {', '.join(map(str, widths))} at depth "
-            f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {ends[0]:.3f} at m = "
-            f"{min(self.widths)} to {ends[1]:.4f} log-odds at m = {max(self.widths)} (depth 3).",
+            f"ε falls much faster with the width than declared: slopes {', '.join(widths)} at depth "
+            f"{', '.join(map(str, self.depths))}, against m^(-1/6) √log m; from {wide.iloc[0]:.3f} at m = "
+            f"{wide.index[0]} to {wide.iloc[-1]:.4f} log-odds at m = {wide.index[-1]} (depth {self.depths[1]}).",
             f"In t its slope is {t} (declared 4/3), in 1/λ {lam} for λ <= 1 (declared 4/3), in depth "
-            f"{depth} (declared 3); the kernel's relative change falls as m^{kernel}.",
+            f"{slopes['epsilon in depth']} (declared 3); the kernel's relative change falls as "
+            f"m^{slopes[f'kernel in m, depth {self.depths[1]}']}.",
         ]
 
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
+    def pictures(self, table: Table) -> list[Picture]:
         """Draw the sweeps on log-log axes with the declared orders."""
         last = max(self.times)
-        widths = table[(table["sweep"] == "width") & (table["t"] == last)]
-        widths = widths.assign(depth="depth " + widths["depth"].astype(str))
-        order = declared(list(self.widths))
+        named = table.assign(depth="depth " + table["depth"].astype(str))
+        widths, times = at(named, sweep="width", t=last), at(named, sweep="time")
+        order = declared(self.widths)
         three = {"epsilon": "ε", "gradient": "gradient closeness", "kernel": "kernel drift"}
         rest = {"width": "widths, θ_t vs θ0", "logdet": "log det, θ_t vs θ0", "logdet_stale": "log det, stale vs θ0"}
-        at = table[table["sweep"] == "time"]
-        at = at.assign(depth="depth " + at["depth"].astype(str))
-        lam = table[(table["sweep"] == "lambda") & (table["t"] == last)]
-        lam = lam.assign(inverse=1 / lam["lambda"])
         return [
-            picture(
+            figures.picture(
                 "orders-m",
                 "Linearisation error, relative change of gradients and of the duels' kernel against the width m. "
                 "Medians with 95 % intervals; dashed: the declared order, anchored at the narrowest network.",
-                plots.orders(widths, "width_m", {k: (v, order) for k, v in three.items()}, "depth", "width m"),
+                figures.orders(widths, "width_m", {k: (v, order) for k, v in three.items()}, "depth", "width m"),
             ),
-            picture(
+            figures.picture(
                 "orders-design",
                 "What the lemmas are about: widths and log det under gradients at θ_t, and under rows that were "
                 "never recomputed (stale), against θ0.",
-                plots.orders(widths, "width_m", {k: (v, order) for k, v in rest.items()}, "depth", "width m"),
+                figures.orders(widths, "width_m", {k: (v, order) for k, v in rest.items()}, "depth", "width m"),
             ),
-            picture(
+            figures.picture(
                 "orders-t",
                 f"ε against the number of answers at m = {self.at_width}.",
-                plots.orders(at, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t", paired=True),
+                figures.orders(times, "t", {"epsilon": ("ε", 4 / 3)}, "depth", "answers t", paired=True),
             ),
-            picture(
+            figures.picture(
                 "orders-lambda",
                 f"ε against 1/λ at m = {self.at_width}, depth 3.",
-                plots.orders(lam, "inverse", {"epsilon": ("ε", 4 / 3)}, None, "1/λ"),
+                figures.orders(at(table, sweep="lambda", t=last), "inverse", {"epsilon": ("ε", 4 / 3)}, None, "1/λ"),
             ),
         ]
+
+
+def _slope(
+    x: str, y: str, *, paired: bool = False, among: tuple[str, Sequence[float]] | None = None, **cells: object
+) -> Measure:
+    """Measure a log-log slope over the rows with these values; ``paired`` follows every replicate along ``x``."""
+
+    def measure(table: Table, level: float) -> Estimate:
+        part = at(table, **cells)
+        if among is not None:
+            part = part[part[among[0]].isin(among[1])]
+        found = log_slope(part[x], part[y], part["replicate"] if paired else None, level)
+        return found.but(unmet=unconverged(part["gradient_norm"]))
+
+    return measure
+
+
+register(
+    smoke=Orders(
+        replicates=3,
+        few=2,
+        widths=(16, 32, 64),
+        deepest_width=64,
+        depths=(2, 3),
+        times=(5, 10),
+        at_width=32,
+        regularisations=(0.3, 1.0, 3.0),
+        prompts=6,
+    ),
+    quick=Orders(),
+    full=Orders(replicates=40, few=16, deepest_width=4096, times=(5, 10, 20, 40, 60)),
+)

@@ -8,8 +8,10 @@ and how far is the reward from its linearisation, as the width ``m`` or LoRA's r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -21,11 +23,11 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.rng import Key
-from bandits.runs.stats import Estimate, log_slope, unconverged, worst
+from bandits.runs.page import Picture
+from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
 from bandits.sim.learners import newton_step
-from theory_checks import figures as plots
-from theory_checks.claims import Claim
-from theory_checks.family import Family, Picture, Run, Verdict, picture
+from theory_checks import figures
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, register
 
 VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
 MODULES = ("q", "k", "v", "o")
@@ -182,10 +184,6 @@ def drift(width: int, rank: int, prompts: int, answers: int, regularisation: flo
     old, new = _differences(first, duels), _differences(now, duels)
     kernel = old @ old.mT
     fitted = duels.difference(rewards(theta))
-    a_part = 0.0
-    if rank:
-        a_rows = torch.cat(first.split([a * b for a, b in model.shapes], -1)[::2], -1)
-        a_part = float(a_rows.abs().max())
     return {
         "gradient": float(
             (torch.linalg.vector_norm(now - first, dim=-1) / torch.linalg.vector_norm(first, dim=-1)).max()
@@ -194,11 +192,11 @@ def drift(width: int, rank: int, prompts: int, answers: int, regularisation: flo
         "epsilon": float((fitted - duels.difference(first @ flat)).abs().max()),
         "relative": float((fitted - duels.difference(first @ flat)).abs().max() / fitted.abs().max()),
         "gradient_norm": max(size, flat_size),
-        "a_gradient": a_part,
     }
 
 
-SWEEPS = {
+Sweep = Literal["LoRA in m", "LoRA in rank", "full in m"]
+SWEEPS: dict[Sweep, str] = {
     "LoRA in m": "LoRA of rank 4, against the width m",
     "LoRA in rank": "LoRA at a fixed width, against the rank",
     "full in m": "the attention's matrices themselves, against the width m",
@@ -211,8 +209,30 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Transformers(Family):
+class Point(Cell):
+    """One point of a sweep."""
+
+    sweep: Sweep
+    width: int
+    rank: int
+
+    @property
+    def x(self) -> int:
+        """What the sweep is over."""
+        return self.rank if self.sweep == "LoRA in rank" else self.width
+
+    @property
+    def key(self) -> str:
+        """The sweep and its value."""
+        return f"{self.sweep.replace(' ', '-')}-{self.x}".lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformers(Family[Point]):
     """Gradient drift, kernel drift and linearisation residual of small transformers."""
+
+    name = "transformers"
+    title = "Transformers (Remark 1): does a LoRA-trained policy follow its linearisation?"
 
     replicates: int = 6
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -231,100 +251,72 @@ class Transformers(Family):
         if not 1 <= self.answers <= 3 * self.prompts:
             raise InputError(f"transformers: {self.answers} answers from {3 * self.prompts} duels cannot be asked")
 
-    @property
-    def name(self) -> str:
-        """The family's name."""
-        return "transformers"
+    def cells(self) -> Sequence[Point]:
+        """Return one per point of a sweep; the largest first."""
+        points = [Point("LoRA in m", width, 4) for width in self.widths]
+        points += [Point("LoRA in rank", self.at_width, rank) for rank in self.ranks]
+        points += [Point("full in m", width, 0) for width in self.widths]
+        return sorted(points, key=lambda point: -point.width)
 
-    @property
-    def title(self) -> str:
-        """What it is about."""
-        return "Transformers (Remark 1): does a LoRA-trained policy follow its linearisation?"
-
-    def _points(self) -> list[tuple[str, int, int, int]]:
-        points = [("LoRA in m", width, width, 4) for width in self.widths]
-        points += [("LoRA in rank", rank, self.at_width, rank) for rank in self.ranks]
-        return points + [("full in m", width, width, 0) for width in self.widths]
-
-    def cells(self) -> list[str]:
-        """One per point of a sweep; the largest first."""
-        points = sorted(self._points(), key=lambda p: -p[2])
-        return [f"{sweep.replace(' ', '-')}={x}" for sweep, x, _, _ in points]
-
-    def run(self, cell: str, run: Run) -> pd.DataFrame:
+    def run(self, cell: Point, seed: int, folder: Path) -> Table:
         """Measure one point in every replicate."""
-        sweep, x, width, rank = next(p for p in self._points() if f"{p[0].replace(' ', '-')}={p[1]}" == cell)
         rows = []
         for member in range(self.replicates):
-            key = Key(run.seed).fold_in("transformers", sweep, x, member)
-            rows.append(
-                {"sweep": sweep, "x": x, "replicate": member}
-                | drift(width, rank, self.prompts, self.answers, self.regularisation, key)
-            )
+            key = Key(seed).fold_in("transformers", cell.sweep, cell.x, member)
+            found = drift(cell.width, cell.rank, self.prompts, self.answers, self.regularisation, key)
+            rows.append({"sweep": cell.sweep, "x": cell.x, "replicate": member} | found)
         return pd.DataFrame(rows)
 
-    def claims(self) -> list[Claim]:
-        """Declare that each quantity falls; Remark 1's order is not known, so all is open."""
-        where = f"2 layers, {HEADS} heads, {self.answers} answers, β = 1, λ = {self.regularisation:g}"
-        declared = [
-            Claim(
-                f"transformers/{sweep}/{name}",
-                f"log-log slope of {words}: falls; {SWEEPS[sweep]}",
-                "at most",
-                0.0,
-                "open",
-                where,
+    def checks(self) -> list[Check]:
+        """Declare that each quantity falls; Remark 1's order is not known, so every claim is open."""
+        return [
+            Check(
+                name=f"transformers/{sweep}/{name}",
+                statement=f"log-log slope of {words}: falls; {SWEEPS[sweep]}",
+                threshold=at_most(0.0),
+                measure=_slope(sweep, name),
+                expect="open",
+                setting=f"2 layers, {HEADS} heads, {self.answers} answers, β = 1, λ = {self.regularisation:g}",
             )
             for sweep in SWEEPS
             for name, words in MEASURES.items()
         ]
-        declared.append(
-            Claim(
-                "transformers/A-gradients at θ0",
-                "LoRA's B0 = 0, so every gradient by A is 0 in the first round",
-                "at most",
-                0.0,
-                "holds",
-                where,
-            )
-        )
-        return declared
 
-    def _slopes(self, table: pd.DataFrame) -> dict[tuple[str, str], Estimate]:
-        found = {}
-        for sweep, part in table.groupby("sweep", sort=False):
-            for name in MEASURES:
-                found[str(sweep), name] = log_slope(part["x"], part[name]).but(unconverged(part["gradient_norm"]))
-        return found
-
-    def measure(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        """Fit every slope."""
-        found = {f"transformers/{sweep}/{name}": slope for (sweep, name), slope in self._slopes(table).items()}
-        return found | {"transformers/A-gradients at θ0": worst(table["a_gradient"].to_numpy())}
-
-    def words(self, table: pd.DataFrame, verdicts: list[Verdict]) -> list[str]:
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
         """Say which of the three ways to grow is lazy."""
-        slopes = self._slopes(table)
-        ends = table.groupby(["sweep", "x"])["relative"].median()
-        said = []
-        for sweep in SWEEPS:
-            places = sorted(table[table["sweep"] == sweep]["x"].unique())
-            said.append(
-                f"{SWEEPS[sweep]}: kernel drift has slope {slopes[sweep, 'kernel']}, ε "
-                f"{slopes[sweep, 'epsilon']} (relative residual {ends[sweep, places[0]]:.2f} at {places[0]}, "
-                f"{ends[sweep, places[-1]]:.2f} at {places[-1]})"
-            )
-        return ["; ".join(said) + "."]
-
-    def pictures(self, table: pd.DataFrame) -> list[Picture]:
-        """Draw the sweeps."""
-        pictures = []
+        lines = []
         for sweep, words in SWEEPS.items():
-            part = table[table["sweep"] == sweep]
-            measures = {"epsilon": ("ε", -0.5), "gradient": ("gradient drift", -0.5), "kernel": ("kernel drift", -0.5)}
-            caption = f"{words[0].upper() + words[1:]} (medians with 95 % intervals). Dashed: order -1/2, for the eye."
-            name = f"transformers-{sweep.replace(' ', '-').lower()}"
-            pictures.append(
-                picture(name, caption, plots.orders(part, "x", measures, None, sweep.rpartition(" ")[2], guide="order"))
+            ends = at(table, sweep=sweep).groupby("x")["relative"].median()
+            lines.append(
+                f"{words}: kernel drift has slope {_slope(sweep, 'kernel')(table, LEVEL)}, ε "
+                f"{_slope(sweep, 'epsilon')(table, LEVEL)} (relative residual {ends.iloc[0]:.2f} at {ends.index[0]}, "
+                f"{ends.iloc[-1]:.2f} at {ends.index[-1]})"
             )
-        return pictures
+        return ["; ".join(lines) + "."]
+
+    def pictures(self, table: Table) -> list[Picture]:
+        """Draw the sweeps."""
+        measures = {"epsilon": ("ε", -0.5), "gradient": ("gradient drift", -0.5), "kernel": ("kernel drift", -0.5)}
+        return [
+            figures.picture(
+                f"transformers-{sweep.replace(' ', '-').lower()}",
+                f"{words[0].upper() + words[1:]} (medians with 95 % intervals). Dashed: order -1/2, for the eye.",
+                figures.orders(at(table, sweep=sweep), "x", measures, None, sweep.rpartition(" ")[2], guide="order"),
+            )
+            for sweep, words in SWEEPS.items()
+        ]
+
+
+def _slope(sweep: Sweep, name: str) -> Measure:
+    def measure(table: Table, level: float) -> Estimate:
+        part = at(table, sweep=sweep)
+        return log_slope(part["x"], part[name], None, level).but(unmet=unconverged(part["gradient_norm"]))
+
+    return measure
+
+
+register(
+    smoke=Transformers(replicates=2, widths=(8, 16), ranks=(2, 4), prompts=4, answers=6, at_width=8),
+    quick=Transformers(),
+    full=Transformers(replicates=32, widths=(16, 32, 64, 128, 256, 512, 1024), ranks=(2, 4, 8, 16, 32, 64)),
+)

@@ -25,7 +25,7 @@ from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, Logis
 Columns = dict[str, np.ndarray]
 Sampling = Literal["random", "active", "adversary", "repeated", "fisher", "certificate"]
 Corruption = Literal["none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"]
-BOUNDS = ("plain", "audited", "extended", "noise", "proposition", "certificate")
+Bound = Literal["plain", "audited", "extended", "noise", "proposition", "certificate"]
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,14 @@ def play(trial: Trial, key: Key) -> Columns:
     """Run a trial; return one number per replicate and column.
 
     ``worst_b``: the largest left side over right side of bound ``b`` over all moments and duels (covered: at most 1);
-    ``sharpest_b``: the least right side over ``Δmax + |Δ̂|`` (from 1 on it says nothing that ``|Δ| <= Δmax`` does not);
-    ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over left side at
-    the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the papers' over
-    the certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no certificate can go;
-    ``above_floor``: the certificate's over that floor); ``potential``: ``Σ min(1, w²)`` over ``2 log det``; ``chain``:
-    ``|Σ log(1 + w²) - log det|`` (both for one answer a round); ``kappa``: the least slope on the segments between
-    true and plainly fitted differences of asked duels; ``gradient``: the largest relative gradient norm of any fit.
+    ``sharpest_b``: the least right side over ``Δmax + |Δ̂|`` (from 1 on it excludes nothing that ``|Δ| <= Δmax``
+    allows); ``needed_b``: the multiplier of the width that would have sufficed; ``tightness_b``: median right over
+    left side at the end; ``gain_*``: median over duels of a bound's right side over the certificate's (``range``: the
+    papers' over the certificate cut at ``Δmax + |Δ̂|``; ``possible``: the papers' over the floor below which no
+    certificate can go; ``above_floor``: the certificate's over that floor); ``potential``: ``Σ min(1, w²)`` over ``2
+    log det``; ``chain``: ``|Σ log(1 + w²) - log det|`` (both for one answer a round); ``kappa``: the least slope on
+    the segments between true and plainly fitted differences of asked duels; ``gradient``: the largest relative
+    gradient norm of any fit.
     """
     problem = TangentWorld.of(trial.setting, key.fold_in("world"))
     lead, n = problem.features.shape[0], problem.features.shape[-2]
@@ -147,16 +148,16 @@ def play(trial: Trial, key: Key) -> Columns:
         widths, information = design.widths(rows), design.information
         least = torch.where(asked, slope(torch.maximum(fitted.abs(), truth.abs())), 0.25).amin(-1)
         error = (fitted - truth).abs()
+        extended = times(problem.features, straight)
         exact = linearised(information, norm, trial.kappa, trial.ridge, trial.regularisation, trial.delta)
         safe = linearised(
             information, norm, least.clamp(max=trial.kappa), trial.ridge, trial.regularisation, trial.delta
         )
         paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
         scores |= {"active": widths, "adversary": _ratio(error, widths)}
-        stretched = times(problem.features, straight)
         track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths, fitted)
-        track.note("extended", (stretched - truth).abs(), exact.total.unsqueeze(-1) * widths, widths, stretched)
+        track.note("extended", (extended - truth).abs(), exact.total.unsqueeze(-1) * widths, widths, extended)
         track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
         track.assume(least, torch.maximum(first, second))
@@ -226,9 +227,9 @@ class _Track:
         self._kappa, self._gradient = torch.full((lead,), 0.25), torch.zeros(lead)
 
     def note(
-        self, bound: str, error: Tensor, side: Tensor, widths: Tensor | None = None, fitted: Tensor | None = None
+        self, bound: Bound, error: Tensor, side: Tensor, widths: Tensor | None = None, fitted: Tensor | None = None
     ) -> None:
-        """Take in one moment of one bound; of a bound on differences also the widths and the fitted differences."""
+        """Take in one moment of one bound: of each duel's fitted difference, where it is about those."""
         ratio = _ratio(error, side)
         self._keep(f"worst_{bound}", ratio.amax(-1), torch.maximum)
         self._columns[f"tightness_{bound}"] = (1 / ratio.clamp(min=1e-12)).median(-1).values

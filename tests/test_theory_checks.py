@@ -1,0 +1,176 @@
+"""What a claim is: how it is judged, when it raises an alarm, and that a family of one's own is added in one place."""
+
+import pickle
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.runs.stats import Estimate, at_least, at_most, covered, mean
+from theory_checks import __main__ as command
+from theory_checks import alarms, checks
+from theory_checks.checks import ERROR_RATE, Cell, Check, Family, Result, alarm_level, check_replicates, measured
+from theory_checks.study import PRESETS, TheoryStudy, suite
+
+EXPECTS = ("holds", "fails", "open")
+
+
+def fixed(low: float, high: float, **other: str):
+    """A measure that finds the same interval at every level."""
+    return lambda table, level: Estimate((low + high) / 2, low, high, 9, **other)
+
+
+def claim(expect="holds", measure=None, threshold=at_least(0.5)) -> Check:  # noqa: B008
+    return Check(name="a/b", statement="", threshold=threshold, measure=measure or fixed(1, 1), expect=expect)
+
+
+class TestCheck:
+    @given(low=st.floats(0, 1), expect=st.sampled_from(EXPECTS))
+    def test_nothing_is_judged_while_an_assumption_is_unmet(self, low, expect):
+        result = Result.of(claim(expect, fixed(low, low, unmet="κ did not hold")), pd.DataFrame(), 0.999)
+        assert result.verdict.word == "not informative"
+        assert "κ did not hold" in result.verdict.reason
+        assert result.alarm == (expect == "fails")
+
+    def test_alarms(self):
+        for expect, expected in (("holds", (False, True)), ("fails", (True, False)), ("open", (False, False))):
+            found = (Result.of(claim(expect, fixed(v, v)), pd.DataFrame(), 0.999).alarm for v in (1.0, 0.0))
+            assert tuple(found) == expected
+
+    def test_a_refutation_at_95_percent_alone_is_no_alarm(self):
+        values = pd.DataFrame({"x": np.concatenate([np.full(9, 0.3), np.full(9, 0.6)])})
+        check = claim(measure=measured(mean, "x"))
+        estimate = mean(values["x"])
+        assert estimate.high < 0.53
+        check = replace(check, threshold=at_least(estimate.high + 1e-3))
+        assert Result.of(check, values, 0.95).alarm
+        result = Result.of(check, values, 0.9999)
+        assert result.verdict.word == "refuted"
+        assert not result.alarm
+
+    @given(many=st.integers(1, 400))
+    def test_the_alarm_level_is_for_the_claims_that_should_hold(self, many):
+        level = alarm_level([claim()] * many + [claim("fails"), claim("open")])
+        assert many * (1 - level) / 2 == pytest.approx(ERROR_RATE)
+
+    def test_true_claims_at_their_thresholds_raise_alarms_as_rarely_as_stated(self):
+        """2000 suites of 40 claims, each just true: at most 20 alarms expected; above 40 has probability 1e-4."""
+        rng = np.random.default_rng(0)
+        level, n = alarm_level([claim()] * 40), 12
+        hits = rng.binomial(200, 0.95, (2000, 20))
+        worst_share = np.array([covered(np.arange(200) < k, level).high for k in range(201)])
+        means = rng.normal(size=(2000, 20, n))
+        half = stats.t.ppf((1 + level) / 2, n - 1) * means.std(-1, ddof=1) / n**0.5
+        alarmed = (worst_share[hits] < 0.95).any(-1) | (means.mean(-1) - half > 0).any(-1)
+        assert 2 <= alarmed.sum() <= 40
+
+    def test_too_few_replicates_says_how_many(self):
+        with pytest.raises(InputError, match=r"exact: 71 replicates cannot support .* at least 72 are needed"):
+            check_replicates("exact", 71, 0.05)
+
+
+class TestSuite:
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_names_are_unique_and_every_cell_has_a_safe_key(self, preset):
+        made = suite(preset)
+        names = [check.name for family in made.families for check in family.checks()]
+        assert len(names) == len(set(names)) > 150
+        assert all(c.family == family.name for family in made.families for c in family.checks())
+        keys = [cell.key for cell in TheoryStudy(made).cells()]
+        assert len(keys) == len(set(keys))
+        assert all(key.isascii() and not set(key) & set("/\\: ") for key in keys)
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_cells_are_frozen_values_that_travel(self, preset):
+        for work in TheoryStudy(suite(preset)).cells():
+            assert pickle.loads(pickle.dumps(work)) == work
+            with pytest.raises(AttributeError):
+                work.cell.anything = 1
+
+    def test_every_family_is_an_option_with_its_sizes(self):
+        assert {f.name for f in fields(suite("smoke"))} == {"seed", "claims", *checks.FAMILIES}
+
+
+@dataclass(frozen=True)
+class Coin(Cell):
+    """A coin that is thrown."""
+
+    side: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coins(Family[Coin]):
+    """Is a coin fair?  A family of one's own, outside the package."""
+
+    name = "coins"
+    title = "Coins are fair"
+    throws: int = 400
+
+    def cells(self):
+        return [Coin("heads")]
+
+    def run(self, cell, seed, folder):
+        return pd.DataFrame({"up": Key(seed).fold_in(cell.side).uniform(self.throws).numpy() < 0.5})
+
+    def checks(self):
+        fair = Check(name="coins/fair", statement="heads", threshold=at_most(0.7), measure=measured(covered, "up"))
+        return [fair, replace(fair, name="coins/loaded", threshold=at_most(0.3), expect="fails")]
+
+
+class TestOwnFamily:
+    @pytest.fixture(autouse=True)
+    def registered(self):
+        checks.register(smoke=Coins(throws=200), quick=Coins(), full=Coins())
+        yield
+        del checks.FAMILIES._parts["coins"]
+
+    @pytest.mark.parametrize("jobs", ["1", "2"])
+    def test_it_runs_as_the_package_s_own_do(self, jobs, tmp_path, capsys):
+        arguments = ["smoke", "--claims", "coins", "--coins.throws", "300", "--output", str(tmp_path), "--jobs", jobs]
+        assert command.main(arguments) == 0
+        said = capsys.readouterr().out
+        assert "coins/fair" in said
+        assert "2 claims, 0 alarms" in said
+        (page,) = tmp_path.rglob("index.html")
+        assert "Coins are fair" in page.read_text()
+
+    def test_alarms_are_counted_over_fresh_seeds(self, tmp_path, capsys, monkeypatch):
+        arguments = ["smoke", "--claims", "coins", "--seeds", "3", "--output", str(tmp_path), "--jobs", "1"]
+        assert alarms.main(arguments) == 0
+        assert "0 of 3 runs of smoke raised an alarm: within the 0" in capsys.readouterr().out
+        monkeypatch.setattr(Coins, "run", lambda *a: pd.DataFrame({"up": np.ones(300)}))
+        arguments[arguments.index(str(tmp_path))] = str(tmp_path / "loaded")
+        assert alarms.main(arguments) == 1
+        said = capsys.readouterr().out
+        assert "coins/fair (holds) is refuted" in said
+        assert "3 of 3 runs of smoke raised an alarm: more than the 0" in said
+
+    def test_a_name_that_cannot_be_an_option_is_refused(self):
+        class Odd(Coins):
+            name = "two-words"
+
+        with pytest.raises(InputError, match="Python name"):
+            checks.register(smoke=Odd(), quick=Odd(), full=Odd())
+
+
+class TestAlarms:
+    @pytest.mark.parametrize(
+        ("arguments", "said"), [(["quik"], "choose from smoke, quick"), (["--seeds", "0"], "--seeds must")]
+    )
+    def test_bad_input_is_one_line_and_status_2(self, arguments, said, capsys):
+        assert alarms.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+    def test_what_is_allowed_is_exceeded_in_at_most_5_percent_of_campaigns(self):
+        for runs in (1, 6, 20, 200):
+            most = alarms.allowed(runs)
+            assert stats.binom.sf(most, runs, ERROR_RATE) <= 0.05
+            assert most == 0 or stats.binom.sf(most - 1, runs, ERROR_RATE) > 0.05

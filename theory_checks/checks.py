@@ -1,0 +1,198 @@
+"""Owns what a claim is (one object), what a family of claims is, and where families are registered.
+
+A claim is a number, measured from a family's table, against a threshold that was declared beforehand.  It could have
+come out otherwise: identities and inequalities that hold by algebra are tests of the code, not claims.  A control is
+a claim that must come out *refuted*.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from bandits.core.errors import InputError
+from bandits.core.registry import Registry
+from bandits.runs.page import Picture
+from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, judge, replicates_needed
+
+ERROR_RATE = 0.01
+"""Probability that any claim of a preset that should hold raises an alarm, if all of them are true."""
+
+Table = pd.DataFrame
+Measure = Callable[[Table, float], Estimate]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A family's unit of work: it runs alone, in any process, and a resumed run does not repeat it.
+
+    Subclasses are frozen dataclasses of plain values.
+    """
+
+    @property
+    def key(self) -> str:
+        """The name of its folder, from its kind and its values."""
+        values = (getattr(self, f.name) for f in fields(self))
+        words = (format(value, "g") if isinstance(value, float) else str(value) for value in values)
+        return "-".join([type(self).__name__.lower(), *words])
+
+    @property
+    def cost(self) -> float:
+        """How long it takes, in a unit that the suite's cells share."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A claim: ``measure(table, level)`` estimates a number with an interval at that level; it is to keep a threshold.
+
+    ``expect`` says what a run that goes well finds.  holds: refuting it is an alarm.  fails: a negative control, not
+    refuting it is an alarm.  open: nobody has proved it; whatever is found is a finding and no alarm.
+    """
+
+    name: str
+    statement: str
+    threshold: Threshold
+    measure: Measure
+    expect: Literal["holds", "fails", "open"] = "holds"
+    setting: str = ""
+
+    @property
+    def family(self) -> str:
+        """The family that it belongs to: its name up to the first slash."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A claim, its estimate at 95 %, the verdict on it, and whether it raises an alarm."""
+
+    check: Check
+    estimate: Estimate
+    verdict: Verdict
+    alarm: bool
+
+    @classmethod
+    def of(cls, check: Check, table: Table, level: float) -> Result:
+        """Judge a claim at 95 %; an alarm needs a refutation at ``level``, or a control that is not refuted at 95 %."""
+        estimate = check.measure(table, LEVEL)
+        verdict = judge(estimate, check.threshold)
+        alarm = check.expect == "fails" and verdict.word != "refuted"
+        if check.expect == "holds" and verdict.word == "refuted":
+            alarm = judge(check.measure(table, level), check.threshold).word == "refuted"
+        return cls(check, estimate, verdict, alarm)
+
+
+def alarm_level(checks: Sequence[Check]) -> float:
+    """Return the level of the two-sided intervals by which claims that should hold are refuted for an alarm.
+
+    Bonferroni: ``n`` such claims err on their one side with probability ``ERROR_RATE/n`` each, and with at most
+    ``ERROR_RATE`` all together.
+    """
+    return 1 - 2 * ERROR_RATE / max(1, sum(check.expect == "holds" for check in checks))
+
+
+def at(table: Table, **values: object) -> Table:
+    """Return the rows of a table that have these values."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+def measured(
+    estimate: Callable[[np.ndarray, float], Estimate], values: str | Callable[[Table], pd.Series], **cells: object
+) -> Measure:
+    """Measure by an estimator of a column, or of what a function makes of the table, in the rows with these values."""
+
+    def measure(table: Table, level: float) -> Estimate:
+        part = at(table, **cells)
+        return estimate((part[values] if isinstance(values, str) else values(part)).to_numpy(), level)
+
+    return measure
+
+
+C = TypeVar("C", bound=Cell)
+
+
+class Family(ABC, Generic[C]):
+    """A family of claims; abstract.  A frozen dataclass that is its own configuration."""
+
+    name: ClassVar[str]
+    """begins the names of its claims"""
+    title: ClassVar[str]
+    """what it is about, a sentence"""
+
+    @abstractmethod
+    def cells(self) -> Sequence[C]:
+        """Return the units of work, the slowest first."""
+
+    @abstractmethod
+    def run(self, cell: C, seed: int, folder: Path) -> Table:
+        """Run one cell, with a folder of its own for checkpoints; return a tidy table."""
+
+    @abstractmethod
+    def checks(self) -> list[Check]:
+        """Declare the claims, each with how it is measured from the tables of all cells together."""
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes that a cell needs, each part by the options that it grows with."""
+        return {}
+
+    def summary(self, table: Table, results: Sequence[Result]) -> list[str]:
+        """Say what was found, with numbers."""
+        return []
+
+    def pictures(self, table: Table) -> list[Picture]:
+        """Draw what was found."""
+        return []
+
+    def numbers(self, table: Table) -> Table:
+        """Return a small table of numbers for the page; empty if there is none."""
+        return pd.DataFrame()
+
+
+AnyFamily = Family[Any]
+F = TypeVar("F", bound=AnyFamily)
+
+
+@dataclass(frozen=True)
+class Sizes(Generic[F]):
+    """A family at the size of every preset."""
+
+    smoke: F
+    quick: F
+    full: F
+
+
+def _check_sizes(sizes: object) -> None:
+    if not (isinstance(sizes, Sizes) and sizes.quick.name.isidentifier()):
+        raise InputError("the name becomes an option, --NAME.replicates: it must be a Python name")
+
+
+FAMILIES: Registry[Sizes[Any]] = Registry("family", _check_sizes)
+
+
+def register(*, smoke: F, quick: F, full: F) -> None:
+    """Add a family, at three sizes, to the suite: the one place that knows of it, in this package or in your code."""
+    FAMILIES.register(quick.name, Sizes(smoke, quick, full))
+
+
+def blocks(replicates: int, size: int) -> list[range]:
+    """Split replicates into blocks of at most ``size``: units of parallel work and of resuming."""
+    return [range(start, min(start + size, replicates)) for start in range(0, replicates, size)]
+
+
+def check_replicates(what: str, replicates: int, delta: float) -> None:
+    """Raise ``InputError`` if a coverage of ``1 - δ`` could not be supported even with every replicate covered."""
+    needed = replicates_needed(1 - delta)
+    if replicates < needed:
+        raise InputError(
+            f"{what}: {replicates} replicates cannot support a coverage of {1 - delta:g} at {LEVEL:.0%} "
+            f"confidence; at least {needed} are needed (or a larger delta)"
+        )
