@@ -17,7 +17,7 @@ from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner, PolicyLearner
 from bandits.sim.report import CONTROL, bound_verdicts
 from bandits.sim.run import run_cell
-from theory_checks.simulated import network_coverage
+from theory_checks.measures import PROPOSITIONS, audited_coverage
 
 SUFFIXES = [version.suffix for version in VERSIONS.values()]
 
@@ -164,8 +164,9 @@ class TestVerdicts:
         columns |= {column: wrong[column]} | ({f"{column}_current": wrong[column]} if column in names else {})
         table = self.table(**columns).assign(truth="t", contender="c")
         page = bound_verdicts(table, Simulation(replicates=80)).set_index("claim")
-        for (which, theory), claim in zip(network_coverage(table, 2.0).items(), list(VERSIONS)[:2], strict=True):
-            assert judge(theory, at_least(0.95)).word == page.loc[claim, "verdict"], which
+        for (version, words), claim in zip(PROPOSITIONS.values(), list(VERSIONS)[:2], strict=True):
+            theory = audited_coverage(table, version, 2.0, 0.95)
+            assert judge(theory, at_least(0.95)).word == page.loc[claim, "verdict"], words
 
 
 def test_interpolation_reaches_the_truth(network, key, arena):

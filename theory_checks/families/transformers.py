@@ -316,7 +316,7 @@ def _slope(sweep: Sweep, name: str) -> Measure:
 
 
 register(
-    smoke=Transformers(replicates=2, widths=(8, 16), ranks=(2, 4), prompts=4, answers=6, at_width=8),
+    smoke=Transformers(replicates=2, widths=(8, 16), ranks=(2, 4), prompts=3, answers=3, at_width=8),
     quick=Transformers(),
     full=Transformers(replicates=32, widths=(16, 32, 64, 128, 256, 512, 1024), ranks=(2, 4, 8, 16, 32, 64)),
 )
