@@ -170,14 +170,14 @@ class TestTelling:
 class TestCommand:
     def test_an_unknown_row_is_one_line_and_status_2(self, capsys):
         assert command.main(["no-such-row"]) == 2
-        assert capsys.readouterr().err.startswith("error: unknown row 'no-such-row'")
+        assert capsys.readouterr().err.startswith("error: unknown benchmark row 'no-such-row'")
 
     def test_rows_are_listed(self, capsys):
         assert command.main(["--list"]) == 0
         assert "greedy-past" in capsys.readouterr().out
 
     def test_a_row_end_to_end(self, tmp_path: Path, monkeypatch, capsys):
-        monkeypatch.setitem(command.ROWS, "small", row(settings={"value": 1.0}))
+        monkeypatch.setitem(command.ROWS._parts, "small", row(settings={"value": 1.0}))
         page = tmp_path / "page.md"
         assert command.main(["small", "--output", str(tmp_path), "--docs", str(page), "--threads", "1"]) == 0
         assert "all say one" in page.read_text()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bandits.core.errors import InputError
+from bandits.core.registry import Registry
 
 Answer = Mapping[str, Any]
 """What a run returns: arrays or numbers by name, for the check and for targets on figures."""
@@ -92,13 +93,16 @@ class Row:
         return (self.ours, *self.peers, *(c for c in (self.yardstick, self.limit) if c))
 
 
-ROWS: dict[str, Row] = {}
-"""every row that can be measured, by name, in the table's order"""
+def _check(row: object) -> None:
+    if not isinstance(row, Row) or not row.targets:
+        raise InputError("it must be a benchmarks.harness.row.Row with a target")
+
+
+ROWS = Registry[Row]("benchmark row", _check)
+"""Every row that can be measured, in the table's order; ``register`` adds to it, here or in a script of one's own."""
 
 
 def register(*rows: Row) -> None:
-    """Add rows to the table: the one step that makes a row measurable, here or in a script of one's own."""
+    """Add rows to the table under their own names."""
     for row in rows:
-        if row.name in ROWS:
-            raise InputError(f"there is a benchmark row {row.name!r} already; choose another name")
-        ROWS[row.name] = row
+        ROWS.register(row.name, row)
