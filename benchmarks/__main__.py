@@ -13,9 +13,9 @@ from typing import Annotated
 import tyro
 
 from bandits.core.errors import InputError
-from bandits.runs.command import guard
+from bandits.runs.command import guard, read
 from bandits.runs.directory import commit
-from bandits.runs.files import write_bytes
+from bandits.runs.files import write_bytes, write_text
 from bandits.sim.figures import png
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, hardware, measure, prepare
@@ -64,14 +64,20 @@ def chosen(options: Options) -> list[Row]:
 
 def bench(arguments: Sequence[str]) -> int:
     """Measure rows one by one, telling each when it is done; write the page; status 1 if an answer was wrong."""
-    options = tyro.cli(Options, args=list(arguments), prog="python -m benchmarks", description=__doc__)
-    rows = chosen(options) if options.measure else []
+    options = read(Options, arguments, "python -m benchmarks", __doc__)
+    rows = chosen(options)
     if options.list:
         for row in ROWS.values():
             print(f"  {row.name:<24}{row.title}: {row.workload}{' (long)' if row.long else ''}")
         return 0
     if options.repetitions < 0 or options.threads < 0:
-        raise InputError("repetitions and threads must not be negative")
+        raise InputError("--repetitions and --threads must not be negative")
+    if not options.measure:
+        if options.rows and not options.docs:
+            raise InputError("--no-measure writes a page: name it with --docs, or name no rows")
+        rows = []
+    if rows:
+        report.load(options.output)  # what is no record there is told before hours are spent
     threads = options.threads or os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that are forked from here
     prepare()
@@ -107,11 +113,11 @@ def publish(output: Path, docs: Path, commit: str, machine: Mapping[str, str]) -
     if not records:
         raise InputError(f"{output} holds no row of this commit on this machine; measure some: python -m benchmarks")
     grown = [entry for entry in records if entry["name"] in ("growth", "growth-long")]
-    picture = None
+    picture = docs.with_name(f"{docs.stem}-growth.png")
+    text = report.docs(records, list(ROWS.values()), picture.name if grown else None)
     if grown:
-        picture = docs.with_name(f"{docs.stem}-growth.png")
         write_bytes(picture, png(report.growth(grown[-1])))
-    report.write_docs(docs, records, list(ROWS.values()), picture.name if picture else None)
+    write_text(docs, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -153,12 +153,46 @@ class TestTelling:
         report.save(tmp_path, entry | {"load": "0.1"})
         assert json.loads((tmp_path / "rows" / "small.json").read_text())["valid"]
         assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
-        report.write_docs(tmp_path / "page.md", report.load(tmp_path), [small, command.ROWS["widths-256"]], None)
-        page = (tmp_path / "page.md").read_text()
-        assert "**red**" in page
-        assert "4.5 [3.75, 5.25] times" in page
-        assert "`widths-256`" in page
+        text = report.docs(report.load(tmp_path), [small, command.ROWS["widths-256"]], None)
+        assert "**red**" in text
+        assert "4.5 [3.75, 5.25] times" in text
+        assert "`widths-256`" in text
         assert "RED" in report.terminal(entry)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "holds no row of this commit"),
+            ("[]", "is no record of a measured row"),
+            ("null", "is no record of a measured row"),
+            ('{"name": "small"}', "is no record of a measured row"),
+            ("noise", "cannot read"),
+            ("whole but for its seconds", "is no record of a measured row"),
+        ],
+    )
+    def test_a_page_of_foreign_records_is_refused_in_one_line(self, content, message, tmp_path: Path, capsys):
+        output, docs = tmp_path / "bench", tmp_path / "page.md"
+        if content == "whole but for its seconds":
+            entry = report.record(self.small(), self.measured(), {}, 2, {}, "abc") | {"load": "0.1"}
+            entry["contenders"][0]["seconds"] = ["fast"]
+            content = json.dumps(entry)
+        if content is not None:
+            (output / "rows").mkdir(parents=True)
+            (output / "rows" / "small.json").write_text(content)
+        assert command.main(["--no-measure", "--output", str(output), "--docs", str(docs)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+        assert not docs.exists()
+
+    def test_a_page_from_a_text_file_is_refused_in_one_line(self, tmp_path: Path, capsys):
+        (tmp_path / "file.txt").write_text("hello")
+        assert (
+            command.main(["--no-measure", "--output", str(tmp_path / "file.txt"), "--docs", str(tmp_path / "p")]) == 2
+        )
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "p").exists()
 
     def test_every_row_says_what_it_must_reach(self):
         for name, row in command.ROWS.items():

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bandits.runs.text import lines
 from benchmarks.harness.row import Answer, Check, Contender, Row
 
 POLL = 0.05
@@ -117,10 +118,10 @@ def memory(pid: int) -> dict[str, float]:
     ``VmHWM`` belongs to the process itself, unlike ``ru_maxrss``, which a child takes over from its parent.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = lines(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return {}
-    return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e9 for line in lines if line.endswith(" kB")}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e9 for line in status if line.endswith(" kB")}
 
 
 def _serve(connection: Connection, contender: Contender, threads: int) -> None:
@@ -229,10 +230,9 @@ def _give_up(row: Row, name: str, reason: AbsentError) -> None:
 
 def hardware() -> dict[str, str]:
     """Return what the numbers depend on: processor, cores, memory, system."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    family = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("cpu family", "model\t"))][:2]
+    told = _lines(Path("/proc/cpuinfo"))
+    names = [line.split(":", 1)[1].strip() for line in told if line.startswith("model name")]
+    family = [line.split(":", 1)[1].strip() for line in told if line.startswith(("cpu family", "model\t"))][:2]
     size = [line for line in _lines(Path("/proc/meminfo")) if line.startswith("MemTotal")]
     gb = f"{int(size[0].split()[1]) * 1024 / 1e9:.0f} GB" if size else "unknown"
     processor = names[0] if names else platform.processor()
@@ -248,4 +248,4 @@ def hardware() -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return lines(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else []

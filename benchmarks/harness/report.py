@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bandits.runs.files import read_json, write_frame, write_json, write_text
+from bandits.core.errors import InputError
+from bandits.runs.files import read_json, write_frame, write_json
 from bandits.sim.figures import STYLE
 from benchmarks.harness.measure import Measured, Timing
 from benchmarks.harness.row import Row, Target
@@ -163,8 +164,51 @@ def save(folder: Path, entry: Record) -> None:
 
 
 def load(folder: Path) -> list[Record]:
-    """Return the records of all rows measured so far."""
-    return [read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
+    """Return the records of all rows measured so far; ``InputError`` names a file that holds none."""
+    return [_record(path) for path in sorted((folder / "rows").glob("*.json"))]
+
+
+_CONTENDER = {"name": str, "seconds": list, "peak_gb": float, "beside_gb": float, "part": str, "of_ours": str}
+_TARGET = {"text": str, "measured": str, "word": str}
+_TEXTS = ("name", "title", "workload", "when", "commit", "check", "memory", "load")
+_RECORD = dict.fromkeys(_TEXTS, str) | {
+    **dict.fromkeys(("machine", "versions", "figures", "curves", "absent"), dict),
+    **dict.fromkeys(("contenders", "targets", "profile"), list),
+    **{"threads": int, "valid": bool},
+}
+
+
+def _record(path: Path) -> Record:
+    entry = read_json(path)
+    whole = (
+        _has(entry, _RECORD)
+        and all(_has(contender, _CONTENDER) for contender in entry["contenders"])
+        and all(contender["seconds"] and all(map(_number, contender["seconds"])) for contender in entry["contenders"])
+        and all(_has(target, _TARGET) and target["word"] in MARK for target in entry["targets"])
+        and all(isinstance(part, list) and len(part) == 2 and _number(part[1]) for part in entry["profile"])
+        and (not entry["name"].startswith("growth") or _grown(entry))
+    )
+    if not whole:
+        raise InputError(f"{path} is no record of a measured row; delete it and measure the row again")
+    return entry
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _has(entry: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(entry, dict) and all(
+        _number(entry.get(name)) if kind is float else isinstance(entry.get(name), kind) for name, kind in kinds.items()
+    )
+
+
+def _grown(entry: Record) -> bool:
+    curves, figures = entry["curves"], entry["figures"]
+    sizes = [(curves.get(f"x:{axis.name}"), curves.get(f"y:{axis.name}")) for axis in AXES]
+    lists = all(isinstance(x, list) and isinstance(y, list) and len(x) == len(y) > 0 for x, y in sizes)
+    numbers = lists and all(_number(value) for x, y in sizes for value in (*x, *y))
+    return numbers and all(_number(figures.get(f"slope_{axis.name}")) for axis in AXES)
 
 
 def together(records: Sequence[Record], commit: str, machine: Mapping[str, str]) -> list[Record]:
@@ -216,8 +260,8 @@ def growth(entry: Record) -> Figure:
     return figure
 
 
-def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], picture: str | None) -> None:
-    """Write the page from all records, in the rows' order; rows without a record are named."""
+def docs(entries: Sequence[Record], rows: Sequence[Row], picture: str | None) -> str:
+    """Return the page from all records, in the rows' order; rows without a record are named."""
     known = {entry["name"]: entry for entry in entries}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("benchmarks.harness", "."),
@@ -228,7 +272,7 @@ def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], pictu
     environment.filters["median"] = lambda seconds: f"{float(np.median(seconds)):.3g}"
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
-    text = environment.get_template("benchmarks.md.j2").render(
+    return environment.get_template("benchmarks.md.j2").render(
         commit=entries[-1]["commit"],
         machine={"instructions": "", "memory": "", "cores": "", "gpu": ""} | entries[-1]["machine"],
         versions=entries[-1]["versions"],
@@ -237,4 +281,3 @@ def write_docs(path: Path, entries: Sequence[Record], rows: Sequence[Row], pictu
         picture=picture,
         mark=MARK,
     )
-    write_text(path, text)

@@ -143,9 +143,9 @@ def command(arguments: tuple[str, ...]) -> Callable[[], Answer]:
                 peak = max(peak, sum(memory(pid).get("RssAnon", 0.0) for pid in family(process.pid)))
                 time.sleep(0.2)
             assert process.stderr is not None
-            lines = process.stderr.read()
+            said = process.stderr.read()
             if process.returncode:
-                raise RuntimeError(lines.decode().strip().splitlines()[-1])
+                raise RuntimeError(lines(said.decode(errors="replace").strip())[-1])
             (table,) = Path(scratch).glob("*/*/rounds.csv")
             rounds = pd.read_csv(table)
             pages = len(list(Path(scratch).glob("*/*/index.html")))
