@@ -136,7 +136,8 @@ class Simulation:
     """of the policy learner, and of the KL-regularised policy that is evaluated"""
     refit: Annotated[float, Ge(0), Le(1e6)] = 0.0
     """growth of the number of answers after which the learner is fitted again (0: every round)"""
-    fit_iterations: Count = 50
+    fit_iterations: Count = 500
+    """of a fit at most; few need more than 50 where λ is 0.3 or more"""
     evaluations: Whole = 0
     """measure in about this many rounds, evenly spaced in log t (0: every round)"""
     audit: bool = True

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from bandits.core.duels import Answers, Asked, Duels, gather
 from bandits.core.errors import InputError
-from bandits.core.minimise import Step, minimise
 from bandits.core.oracles import loss, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Factored, Rows
+from bandits.core.solvers import Step, minimise
+from bandits.runs.stats import CONVERGED
 from bandits.sim.arena import Inputs
 from bandits.sim.networks import MLP, Pass, Weights
 
@@ -39,6 +40,11 @@ class Fit:
 
     gradient: Float[Tensor, "*r"]
     iterations: int
+
+    @property
+    def converged(self) -> Bool[Tensor, "*r"]:
+        """Whether θ_t is a near-minimiser: the relative gradient norm is at most ``CONVERGED``."""
+        return self.gradient <= CONVERGED
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +138,7 @@ def _scale(squares: Float[Tensor, "*r s"]) -> Float[Tensor, "*r"]:
 
 
 ROUGH = 1e-5  # share of G0 down to which single precision is used
+KINK = 0.1  # share of the loss that a failed step must have promised for a ReLU fit to go on: at a kink it is less
 SINGLE = 1e6  # bound on (Σ σ'‖φ‖²)/λ, so on the Hessian's condition, up to which single precision can hold the metric
 
 
@@ -227,7 +234,7 @@ class NeuralLearner(Learner):
         regularisation: float,
         scale: float = 1.0,
         tolerance: float = 1e-6,
-        iterations: int = 50,
+        iterations: int = 500,
         same_table: bool = False,
     ) -> None:
         """Begin at the given initial weights θ0."""
@@ -280,12 +287,15 @@ class NeuralLearner(Learner):
     def fit(self) -> Fit:
         """Minimise from where the last fit ended, by BFGS whose first metric is the Gauss-Newton matrix there.
 
-        The metric is renewed once, when the gradient has fallen to a tenth of ``G0``.  Up to ``ROUGH`` the network is
-        worked out in single precision, whose gradients are good to about ``1e-7 G0``; the rest, and what is said of
-        the end, is in the precision of the items.  With ReLU the minimiser sits on kinks, where the gradient jumps and
-        never becomes small: no smooth method ends there, and claims about ``θ_t`` as a minimiser can then not be
-        judged; where such a fit ends depends on every rounding, so it is in the precision of the items throughout.
-        Softplus and tanh converge.
+        The metric is renewed when the gradient has fallen to a tenth of ``G0``, and where steps from it fail or are
+        many: a small λ lets margins grow until the curvature ``σ'`` is nothing like that at the start.  Up to ``ROUGH``
+        the network is worked out in single precision, whose gradients are good to about ``1e-7 G0``; the rest, and what
+        is said of the end, is in the precision of the items.
+
+        With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends
+        there, ``Fit.converged`` says so, and claims about ``θ_t`` as a minimiser can then not be judged.  Where such a
+        fit ends depends on every rounding, so it is in the precision of the items throughout; its metric is renewed
+        only while much is to be gained.  Softplus and tanh converge.
         """
         exact = _Objective(self, *self._asked())
         rows = self._scaled(exact.initial.gradient())
@@ -299,13 +309,24 @@ class NeuralLearner(Learner):
             stages = (rough, 0.1), (rough, ROUGH), *stages
         theta, left = _flat(self.weights), torch.full_like(reference, self.iterations, dtype=torch.int64)
         steps: tuple[Step, ...] = ()
-        metric = stages[0][0].metric(theta)
+        metric, worth = stages[0][0].metric(theta), 0.0 if self.network.smooth else KINK
         for stage, (objective, goal) in enumerate(stages):
             if stage == 1 and steps:
                 metric, steps = objective.metric(theta), ()
             tolerance = max(goal, self.tolerance) * reference
-            minimum = minimise(objective.evaluate, theta, metric, tolerance, left, steps=steps, noise=objective.noise)
-            theta, steps, left = minimum.x, minimum.steps, left - minimum.iterations
+            minimum = minimise(
+                objective.evaluate,
+                theta,
+                metric,
+                tolerance,
+                left,
+                steps=steps,
+                noise=objective.noise,
+                renew=objective.metric,
+                worth=worth,
+            )
+            theta, left = minimum.x, left - minimum.iterations
+            metric, steps = minimum.precondition, minimum.steps
         self.weights = self._blocks(theta)
         return Fit(minimum.gradient / reference, self.iterations - int(left.min()))
 
@@ -329,7 +350,7 @@ class PolicyLearner(NeuralLearner):
         regularisation: float,
         beta: float,
         tolerance: float = 1e-6,
-        iterations: int = 50,
+        iterations: int = 500,
         same_table: bool = False,
     ) -> None:
         """Begin at the reference policy."""

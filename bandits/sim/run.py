@@ -31,6 +31,7 @@ from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
 
 CHECKPOINT_SECONDS = 15.0
 TABLES = ("rounds", "bounds", "calibration")
+WHOLE = ("round", "labels", "converged")  # columns of whole numbers
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,11 @@ def run_cell(
             row |= {f"cumulative_{name}": total for name, total in cumulative.items()}
             row["design_information"] = _per_replicate(round.information, len(block))
             row["gradient_norm"] = _per_replicate(round.fit.gradient, len(block))
+            row["converged"] = _per_replicate(round.fit.converged, len(block)).astype(np.int64)
             tables["rounds"].append(row)
             if audit is not None:
-                tables["bounds"].append({k: row[k] for k in ("round", "labels", "gradient_norm")} | audit.measure())
+                shared = ("round", "labels", "gradient_norm", "converged")
+                tables["bounds"].append({name: row[name] for name in shared} | audit.measure())
         if time.perf_counter() - saved > CHECKPOINT_SECONDS and round.number < simulation.rounds - 1:
             save(folder, _bundle(history, states, tables, cumulative), round.number, simulation.rounds)
             saved = time.perf_counter()
@@ -332,7 +335,7 @@ def _restore(
                 rows, column = tables[rest[0]], rest[2]
                 rows.extend({} for _ in range(len(tensor) - len(rows)))
                 for row, values in zip(rows, tensor, strict=True):
-                    row[column] = values.numpy().astype(np.int64) if column in ("round", "labels") else values.numpy()
+                    row[column] = values.numpy().astype(np.int64) if column in WHOLE else values.numpy()
             case "cumulative":
                 cumulative[rest[0]] = tensor.numpy()
     picks = list(tensors["picks"])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from bandits.core.minimise import minimise
+from bandits.core.solvers import minimise
 
 
 def problem(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
