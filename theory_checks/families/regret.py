@@ -19,6 +19,7 @@ from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, bootstrap, covered, log_slope, mean
+from bandits.selector import UCB, Pool, select
 from bandits.sim.config import Simulation
 from theory_checks import figures
 from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, measured, register
@@ -32,7 +33,7 @@ HORIZON = 100
 
 
 def optimism(setting: Setting, rounds: int, regularisation: float, delta: float, key: Key) -> dict[str, np.ndarray]:
-    """Play NDB-UCB on one prompt, linearised, with the exact multiplier in place of ν; return regret and its bound.
+    """Play the selector's UCB on one prompt, linearised, with the exact multiplier for ν; return regret and its bound.
 
     ``y1 = argmax h``, ``y2 = argmax h + γ_t w(·, y1)``.  Where the bound holds, ``f* - (f1 + f2)/2 <= (3/2) γ_t w_t``
     (docs/theory.md, 4).  ``worst`` is the largest left over right side of that over all rounds.
@@ -40,43 +41,31 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
     problem = TangentWorld.of(setting, key.fold_in("world"))
     arms, lead, limit = setting.responses, problem.features.shape[0], setting.largest
     lam, ridge = problem.features.new_full((lead,), regularisation), regularisation / kappa(limit)
-    truth = torch.cat([torch.zeros_like(problem.margins[..., :1]), -problem.margins[..., : arms - 1]], -1)
-    best = truth.amax(-1)
-    index = torch.zeros((arms, arms), dtype=torch.int64)
-    pairs = Duels.within(1, arms)
-    index[pairs.first, pairs.second] = index[pairs.second, pairs.first] = torch.arange(pairs.count)
-    zero = torch.zeros_like(problem.margins)
-    counts, theta, total, worst = (
-        Counts(zero, zero),
-        torch.zeros_like(problem.theta),
-        torch.zeros(lead),
-        torch.zeros(lead),
-    )
-    bound = torch.zeros(lead)
+    # An arm against itself is a duel of no feature, which tells nothing: UCB may choose it.
+    every = Duels.within(1, arms, selves=True).expand(lead)
+    rows = problem.features.new_zeros((lead, every.count, problem.features.shape[-1]))
+    rows[:, every.first[0] != every.second[0]] = problem.features
+    truth = -times(rows, problem.theta)[..., :arms]  # the first duels are those of arm 0
+    free = torch.ones((lead, every.count), dtype=torch.bool)
+    zero = rows.new_zeros((lead, every.count))
+    counts, theta = Counts(zero, zero), torch.zeros_like(problem.theta)
+    total, worst, bound = (rows.new_zeros(lead) for _ in range(3))
     curve = []
     for step in range(rounds):
-        design = DenseDesign.of(problem.features, counts.asked, ridge)
+        design = DenseDesign.of(rows, counts.asked, ridge)
         gamma = linearised(design.information, problem.norm, kappa(limit), ridge, regularisation, delta).total
-        fitted = times(problem.features, theta)
-        rewards = torch.cat([torch.zeros_like(fitted[..., :1]), -fitted[..., : arms - 1]], -1)
-        first = rewards.argmax(-1)
-        against = index[first]
-        widths = design.widths(problem.features).gather(-1, against)
-        widths = widths.scatter(-1, first.unsqueeze(-1), 0.0)
-        second = (rewards + gamma.unsqueeze(-1) * widths).argmax(-1)
-        asked = torch.stack([first, second], -1).sort(-1).values
-        pick = index[asked[..., 0], asked[..., 1]].unsqueeze(-1)
-        chance = torch.sigmoid(problem.margins.gather(-1, pick))
-        won = key.fold_in("labels", step).uniform(1) < chance
-        new, different = counts.add(pick, won), (first != second).unsqueeze(-1)
-        counts = Counts(torch.where(different, new.asked, counts.asked), torch.where(different, new.won, counts.won))
-        both = truth.gather(-1, asked)
-        regret = best - both.mean(-1)
-        width = widths.gather(-1, second.unsqueeze(-1)).squeeze(-1)
+        rewards = -times(rows, theta)[..., :arms]
+        pool = Pool(every, free, arms, design.condition(rows, gamma), rewards)
+        pick = select(pool, UCB(), 1, key.fold_in("select", step))
+        asked, width = every.take(pick), design.widths(rows).gather(-1, pick).squeeze(-1)
+        won = key.fold_in("labels", step).uniform(1) < torch.sigmoid(asked.difference(truth))
+        counts = counts.add(pick, won)
+        both = (truth.gather(-1, asked.first) + truth.gather(-1, asked.second)).squeeze(-1)
+        regret = truth.amax(-1) - both / 2
         total, bound = total + regret, bound + 1.5 * gamma * width
         worst = torch.maximum(worst, _over(regret, 1.5 * gamma * width))
         curve.append(total / (step + 1))
-        theta, _ = fit(problem.features, counts, lam, ExtendedLink(limit), theta)
+        theta, _ = fit(rows, counts, lam, ExtendedLink(limit), theta)
     return {
         "worst": worst.numpy(),
         "regret": total.numpy(),

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from bandits.core.design import Posterior
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
@@ -312,9 +313,19 @@ class DenseDesign:
         matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge)
         return cls(torch.linalg.cholesky(matrix), ridge)
 
+    def whitened(self, features: Float[Tensor, "*r n p"]) -> Float[Tensor, "*r n p"]:
+        """Return ``L⁻¹φ`` with ``V = LLᵀ``: inner products of these are those of φ in ``V⁻¹``."""
+        return torch.linalg.solve_triangular(self.factor, features.mT, upper=False).mT
+
     def widths(self, features: Float[Tensor, "*r n p"]) -> Float[Tensor, "*r n"]:
         """Return ``‖φ‖_{V⁻¹}``."""
-        return torch.linalg.solve_triangular(self.factor, features.mT, upper=False).square().sum(-2).sqrt()
+        return torch.linalg.vector_norm(self.whitened(features), dim=-1)
+
+    def condition(self, features: Float[Tensor, "*r n p"], scale: Float[Tensor, "*r"] | float = 1.0) -> Posterior:
+        """Return the duels as the selector sees them, with widths ``scale`` times as large."""
+        scale = torch.as_tensor(scale, dtype=features.dtype)
+        rows = scale[..., None, None] * self.whitened(features)
+        return Posterior(Dense(rows), rows.new_zeros((*rows.shape[:-2], 0, rows.shape[-2])), 1.0)
 
     def norm(self, vector: Float[Tensor, "*r p"]) -> Float[Tensor, "*r"]:
         """Return ``‖v‖_{V⁻¹}``."""

@@ -1,6 +1,8 @@
 """Owns a trial: duels asked again and again on a linearised problem, with every bound measured at every moment.
 
-The same code runs honest trials and the negative controls, which differ by one *corruption*.  Knows nothing of claims.
+The same code runs honest trials and the negative controls, which differ by one *corruption*.  Duels are chosen by the
+shared selector; what is not shared is the loop, since in exact coordinates answers are counts and every duel may be
+asked any number of times.  Knows nothing of claims.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bandits.core.bounds import check_delta, linearised, proposition
+from bandits.core.design import Posterior
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES, kappa, slope
 from bandits.core.rng import Key
+from bandits.selector import ActiveDPO, FeatureSpace, Pool, Random, ScoreStrategy, Strategy, select
 from theory_checks.maths.certificate import Centre, certify, fit_centres
 from theory_checks.maths.predictors import correlations
 from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, Logistic, Setting, TangentWorld, fit, times
 
 Columns = dict[str, np.ndarray]
 Sampling = Literal["random", "active", "adversary", "repeated", "fisher", "certificate"]
+AGAIN: tuple[Sampling, ...] = ("adversary", "repeated")
 Corruption = Literal["none", "mean-loss", "decay-to-zero", "forgetful", "unrecorded", "ndb-features", "small-kappa"]
 Bound = Literal["plain", "audited", "extended", "noise", "proposition", "certificate"]
 
@@ -32,10 +37,11 @@ Bound = Literal["plain", "audited", "extended", "noise", "proposition", "certifi
 class Trial:
     """How duels are asked and answered, and what is wrong with it.
 
-    ``sampling``: ``random`` with repetition; ``active``: the widest duel, ties at random; ``adversary``: knows the
-    truth and all answers, and asks the duel that the fit is most wrong about for its width, so that bad key is kept;
-    ``repeated``: the duel of largest true difference, always; ``fisher``: the largest ``√σ'(m) ‖φ‖_{H⁻¹}``, ``H`` the
-    Fisher matrix; ``certificate``: the largest certified error.
+    ``sampling``: ``random``; ``active``: ActiveDPO, greedy by width; ``fisher``: the same with ``√σ'(m) φ`` in
+    ``H⁻¹``, ``H`` the Fisher matrix; ``certificate``: the largest certified errors. These pick distinct duels of the
+    table every round. ``adversary``: knows the truth and all answers, and asks the duel that the fit is most wrong
+    about for its width, so that bad luck is kept; ``repeated``: the duel of largest true difference, always. These
+    ask one duel ``batch`` times.
 
     ``corruption``: ``mean-loss`` divides the loss's sum by the number of answers; ``decay-to-zero`` pulls θ to 0
     instead of θ0; ``forgetful`` fits the newest round's answers alone while V counts all; ``unrecorded``: V counts
@@ -62,6 +68,8 @@ class Trial:
             raise InputError(f"a trial needs at least 1 round and 1 answer, got {self.rounds} and {self.batch}")
         if not self.regularisation > 0:
             raise InputError(f"regularisation λ must be positive, got {self.regularisation}")
+        if self.sampling not in AGAIN and self.batch > self.setting.duels.count:
+            raise InputError(f"{self.batch} distinct duels a round cannot be asked of {self.setting.duels.count}")
         _ = ORACLES[self.oracle]  # raises InputError for an unknown one
 
     @property
@@ -82,8 +90,33 @@ def _answers(problem: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], k
     return key.uniform(picks.shape[-1]) < chance
 
 
-def _picks(trial: Trial, scores: dict[str, Tensor], key: Key) -> Int64[Tensor, "r b"]:
-    """Choose a round's duels from what is known before it."""
+@dataclass(frozen=True, eq=False)
+class _Largest(ScoreStrategy):
+    """The duels of largest given score."""
+
+    values: Float[Tensor, "r n"]
+    reads = frozenset()
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return the values."""
+        return self.values
+
+
+RULES: dict[Sampling, Strategy] = {
+    "random": Random(),
+    "active": ActiveDPO(),
+    "fisher": ActiveDPO(FeatureSpace(weight="fisher")),
+}
+
+
+def _picks(
+    trial: Trial, problem: TangentWorld, posterior: Posterior, scores: dict[str, Tensor], key: Key
+) -> Int64[Tensor, "r b"]:
+    """Choose a round's duels from what is known before it: by the selector, or one duel ``batch`` times."""
+    if trial.sampling not in AGAIN:
+        rule = RULES.get(trial.sampling) or _Largest(scores[trial.sampling])
+        free = torch.ones_like(problem.margins, dtype=torch.bool)
+        return select(Pool(problem.duels, free, problem.responses, posterior), rule, trial.batch, key)
     score = scores[trial.sampling]
     ties = key.uniform(trial.batch, score.shape[-1])
     top = score.unsqueeze(-2) >= score.amax(-1)[..., None, None] * (1 - 1e-9)
@@ -117,15 +150,16 @@ def play(trial: Trial, key: Key) -> Columns:
     counts, noise = Counts(zero, zero), torch.zeros_like(problem.theta)
     plain = straight = torch.zeros_like(problem.theta)
     centres: tuple[Centre, ...] = ()
-    widths = DenseDesign.of(rows, zero, trial.ridge).widths(rows)
-    scores = dict.fromkeys(("random", "adversary"), zero) | {"repeated": truth.abs(), "active": widths}
-    scores |= dict.fromkeys(("fisher", "certificate"), torch.linalg.vector_norm(problem.features, dim=-1))
+    design = DenseDesign.of(rows, zero, trial.ridge)
+    widths, posterior = design.widths(rows), design.condition(rows)
+    scores = {"adversary": zero, "repeated": truth.abs()}
+    scores["certificate"] = torch.linalg.vector_norm(problem.features, dim=-1)
     information = potential = chain = zero.sum(-1)
     track = _Track(lead, limit)
     moments = set(np.geomspace(1, trial.rounds, trial.certificates).round().astype(int))
     for step in range(1, trial.rounds + 1):
         child = key.fold_in("round", step)
-        picks = _picks(trial, scores, child.fold_in("ties"))
+        picks = _picks(trial, problem, posterior, scores, child.fold_in("ties"))
         won = _answers(problem, trial, picks, child.fold_in("labels"))
         counts = counts.add(picks, won)
         squares = widths.gather(-1, picks[..., :1]).squeeze(-1).square()
@@ -154,7 +188,9 @@ def play(trial: Trial, key: Key) -> Columns:
             information, norm, least.clamp(max=trial.kappa), trial.ridge, trial.regularisation, trial.delta
         )
         paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
-        scores |= {"active": widths, "adversary": _ratio(error, widths)}
+        scores["adversary"] = _ratio(error, widths)
+        if trial.sampling == "active":
+            posterior = design.condition(rows)
         track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("extended", (extended - truth).abs(), exact.total.unsqueeze(-1) * widths, widths, extended)
@@ -162,9 +198,8 @@ def play(trial: Trial, key: Key) -> Columns:
         track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
         track.assume(least, torch.maximum(first, second))
         if trial.sampling == "fisher":
-            roots = slope(fitted).sqrt()
             fisher = DenseDesign.of(problem.features, seen.asked * slope(fitted), trial.regularisation)
-            scores["fisher"] = roots * fisher.widths(problem.features)
+            posterior = fisher.condition(slope(fitted).sqrt().unsqueeze(-1) * problem.features)
         if step in moments or trial.sampling == "certificate":
             centres = fit_centres(problem.features, counts, trial.regularisation, limit, centres)
             certificate = certify(problem.features, counts, centres, norm, limit, trial.delta)
