@@ -28,7 +28,8 @@ from bandits.core.rows import Dense
 from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
-from llm_loop.models import Policy, Row, seeded, token_log_probs
+from llm_loop.models import Policy, Row, token_log_probs
+from llm_loop.seeding import seeded
 
 
 @dataclass(frozen=True)

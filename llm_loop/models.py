@@ -6,44 +6,44 @@ random models with a byte tokenizer.  Knows nothing of rewards, duels or trainin
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random  # noqa: TID251 (only to put its state back after libraries that draw from it)
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from safetensors.torch import save
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes, write_json
+from llm_loop import folders
 from llm_loop.data import assets
-from llm_loop.data.chat import Prompt, continuable, text_of, to_json
+from llm_loop.data.chat import Message, Prompt, continuable, text_of, to_json
+from llm_loop.folders import DTYPES
+from llm_loop.seeding import seeded
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Chat = Literal["yes", "no"]
+"""Whether a prompt that is a text is sent as a message."""
 
 
 @dataclass(frozen=True)
@@ -108,58 +108,54 @@ class Meter:
         self.tokens[name] += tokens
 
 
-@contextmanager
-def seeded(key: Key) -> Iterator[None]:
-    """Seed the global generators for a library that draws from them, and put them back as they were."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries draw from it)
-    seed = int(key.generators()[0].integers(2**31))
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-
-
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021)."""
+    """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021).
+
+    ``targets`` may be ``("all-linear",)``: every linear layer but the output's; or empty: what PEFT takes by default
+    for a model's family, or every linear layer where it has no default.
+    """
 
     rank: int = 16
     alpha: float = 32.0
     """LoRA's scale is alpha/rank"""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """modules that get an adapter"""
+    """modules that get an adapter; all-linear: all linear layers but the output; none: what PEFT takes for the model"""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"--rank must be at least 1, got {self.rank}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"--alpha must be positive and finite, got {self.alpha}")
-        if not self.targets:
-            raise InputError("--targets: name at least one kind of module")
 
 
 class Policy:
     """``π_θ(y|x)``: a causal language model whose only trained weights are LoRA's."""
 
-    def __init__(self, model: Any, tokenizer: Any, adapter: Adapter, key: Key, device: str = "cpu") -> None:
-        """Put a fresh adapter (A random, B = 0) on a model.
+    def __init__(
+        self, model: Any, tokenizer: Any, adapter: Adapter, key: Key, device: str = "cpu", chat: Chat = "no"
+    ) -> None:
+        """Put a fresh adapter (A random, B = 0) on a model; ``chat`` says whether a text is a chat's one message.
 
-        Raises ``InputError`` if the model lacks the target modules, the tokenizer an end token, or the machine the
-        device.
+        Raises ``InputError`` if the model lacks the target modules or has an adapter already, the tokenizer has no end
+        token, tokens that the model has not, or no chat template where one is asked for, or the machine not the device.
         """
         check_device(device)
-        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _adaptable(module)}
-        missing = [name for name in adapter.targets if name not in linear]
-        if missing:
-            raise InputError(f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))}")
+        if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise InputError("the model has an adapter already; merge it into the weights first")
+        targets = _targets(model, adapter.targets)
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end token, so no response could end; give it one")
-        self.tokenizer, self.adapter, self.device = tokenizer, adapter, torch.device(device)
+        rows = model.get_input_embeddings().weight.shape[0]
+        beyond = {i for i in tokenizer.get_vocab().values() if i >= rows} - {tokenizer.pad_token_id}
+        if beyond:
+            raise InputError(
+                f"the tokenizer has tokens up to number {max(beyond)}, but the model has embeddings for {rows} only; "
+                "give it the tokenizer it was trained with"
+            )
+        if chat == "yes" and not tokenizer.chat_template:
+            raise InputError("prompts are to be chat messages, but the tokenizer has no chat template; use --chat no")
+        self.tokenizer, self.adapter, self.device, self.chat = tokenizer, adapter, torch.device(device), chat
         self.end: int = tokenizer.eos_token_id
         self.ends = _ends(model, tokenizer)
         self.stops = torch.tensor(self.ends, device=self.device)
@@ -167,19 +163,26 @@ class Policy:
         """which ids the tokenizer has, where the model has more; π is conditioned on them when a response is drawn"""
         self.context = _context(model.config)
         self.route = Route()
-        # Padding is masked everywhere; a tokenizer without a pad token pads with its end token.
-        self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # Padding is masked everywhere; a tokenizer without a pad token that the model has pads with its end token.
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.pad: int = tokenizer.pad_token_id
         config = LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
-            target_modules=list(adapter.targets),
+            target_modules=list(targets),
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            fan_in_fan_out=model.config.model_type == "gpt2",
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )
-        with seeded(key.fold_in("adapter")):
-            self.model = get_peft_model(model, config)
+        try:
+            with seeded(key.fold_in("adapter")):
+                self.model = get_peft_model(model, config)
+        except (ValueError, TypeError) as error:  # modules that PEFT does not adapt
+            raise InputError(
+                f"LoRA cannot be put on {', '.join(targets)}: {str(error).partition(chr(10))[0]}"
+            ) from None
         self.model.to(self.device).eval()
         self.meter = Meter()
         self.batch_tokens = 1024
@@ -250,14 +253,6 @@ class Policy:
                 f"and the model has {self.context}; lower --tokens or shorten the prompts"
             )
 
-    def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return a prompt's token ids; a conversation goes through the chat template, or is written out without one."""
-        if isinstance(prompt, str) or not self.tokenizer.chat_template:
-            return tuple(self.tokenizer(continuable(prompt)).input_ids)
-        messages = to_json(prompt)
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return tuple(ids)
-
     def encode(self, prompts: Sequence[Prompt], longest: int) -> list[tuple[int, ...]]:
         """Return the prompts' token ids; ``InputError`` for one without tokens or with more than ``longest``."""
         encoded = [self.tokens_of(prompt) for prompt in prompts]
@@ -271,8 +266,64 @@ class Policy:
                 )
         return encoded
 
+    def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return a prompt's token ids.
+
+        A text begins as the tokenizer begins texts (at most one of each special token), and never ends with an end
+        token, since a response follows.  A conversation goes through the tokenizer's chat template, as does a text
+        where the policy's ``chat`` is on; without a template it is written out.  What reads like a special token
+        within a prompt is plain text.
+        """
+        if isinstance(prompt, str) and self.chat == "yes":
+            prompt = (Message("user", prompt),)
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            return (*self._opening, *self._text(continuable(prompt)))
+        return tuple(self._chat(prompt))
+
+    def _text(self, text: str) -> list[int]:
+        """Return a text's tokens, none of them special."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    @cached_property
+    def _opening(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts before a text, each once."""
+        bare, dressed = (self.tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+        starts = (i for i in range(len(dressed)) if bare and dressed[i : i + len(bare)] == bare)
+        return tuple(dict.fromkeys(dressed[: next(starts, 0)]))
+
+    def _chat(self, prompt: tuple[Message, ...]) -> list[int]:
+        """Return the tokens of a conversation, ready for the answer."""
+        text = self._rendered(prompt)
+        special = self.tokenizer.all_special_tokens
+        if not any(token in message.content for token in special for message in prompt):
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+            return ids
+        # Contents are cut out of the template's text, so that special tokens are the template's alone.
+        marks = [f"\ue000{i}\ue001" for i in range(len(prompt))]
+        cut = self._rendered(tuple(replace(message, content=mark) for message, mark in zip(prompt, marks, strict=True)))
+        out: list[int] = []
+        for piece in re.split("(\ue000\\d+\ue001)", cut):
+            if piece in marks:
+                content = prompt[marks.index(piece)].content
+                out += self._text(content if content in text else content.strip())
+            elif piece:
+                out += self.tokenizer(piece, add_special_tokens=False).input_ids
+        return out
+
+    def _rendered(self, prompt: Prompt) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(to_json(prompt), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is somebody's program
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            shown = text_of(prompt)[:60]
+            raise InputError(f"the chat template refuses a prompt ({reason[:120]}): {shown!r}…") from None
+        return text
+
     def decode(self, response: Sequence[int]) -> str:
         """Return a response's text, without its end token and NULs."""
+        if response and response[-1] in self.ends:
+            response = response[:-1]
         text: str = self.tokenizer.decode(response, skip_special_tokens=True)
         return text.replace("\0", "\ufffd")  # readers of tables take a NUL for an end
 
@@ -339,6 +390,27 @@ def _adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _targets(model: Any, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the modules to adapt; ``InputError`` for one that is not there or cannot be adapted alone."""
+    head = model.get_output_embeddings()
+    linear = {name.rpartition(".")[2]: module for name, module in model.named_modules() if _adaptable(module)}
+    every = tuple(sorted(name for name, module in linear.items() if module is not head))
+    if named == ("all-linear",):
+        named = every
+    elif not named:
+        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+        named = tuple(name for name in usual if name in linear) or every
+    missing = [name for name in named if name not in linear]
+    if missing:
+        raise InputError(f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))}")
+    for name in named:
+        if linear[name] is head and head.weight is model.get_input_embeddings().weight:
+            raise InputError(
+                f"{name} shares its weights with the embedding, so it cannot be adapted alone; leave it out"
+            )
+    return named
+
+
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return all tokens that end a response: the tokenizer's, and those by which the library's ``generate`` stops."""
     named = getattr(model.generation_config, "eos_token_id", None)
@@ -380,37 +452,44 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not available here; use cpu")
 
 
-def load_policy(name: str, adapter: Adapter, key: Key, device: str = "cpu", dtype: str = "float32") -> Policy:
+def load_policy(
+    name: str,
+    adapter: Adapter,
+    key: Key,
+    device: str = "cpu",
+    dtype: str = "float32",
+    chat: Literal["auto", "yes", "no"] = "no",
+    trust: bool = False,
+) -> Policy:
     """Return the policy of a named asset, a local directory, a hub id, or a tiny random model (``TINY``).
 
-    A hub id is looked up in the local hub cache first; the network is used only if it is not there.
-    Raises ``InputError`` if there is no such model, or it cannot be adapted.
+    A hub id is looked up in the local hub cache first; the network is used only if it is not there.  A PEFT folder is
+    merged into its model, which then is the reference.  ``chat="auto"`` treats texts as messages where the tokenizer
+    has a chat template.  Raises ``InputError`` if there is no such model, its files are not right, it needs code of its
+    own and ``trust`` is not given, or it cannot be adapted.
     """
     check_device(device)
     if name in TINY:
         tiny = tiny_model(name, key.fold_in("model")).to(DTYPES[dtype])
-        return Policy(tiny, byte_tokenizer(), adapter, key, device)
-    source: str | Path = name
-    if name in assets.models():
-        source = assets.find(name)
-    elif Path(name).is_dir():
-        source = Path(name)
+        return Policy(tiny, byte_tokenizer(), adapter, key, device, "yes" if chat == "yes" else "no")
+    loaded = folders.load(AutoModelForCausalLM, _folder(name, trust), "model", dtype, trust)
+    if chat == "auto":
+        chat = "yes" if loaded.tokenizer.chat_template else "no"
     try:
-        for offline in (True, False):
-            try:
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=offline)
-                tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-                break
-            except OSError:
-                if not offline or isinstance(source, Path):
-                    raise
-    except (OSError, ValueError, KeyError) as error:
-        known = ", ".join(assets.models() + list(TINY))
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(
-            f"cannot load model {name!r}: {reason[:200]}; give {known}, a local directory or a hub id"
-        ) from None
-    return Policy(model, tokenizer, adapter, key, device)
+        return Policy(loaded.model, loaded.tokenizer, adapter, key, device, chat)
+    except InputError as error:
+        raise InputError(f"model {name}: {error}") from None
+
+
+def weights_hash(name: str, trust: bool = False) -> str:
+    """Return a SHA-256 of the files that ``load_policy`` reads for a name, or of the name of a tiny random model."""
+    return hashlib.sha256(name.encode()).hexdigest() if name in TINY else folders.fingerprint(_folder(name, trust))
+
+
+def _folder(name: str, trust: bool) -> Path:
+    if name in assets.models():
+        return assets.find(name)
+    return folders.locate(name, "model", [*assets.models(), *TINY], trust)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

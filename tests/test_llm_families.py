@@ -14,8 +14,9 @@ from bandits.core.rng import Key
 from llm_loop.agreement import settle
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.learner import Preference, Training, fit_dpo
-from llm_loop.models import DRAWINGS, Adapter, Drawing, Policy, Route, Row, byte_tokenizer, seeded
+from llm_loop.models import DRAWINGS, Adapter, Drawing, Policy, Route, Row, byte_tokenizer
 from llm_loop.sampling import Decoding, sample
+from llm_loop.seeding import seeded
 
 VOCABULARY = 257
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": 256}

@@ -15,7 +15,8 @@ from bandits.core.rng import Key
 from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner, Preference, Training, _lent, _Trainer, fit_dpo
-from llm_loop.models import TINY, Row, seeded
+from llm_loop.models import TINY, Row
+from llm_loop.seeding import seeded
 
 BETA = 0.3
 

@@ -436,7 +436,8 @@ class TestScorers:
     def test_a_classifier_of_a_directory_scores_pairs_alone_as_in_company(self, tmp_path):
         from transformers import BertConfig, BertForSequenceClassification
 
-        from llm_loop.models import byte_tokenizer, seeded
+        from llm_loop.models import byte_tokenizer
+        from llm_loop.seeding import seeded
 
         with seeded(Key(0)):
             model = BertForSequenceClassification(

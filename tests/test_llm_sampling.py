@@ -10,8 +10,9 @@ from test_llm_models import rows_of, tiny
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop.models import TINY, seeded
+from llm_loop.models import TINY
 from llm_loop.sampling import BLOCK, Decoding, draw, sample
+from llm_loop.seeding import seeded
 
 
 @pytest.fixture(params=TINY, scope="module")

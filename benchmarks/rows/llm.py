@@ -260,7 +260,8 @@ def drawing() -> Callable[[], Answer]:
 
 def generating() -> Callable[[], Answer]:
     """``generate`` with its defaults, sampling from the whole distribution."""
-    from llm_loop.models import Row, seeded
+    from llm_loop.models import Row
+    from llm_loop.seeding import seeded
 
     policy = _policy()
     prompts = _prompts(policy)
@@ -351,7 +352,7 @@ def trl(cached: bool) -> Callable[[], Answer]:
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from llm_loop.models import seeded
+    from llm_loop.seeding import seeded
 
     policy = _policy()
     policy.restore(policy.initial)

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bandits.core.errors import InputError
-from llm_loop.models import DTYPES, batches
+from llm_loop.folders import DTYPES
+from llm_loop.models import batches
 from llm_loop.rewards import models as reward_models
 
 

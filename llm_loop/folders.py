@@ -1,0 +1,289 @@
+"""Owns how a model that a user brings is found, checked and read: policies and reward models alike.
+
+What a folder can have wrong is told in one line before it costs any time.  No weight is made up, no pickle is opened,
+no code of a folder runs unless it is trusted, and nothing is asked on the terminal.  Knows nothing of adapters that are
+trained, tokens that are drawn or rewards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.seeding import seeded
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""Patterns of the files that are read of a folder."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def locate(name: str, what: str, known: Sequence[str], trust: bool = False) -> Path:
+    """Return the folder of a model: a directory, or a hub id's snapshot, from the local cache if it is there.
+
+    ``what`` and ``known`` serve the ``InputError`` for a name that is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"{what} {name!r} is a file; give the directory of a model (config, safetensors, tokenizer)")
+    parent = name.partition("/")[0]
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or Path(parent).is_dir():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], 1)
+        raise InputError(
+            f"{what} {name!r}: there is no such directory" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    reason = ""
+    for offline in (True, False):
+        try:
+            patterns = [*FILES, "*.py"] if trust else list(FILES)
+            found = snapshot_download(name, local_files_only=offline, allow_patterns=patterns, ignore_patterns="*/*")
+        except Exception as error:  # the hub's library raises what its transports raise: a dozen unrelated classes
+            reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        else:
+            if any(Path(found).glob("*.safetensors")) or not offline:
+                return Path(found)
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}? It" if near else "It"
+    raise InputError(
+        f"cannot load {what} {name!r}: {hint} is no name known here ({', '.join(known)}) and no directory, and the hub "
+        f"does not give it ({reason[:120]})"
+    )
+
+
+def load(auto: Any, folder: Path, what: str, dtype: str = "float32", trust: bool = False, **more: Any) -> Loaded:
+    """Return a folder's model and tokenizer; an adapter (PEFT) is merged into the model it was made for.
+
+    ``auto`` is the library's class that builds the model.  Raises ``InputError`` for what cannot be used: weights that
+    are missing, left over, misshapen, cut short, pickled, quantised or not finite, and code that is not trusted.
+    """
+    if (folder / ADAPTER).exists():
+        return _merged(auto, folder, what, dtype, trust)
+    model, missing = _model(auto, folder, what, dtype, trust, **more)
+    _none_missing(missing, folder, what)
+    return Loaded(model, load_tokenizer(folder, what, trust))
+
+
+def load_tokenizer(folder: Path, what: str, trust: bool = False) -> Any:
+    """Return a folder's tokenizer."""
+    with _told(f"{what} {folder}: its tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 over the names and contents of all files that are read of a model's folder.
+
+    Of an adapter's folder, the files of the model it was made for count too.
+    """
+    digest = hashlib.sha256()
+    folders = [folder]
+    if (folder / ADAPTER).exists():
+        folders.append(_base(folder, "model"))
+    for one in folders:
+        for file in sorted({file for pattern in FILES for file in one.glob(pattern)}):
+            with file.open("rb") as content:
+                digest.update(file.name.encode() + b"\0" + hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raise ``InputError`` if a weight is not a finite number."""
+    bad = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if bad:
+        raise InputError(f"{what} has weights that are not finite numbers: {_first(bad)}")
+
+
+def _model(auto: Any, folder: Path, what: str, dtype: str, trust: bool, **more: Any) -> tuple[Any, list[str]]:
+    """Return the model of a folder, and the names of weights that it has and the files have not."""
+    config = _json(folder / "config.json", what)
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "some kind")
+        raise InputError(f"{what} {folder} is quantised ({method}); gradients need the weights in full: bring those")
+    for file in _weights(folder, what):
+        _check_weights(file, what)
+    with _told(f"{what} {folder} cannot be loaded"), seeded(Key(0)):  # the library draws what it finds missing
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust, **more)
+        model, report = auto.from_pretrained(
+            folder,
+            config=settings,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=trust,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    if report["mismatched_keys"]:
+        name, found, wanted = sorted(report["mismatched_keys"])[0]
+        raise InputError(
+            f"{what} {folder}: {len(report['mismatched_keys'])} weights do not fit its config.json, first {name}: "
+            f"{list(found)} in the files, {list(wanted)} in the model"
+        )
+    if report["unexpected_keys"]:
+        names = sorted(report["unexpected_keys"])
+        raise InputError(
+            f"{what} {folder}: its files hold {len(names)} weights that a {type(model).__name__} does not have: "
+            f"{_first(names)}; give them the names of that class"
+        )
+    check_finite(model, f"{what} {folder}")
+    return model.eval(), sorted(report["missing_keys"])
+
+
+def _none_missing(missing: Sequence[str], folder: Path, what: str) -> None:
+    if missing:
+        raise InputError(
+            f"{what} {folder}: its files lack {len(missing)} weights of the model: {_first(missing)}; none is made up"
+        )
+
+
+def _merged(auto: Any, folder: Path, what: str, dtype: str, trust: bool) -> Loaded:
+    """Return the model that a PEFT folder belongs to, with the adapter merged into its weights."""
+    base = _base(folder, what)
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        raise InputError(f"{what} {folder} has no {file.name}" + _pickled(folder))
+    _check_weights(file, what)
+    with safe_open(file, "pt") as tensors:
+        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    with _told(f"{what} {folder}: its adapter cannot be read"):
+        settings = PeftConfig.from_pretrained(folder)
+    if settings.is_prompt_learning:
+        raise InputError(
+            f"{what} {folder}: an adapter of kind {settings.peft_type.value} cannot be merged into weights"
+        )
+    heads = [shape[0] for name, shape in shapes.items() if "lora_" not in name and len(shape) == 2]
+    more = {"num_labels": min(heads)} if settings.task_type == "SEQ_CLS" and heads else {}
+    model, missing = _model(auto, base, what, dtype, trust, **more)
+    _none_missing([name for name in missing if f"base_model.model.{name}" not in shapes], base, what)
+    with _told(f"{what} {folder}: its adapter does not fit {base}"), seeded(Key(0)):
+        adapted = PeftModel.from_pretrained(model, folder, config=settings)
+        names = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        if names != set(shapes):
+            odd = sorted(names ^ set(shapes))
+            raise InputError(f"{what} {folder}: {len(odd)} weights are only in the adapter or the model: {_first(odd)}")
+        merged = adapted.merge_and_unload()
+    check_finite(merged, f"{what} {folder}")
+    own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return Loaded(merged.eval(), load_tokenizer(folder if own else base, what, trust))
+
+
+def _base(folder: Path, what: str) -> Path:
+    """Return the folder of the model that an adapter was made for."""
+    name = _json(folder / ADAPTER, what).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{what} {folder} is an adapter that does not say which model it was made for")
+    beside = folder / name
+    base = beside if beside.is_dir() else locate(name, f"{what} {folder} was made for, model", ())
+    if (base / ADAPTER).exists():
+        raise InputError(f"{what} {folder} is an adapter of an adapter, {base}; merge that one first")
+    return base
+
+
+def _weights(folder: Path, what: str) -> list[Path]:
+    """Return the files that hold a folder's weights."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if not index.exists():
+        raise InputError(f"{what} {folder} has no {whole.name}" + _pickled(folder))
+    shards = _json(index, what).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{what}: {index} names no weights")
+    return [folder / Path(name).name for name in sorted(set(shards.values()))]
+
+
+def _pickled(folder: Path) -> str:
+    found = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    return (
+        f" but {found[0]}, a pickle, which may run code when it is opened; convert it to safetensors" if found else ""
+    )
+
+
+def _check_weights(file: Path, what: str) -> None:
+    """Raise ``InputError`` if a file of weights is not whole."""
+    try:
+        with file.open("rb") as content:
+            start = content.read(64)
+    except OSError as error:
+        raise InputError(f"{what}: cannot read {file}: {error.strerror}") from None
+    _no_pointer(start, file, what)
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except Exception as error:  # safetensors has no public base class of its errors
+        size = file.stat().st_size
+        raise InputError(f"{what}: {file} ({size} bytes) is empty, cut short or damaged: {_reason(error)}") from None
+
+
+def _no_pointer(start: bytes, file: Path, what: str) -> None:
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{what}: {file} is a git-LFS pointer, not the file itself; run: git lfs pull")
+
+
+def _json(file: Path, what: str) -> dict[str, Any]:
+    try:
+        content = file.read_bytes()
+        _no_pointer(content, file, what)
+        value = json.loads(content)
+    except OSError as error:
+        raise InputError(f"{what} {file.parent}: cannot read its {file.name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what}: {file} is not JSON") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{what}: {file} holds no settings")
+    return value
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a foreign folder into one line, and let it print nothing of its own."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a foreign folder can break the libraries in any manner
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{what}: it needs code of its own, which runs only with --trust-remote-code") from None
+        raise InputError(f"{what}: {_reason(error)}") from None
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
