@@ -15,7 +15,6 @@ What a run leaves in ``results/llm/<preset>-<hash of the config>/``:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -24,13 +23,14 @@ import tyro
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES
 from bandits.loop import Plan
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
 from llm_loop.gradients import Kind
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.sampling import Decoding
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "transformers", "tokenizers", "peft", "trl", "accelerate", "datasets")
+LIBRARIES = ("torch", "numpy", "scipy", "pandas", "transformers", "tokenizers", "peft", "trl", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +70,20 @@ class Evaluation:
 class Alignment:
     """A preference-alignment experiment; together with the code's version it determines every byte of its results."""
 
-    strategies: tuple[str, ...] = ("activedpo-normalised", "random")
+    strategies: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(STRATEGIES.__getitem__)] = (
+        "activedpo-normalised",
+        "random",
+    )
     """registered rules of choice; random is the baseline of all comparisons"""
-    seeds: int = 2
+    seeds: Count = 2
     """paired runs of every strategy"""
-    seed: int = 0
+    seed: Seed = 0
     """of the first run's key"""
-    rounds: int = 3
-    batch: int = 16
+    rounds: Count = 3
+    batch: Count = 16
     """duels labelled per round"""
-    prompts_per_round: int = 20
-    responses: int = 3
+    prompts_per_round: Count = 20
+    responses: Annotated[int, Ge(2), Le(10**6)] = 3
     """per prompt"""
     model: str = "smollm2-135m"
     """a fetched asset, a tiny random model, a local directory or a hub id"""
@@ -89,59 +92,57 @@ class Alignment:
     """plots, news, tldr, webgpt, builtin, or a file or folder of JSON lines, JSON or Parquet"""
     skip_bad_rows: bool = False
     """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
-    prompt_tokens: int = 64
+    prompt_tokens: Count = 64
     """longest prompt allowed"""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()
     reward: str = "sentiment-valence"
     """labels duels and evaluates: sentiment-valence, lexical-letters, or a classifier's directory or hub id"""
     judge: str = "tweet-judge"
     """evaluates only"""
-    labels: str = "btl"
+    labels: Annotated[str, Names(ORACLES.__getitem__)] = "btl"
     """registered oracle that labels duels: btl, noiseless, flipped-20%, probit, ..."""
-    label_temperature: float = 0.5
+    label_temperature: Positive = 0.5
     """divides the rewards, so that their differences are the oracle's log-odds: P(first wins) = σ(Δ / temperature)"""
     training: Annotated[Training, tyro.conf.arg(name="")] = Training()
-    ridge: float = 1.0
+    ridge: Positive = 1.0
     """of V; not known of the paper"""
     sketch: Annotated[Sketch, tyro.conf.arg(name="")] = Sketch()
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation()
     diagnostics: bool = False
-    """compute gradients for strategies that read none too, so that the page can show what they would have seen"""
-    feature_tokens: int = 512
+    """compute widths and margins for strategies that read none too, so that the page can tell what they would be"""
+    feature_tokens: Count = 512
     """padded tokens in one pass for gradients"""
-    score_tokens: int = 1024
+    score_tokens: Count = 1024
     """padded tokens in one pass for log-probabilities"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        for strategy in self.strategies:
-            _ = STRATEGIES[strategy]  # raises InputError for an unknown one
-        _ = ORACLES[self.labels]
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
-            raise InputError("--strategies: name at least one strategy, and each once")
-        counts = ("seeds", "rounds", "batch", "prompts_per_round", "prompt_tokens", "feature_tokens", "score_tokens")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.responses < 2:
-            raise InputError(f"--responses must be at least 2 to make a duel, got {self.responses}")
+        check(self)
         duels = self.prompts_per_round * (self.responses * (self.responses - 1) // 2)
         if self.batch > duels:
             raise InputError(
                 f"{self.batch} duels are to be labelled a round, but the pool has {duels}; lower --batch, or raise "
                 "--prompts-per-round or --responses"
             )
-        if self.seed < 0:
-            raise InputError(f"--seed must not be negative, got {self.seed}")
-        for option, value in (("--ridge", self.ridge), ("--label-temperature", self.label_temperature)):
-            if not (value > 0 and math.isfinite(value)):
-                raise InputError(f"{option} must be positive and finite, got {value}")
         if self.sketch.kind == "factored" and self.sketch.size % self.adapter.rank:
             raise InputError(
                 f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
                 f"got {self.sketch.size}"
             )
+
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes beside the model's own, by the options that they grow with."""
+        k = self.responses
+        rows = self.prompts_per_round * (k + k * (k - 1)) + 2 * self.rounds * self.batch
+        words, width = 50_000, 4096  # of a common vocabulary, and a large model's hidden size
+        longest = self.prompt_tokens + self.decoding.tokens
+        return {
+            "--prompts-per-round, --responses and --sketch-size": 8.0 * rows * self.sketch.size,
+            "--score-tokens and --feature-tokens": 8.0 * words * max(self.score_tokens, self.feature_tokens),
+            "--sampling-rows, --prompt-tokens and --tokens": 16.0 * self.decoding.rows * longest * width,
+            "--heldout": 8.0 * self.evaluation.prompts * longest,
+        }
 
     @property
     def schedule(self) -> Plan:

@@ -1,85 +1,73 @@
 """Owns what a cell has lived through: a record and an adapter per finished round, read back to go on from there.
 
-A round counts when its record is there: ``records/round-NN.json`` is written after ``adapters/round-NN/`` (a PEFT
-folder), and holds the SHA-256 of that folder's files and of itself.  What does not match is never used: the journal
-ends before it, and the rounds from there on are played again.
+``records/round-NN.json`` and ``adapters/round-NN/`` (a PEFT folder) count once the cell's ledger lists them, with their
+SHA-256.  What does not match is never used: the journal ends before it, and the rounds from there on are played again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from bandits.core.errors import InputError
-from bandits.runs.files import read_json, write_json, write_text
+from bandits.runs.directory import TIMING, Ledger
+from bandits.runs.files import DamagedError, read_json, write_json, write_text
 from bandits.runs.text import dumps, loads
 from llm_loop.models import Policy
 
 Record = dict[str, Any]
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 class Journal:
     """The finished rounds of a cell; round 0 is the initial model."""
 
-    def __init__(self, folder: Path, write: bool = True) -> None:
-        """Read what is there and whole; ``write=False`` reads only, as all processes but the main one do."""
-        self.folder, self.write = folder, write
+    def __init__(self, folder: Path, rounds: int, write: bool = True) -> None:
+        """Read what is there and whole; ``write=False`` reads only, as all processes but the main one do.
+
+        ``rounds`` is how many there will be.
+        """
+        self.folder, self.write, self._expected = folder, write, rounds + 1
         self.rounds: list[Record] = []
-        self._since = time.perf_counter()
-        if write:
-            for half_written in folder.rglob(".*.tmp"):  # of a process that was killed
-                half_written.unlink()
-        while (path := self._path(len(self.rounds))).exists():
-            try:
-                self.rounds.append(self._read(path))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                print(f"{path} is damaged ({error}); played again from this round on", file=sys.stderr)
-                break
+        self._ledger, self._since = Ledger(folder), time.perf_counter()
+        try:
+            while all(map(self._ledger.holds, self._names(len(self.rounds)))):
+                content = [self._ledger.read(name) for name in self._names(len(self.rounds))]
+                self.rounds.append(loads(content[-1].decode()))
+        except DamagedError as error:
+            print(f"{error}; round {len(self.rounds)} and what follows are played again", file=sys.stderr)
 
-    def _path(self, number: int) -> Path:
-        return self.folder / "records" / f"round-{number:02d}.json"
+    def _names(self, number: int) -> list[str]:
+        adapter = f"adapters/round-{number:02d}"
+        return [f"{adapter}/adapter_config.json", f"{adapter}/adapter_model.safetensors", self._record(number)]
 
-    def _adapter(self, number: int) -> Path:
-        return self.folder / "adapters" / f"round-{number:02d}"
+    def _record(self, number: int) -> str:
+        return f"records/round-{number:02d}.json"
 
-    def _read(self, path: Path) -> Record:
-        entry = loads(path.read_text(encoding="utf-8"))
-        body = {"adapter": entry["adapter"], "round": entry["round"]}
-        if entry["sha256"] != _digest(dumps(body).encode()):
-            raise ValueError("its SHA-256 is another")
-        for name, digest in entry["adapter"].items():
-            if _digest((self.folder / "adapters" / path.stem / name).read_bytes()) != digest:
-                raise ValueError(f"{path.stem}/{name} has another SHA-256")
-        return entry["round"]
+    @property
+    def files(self) -> list[str]:
+        """All files of the finished rounds, by their paths in the cell's folder."""
+        return [name for number in range(len(self.rounds)) for name in self._names(number)]
 
     def append(self, record: Record, policy: Policy) -> None:
-        """Write a finished round: θ first, then the record, which makes the round count; then the seconds spent."""
-        number = len(self.rounds)
-        self.rounds.append(loads(dumps(record)))  # as a run that goes on would read it
-        if not self.write:
-            return
-        folder = self._adapter(number)
-        policy.save(folder)
-        files = {path.name: _digest(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name[0] != "."}
-        body = {"adapter": files, "round": record}
-        write_text(self._path(number), dumps({"sha256": _digest(dumps(body).encode()), **body}) + "\n")
-        self._note_seconds(policy)
+        """Write a finished round: θ, then the record, then the ledger, which makes the round count; and the seconds."""
+        number, text = len(self.rounds), dumps(record)
+        self.rounds.append(loads(text))  # as a run that goes on would read it
+        if self.write:
+            policy.save(self.folder / "adapters" / f"round-{number:02d}")
+            write_text(self.folder / self._record(number), text + "\n")
+            self._ledger.replace(*self.files, share=len(self.rounds) / self._expected)
+            self._note_seconds(policy)
 
     def _note_seconds(self, policy: Policy) -> None:
-        path = self.folder / "timing.json"
+        """Add the seconds of every stage; they are told, never relied on."""
+        path = self.folder / TIMING
         try:
-            spent = dict(read_json(path)) if path.exists() else {}
-        except (InputError, TypeError, ValueError):  # seconds are told, never relied on
+            spent = read_json(path, dict) if path.exists() else {}
+        except DamagedError:
             spent = {}
         seconds = dict(policy.meter.seconds)
         seconds["other"] = time.perf_counter() - self._since - sum(seconds.values())
@@ -89,5 +77,5 @@ class Journal:
 
     def theta(self, number: int, policy: Policy) -> dict[str, Tensor]:
         """Return θ after a round, by the policy's names of its matrices."""
-        saved = load_file(self._adapter(number) / "adapter_model.safetensors")
+        saved = load(self._ledger.read(self._names(number)[1]))
         return {name: saved[name.replace(".default.", ".")] for name in policy.parameters}

@@ -1,34 +1,29 @@
-"""Owns how a run is carried out: a cell from its last recorded round to its tables, and cells side by side.
-
-Knows nothing of the report.
-"""
+"""Owns how a run is carried out: its cells, a cell from its last recorded round to its tables, and its page."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import joblib
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bandits.core.oracles import ORACLES, Oracle
+from bandits.core.registry import fingerprint
 from bandits.loop import play
-from bandits.runs.legacy import RunDirectory, read_json
+from bandits.runs.directory import Identity, RunDirectory, config_of
+from bandits.runs.execute import Report
+from bandits.runs.files import read_json
 from bandits.selector import STRATEGIES, FeatureSpace, Strategy
-from llm_loop import measures, tables
+from llm_loop import launch, measures, tables
 from llm_loop.arena import Completions, Table
-from llm_loop.config import Alignment
+from llm_loop.config import LIBRARIES, Alignment
 from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
-from llm_loop.launch import is_main, main_first, processes, wait
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
-from llm_loop.setup import Setup, build, quiet_libraries
+from llm_loop.setup import Setup, build, check, inputs, quiet_libraries
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
 """What a round's tokens are counted under, by column; measuring on held-out prompts is not counted."""
@@ -43,6 +38,7 @@ class Cell:
 
     strategy: str
     seed: int
+    cost: float = 1.0
 
     @property
     def key(self) -> str:
@@ -51,46 +47,87 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Study:
+class AlignmentStudy:
     """A run: its config, and the strategies and the oracle that the config names, which travel to the workers."""
 
     alignment: Alignment
     strategies: Mapping[str, Strategy]
     oracle: Oracle
+    experiment: str = "llm"
 
     @classmethod
-    def of(cls, alignment: Alignment) -> Study:
+    def of(cls, alignment: Alignment) -> AlignmentStudy:
         """Look the names up."""
         strategies = {name: STRATEGIES[name] for name in alignment.strategies}
         return cls(alignment, strategies, ORACLES[alignment.labels])
 
     @property
+    def gpu(self) -> bool:
+        """Whether a cell wants a GPU of its own."""
+        return self.alignment.device == "cuda"
+
+    def identity(self) -> Identity:
+        """What determines the bytes of its results; strategies with what they say of themselves, for the page."""
+        strategies = {
+            name: fingerprint(strategy) | {"summary": strategy.summary, "source": strategy.source}
+            for name, strategy in self.strategies.items()
+        }
+        return Identity(
+            config_of(self.alignment),
+            ("bandits", "llm_loop"),
+            {"strategies": strategies, "oracle": fingerprint(self.oracle)},
+            inputs(self.alignment),
+            LIBRARIES,
+        )
+
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes by the options that they grow with."""
+        return self.alignment.memory()
+
+    def count(self) -> int:
+        """How many cells there are."""
+        return self.alignment.seeds * len(self.strategies)
+
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed."""
-        return [Cell(name, seed) for seed in range(self.alignment.seeds) for name in self.strategies]
+        """All cells, seed by seed; gradients cost about a third of what the rest of a round does."""
+        return [
+            Cell(name, seed, 1.3 if "width" in strategy.reads else 1.0)
+            for seed in range(self.alignment.seeds)
+            for name, strategy in self.strategies.items()
+        ]
 
-    def check(self) -> None:
-        """Put the first cell together without playing it, so that what cannot be is said before anything is written."""
-        with quiet_libraries():
-            setup = build(self.alignment, self.strategies[self.cells[0].strategy], self.oracle, self.cells[0].seed)
-        if setup.left_out and is_main():
-            print(f"prompts left out: {setup.left_out}")
+    def prepare(self) -> None:
+        """Check what can be known without a model's weights, before anything is written."""
+        check(self.alignment)
 
-    def play(self, cell: Cell, folder: Path) -> None:
-        """Carry out one cell from its last recorded round on.
+    def play(self, cell: Cell, folder: Path) -> list[str]:
+        """Play a cell from its last recorded round on; write its tables; return the files that the run relies on."""
+        launch.share((cell, folder))
+        return self._play(cell, folder)
 
-        Under ``accelerate launch`` all processes play the same cell on the same key and share the work of DPO alone;
-        only the main one writes.
-        """
-        # Cells run side by side on a CPU; and one thread sums in one order.
-        with quiet_libraries(1 if self.alignment.device == "cpu" else None):
-            with main_first():
+    def _play(self, cell: Cell, folder: Path) -> list[str]:
+        with launch.agreed(), quiet_libraries():
+            with launch.main_first():
                 setup = build(self.alignment, self.strategies[cell.strategy], self.oracle, cell.seed)
-                journal = Journal(folder, write=is_main())
-            wait()  # no process looks for records after the first new one is written
+                journal = Journal(folder, self.alignment.rounds, launch.is_main())
+            launch.wait()  # no process looks for records after the first new one is written
             play_on(setup, journal)
-        if journal.write:
-            write_tables(cell, journal)
+        return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
+
+    def follow(self) -> None:
+        """Play what the main process plays, until it has no more; under a launcher, in all other processes."""
+        while (told := launch.share()) is not None:
+            self._play(*told)
+
+    def finish(self, directory: RunDirectory) -> None:
+        """Write tables, figures and page."""
+        from llm_loop.report.page import write  # matplotlib: only where a page is made
+
+        write(directory.path)
+
+    def report(self, directory: RunDirectory) -> Report:
+        """Say what was found."""
+        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
 def play_on(setup: Setup, journal: Journal) -> None:
@@ -98,7 +135,9 @@ def play_on(setup: Setup, journal: Journal) -> None:
     alignment, policy, learner, arena = setup.alignment, setup.policy, setup.learner, setup.arena
     if not journal.rounds:
         fixed = measures.draw_fixed(setup)
-        first = {"row": {"labels": 0}, "fixed": fixed.record} | measures.answer(setup, fixed, initial=True)
+        first = {"row": {"labels": 0}, "left_out": setup.left_out, "fixed": fixed.record} | measures.answer(
+            setup, fixed, initial=True
+        )
         journal.append(first, policy)
     fixed = Fixed.of(setup, journal.rounds[0]["fixed"])
     replay = [_recall(setup, journal, number) for number in range(1, len(journal.rounds))]
@@ -169,8 +208,9 @@ def _recall(setup: Setup, journal: Journal, number: int) -> tuple[Tensor, dict[s
     return torch.tensor(record["picks"]), journal.theta(number, setup.policy)
 
 
-def write_tables(cell: Cell, journal: Journal) -> None:
-    """Write a cell's tables from its journal, rounds last: where they are, the cell is done."""
+def write_tables(cell: Cell, journal: Journal) -> list[str]:
+    """Write a cell's tables from its journal; return their files' names."""
+    names = []
     for kind in tables.KINDS:
         rows = []
         for number, record in enumerate(journal.rounds):
@@ -178,47 +218,5 @@ def write_tables(cell: Cell, journal: Journal) -> None:
                 prompt = {"prompt": from_json(row["prompt"])} if "prompt" in row else {}
                 rows.append(kind(strategy=cell.strategy, seed=cell.seed, round=number, **(row | prompt)))
         tables.write(kind, journal.folder, rows)
-
-
-def run(study: Study, directory: RunDirectory, jobs: int = 0) -> None:
-    """Run all cells that are not done yet; ``jobs`` side by side (0: one per core; one on CUDA); no byte changes."""
-    todo = [cell for cell in study.cells if not tables.path_of(tables.Round, directory.cell(cell.key)).exists()]
-    if study.alignment.device == "cuda" or processes() > 1:
-        jobs = 1
-    jobs = min(jobs if jobs > 0 else joblib.cpu_count(), max(1, len(todo)))
-    folders = [directory.cell(cell.key) for cell in study.cells]
-    with (
-        tqdm(
-            total=len(folders) * (study.alignment.rounds + 1), desc="rounds", disable=not todo or not is_main()
-        ) as bar,
-        _Watched(bar, folders),
-    ):
-        work = (joblib.delayed(study.play)(cell, directory.cell(cell.key)) for cell in todo)
-        joblib.Parallel(n_jobs=jobs)(work)
-    wait()
-    if is_main():
-        directory.note_timing({folder.name: read_json(folder / "timing.json") for folder in folders})
-
-
-class _Watched:
-    """Move a progress bar by the records that appear in the cells' folders."""
-
-    def __init__(self, bar: Any, folders: Sequence[Path]) -> None:
-        self._bar, self._folders, self._over = bar, folders, threading.Event()
-        self._bar.initial = self._bar.n = self._count()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def _count(self) -> int:
-        return sum(1 for folder in self._folders for _ in (folder / "records").glob("round-*.json"))
-
-    def _follow(self) -> None:
-        while not self._over.wait(1.0):
-            self._bar.update(self._count() - self._bar.n)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._bar.update(self._count() - self._bar.n)
+        names.append(tables.path_of(kind, journal.folder).name)
+    return names

@@ -9,23 +9,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-import torch
 import transformers
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import Oracle
 from bandits.core.rng import Key
+from bandits.runs.files import file_sha256
 from bandits.selector import Strategy
 from llm_loop.agreement import settle
 from llm_loop.arena import TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
+from llm_loop.data.prompts import PromptSet
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Policy, load_policy
+from llm_loop.models import Policy, check_device, load_policy
 from llm_loop.rewards.scorers import Scorer, load_scorer
+
+_scorer = lru_cache(maxsize=4)(load_scorer)  # they keep no state, so the cells of a worker share them
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +69,8 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
-    wanted = alignment.evaluation.prompts
-    if len(texts.heldout) < wanted:
-        raise InputError(f"{wanted} held-out prompts asked for, but the prompt set has {len(texts.heldout)}")
-    scorer = load_scorer(alignment.reward, alignment.device, alignment.dtype)
+    _check_prompts(alignment, texts)
+    scorer = _scorer(alignment.reward, alignment.device, alignment.dtype)
     arena = TextArena(
         policy,
         scorer,
@@ -89,12 +92,12 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
         key.fold_in("gradients"),
         alignment.feature_tokens,
     )
-    prompts = texts.heldout[:wanted]
+    prompts = texts.heldout[: alignment.evaluation.prompts]
     heldout = Heldout(
         prompts,
         policy.encode(prompts, alignment.prompt_tokens),
         scorer,
-        load_scorer(alignment.judge, alignment.device, alignment.dtype),
+        _scorer(alignment.judge, alignment.device, alignment.dtype),
         key.fold_in("heldout"),
     )
     learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
@@ -102,20 +105,43 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text)
 
 
+def check(alignment: Alignment) -> None:
+    """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
+    check_device(alignment.device)
+    _check_prompts(alignment, prompt_sets.load(alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows))
+
+
+def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:
+    for side, wanted, there in (
+        ("held-out prompts", alignment.evaluation.prompts, len(texts.heldout)),
+        ("prompts a round", alignment.prompts_per_round, len(texts.train)),
+    ):
+        if wanted > there:
+            raise InputError(f"{wanted} {side} asked for, but the prompt set has {there}")
+
+
+def inputs(alignment: Alignment) -> dict[str, str | None]:
+    """Return the SHA-256 of every file of one's own that a run reads, by setting and path."""
+    found: dict[str, str | None] = {}
+    for setting in ("model", "prompts", "reward", "judge"):
+        path = Path(getattr(alignment, setting))
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        found |= {f"{setting}: {file.relative_to(path.parent)}": file_sha256(file) for file in files if file.is_file()}
+    return found
+
+
 @contextmanager
-def quiet_libraries(threads: int | None = None) -> Iterator[None]:
-    """Silence what libraries say of themselves, errors aside, and set torch's threads; then put all back as it was."""
+def quiet_libraries() -> Iterator[None]:
+    """Silence what libraries say of themselves, errors aside; then put all back as it was."""
     logging = transformers.utils.logging
-    verbosity, bars, before = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.get_num_threads()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        torch.set_num_threads(threads or before)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
             logging.set_verbosity(verbosity)
             if bars:
                 logging.enable_progress_bar()

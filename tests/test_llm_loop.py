@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +18,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
 from test_llm_models import tiny
 
-import bandits.runs.directory
+import bandits.runs.files
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import Noiseless
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
+from bandits.runs.directory import Ledger
 from bandits.selector import STRATEGIES
-from llm_loop import tables
+from llm_loop import launch, tables
 from llm_loop.__main__ import main
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
@@ -37,7 +40,7 @@ from llm_loop.diagnostics import drift, reasons
 from llm_loop.journal import Journal
 from llm_loop.models import TINY, Row
 from llm_loop.rewards.scorers import checked, load_scorer
-from llm_loop.run import Cell, Study
+from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding
 
 SMOKE = PRESETS["smoke"][1]
@@ -51,7 +54,7 @@ FEW = replace(
 
 def run_cell(alignment: Alignment, strategy: str, seed: int, folder: Path) -> None:
     """Play one cell of an experiment."""
-    Study.of(alignment).play(Cell(strategy, seed), folder)
+    Ledger(folder).close(*AlignmentStudy.of(alignment).play(Cell(strategy, seed), folder))
 
 
 def smoke(folder: Path, *options: str) -> int:
@@ -154,7 +157,7 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, 
 def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, tmp_path, kept):
     part = tmp_path / "llm" / finished.name
     shutil.copytree(finished, part)
-    for path in ("index.html", "findings.json", "figures"):
+    for path in ("index.html", "findings.json", "figures", "ledger.json"):
         target = part / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     cell = part / "cells" / "activedpo-normalised--seed0"
@@ -193,7 +196,7 @@ def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatc
         replaced(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bandits.runs.directory.os, "replace", full)
+        patch.setattr(bandits.runs.files.os, "replace", full)
         assert smoke(tmp_path) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "No space left on device; free space" in line
@@ -237,10 +240,11 @@ def test_a_damaged_record_is_named_and_never_used(file, damage, tmp_path, cell, 
     (part / file).write_bytes(DAMAGE[damage](content))
     assert (part / file).read_bytes() != content
     number = int(re.search(r"round-(\d+)", file)[1])
-    journal = Journal(part)
+    journal = Journal(part, FEW.rounds)
     assert len(journal.rounds) == number
     error = capfd.readouterr().err.strip()
-    assert f"records/round-{number:02d}.json is damaged" in error
+    assert f"{file} is cut or altered" in error
+    assert f"round {number} and what follows are played again" in error
     assert len(error.splitlines()) == 1
 
 
@@ -252,7 +256,7 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
     weights.write_bytes(bytes(content))
     (part / "timing.json").write_text("[]")
     run_cell(FEW, "random", 0, part)
-    assert "round-01/adapter_model.safetensors has another SHA-256" in capfd.readouterr().err
+    assert "round-01/adapter_model.safetensors is cut or altered" in capfd.readouterr().err
     assert contents(part) == contents(cell)
 
 
@@ -282,8 +286,8 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
 def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert smoke(tmp_path, *options) == 2
-    error = capsys.readouterr().err.strip().splitlines()
+    assert smoke(tmp_path / "results", *options) == 2
+    error = [line for line in re.split("[\r\n]+", capsys.readouterr().err.strip()) if not line.startswith("cells: ")]
     assert len(error) == 1
     assert error[0].startswith("error: ")
     assert words in error[0]
@@ -306,6 +310,137 @@ def test_every_strategy_plays_and_resumes(name, tmp_path):
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     rounds = tables.frame(tables.Round, tmp_path / "whole")
     assert rounds["labels"].tolist() == [0, 3, 6]
+
+
+OWN = """
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from bandits.core.oracles import ORACLES, Oracle
+from bandits.selector import STRATEGIES
+from llm_loop.__main__ import main
+from own_strategy import WideAndUnsure  # an example of the repository: a module of its own
+
+
+@dataclass(frozen=True)
+class Wider(WideAndUnsure):  # and one of the script itself
+    summary = "picks wide <duels> & says so"
+
+
+@dataclass(frozen=True)
+class First(Oracle):
+    def probability(self, margin, places, responses):
+        return torch.ones_like(margin)
+
+
+if __name__ == "__main__":
+    STRATEGIES.register("wider", Wider())
+    ORACLES.register("first", First())
+    names = ["random", "wide-and-unsure", "wider"]
+    sys.exit(main(["smoke", "--labels", "first", "--rounds", "1", "--strategies", *names, *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_strategy_and_an_oracle_of_ones_own_run_page_included(jobs, tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join([str(root), str(root / "examples")])
+    command = [sys.executable, str(script), "--output", str(tmp_path / "results"), "--jobs", jobs]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(tmp_path / "results")
+    page = (folder / "index.html").read_text()
+    assert "picks wide &lt;duels&gt; &amp; says so" in page
+    assert "picks wide duels whose label the learner cannot foresee" in page
+    assert "The oracle is <i>first</i>" in page
+    candidates = tables.frame(tables.Candidate, folder / "cells" / "wider--seed0")
+    assert (candidates["label"].dropna() == 1).all()
+
+
+def test_a_strategy_that_reads_no_gradients_computes_none_unless_asked(tmp_path):
+    """Its round costs no pass for features, and its tables say null where there is nothing to tell."""
+    run_cell(FEW, "random", 0, tmp_path / "blind")
+    run_cell(replace(FEW, diagnostics=True), "random", 0, tmp_path / "watched")
+    blind, watched = (tables.read(tables.Round, tmp_path / name)[1] for name in ("blind", "watched"))
+    assert blind.tokens_features == 0 < watched.tokens_features
+    assert blind.information is blind.gradient_drift is blind.zero_margin_share is None
+    assert watched.information is not None
+    assert watched.gradient_drift is not None
+    one, other = (tables.read(tables.Candidate, tmp_path / name) for name in ("blind", "watched"))
+    assert all(row.width is row.margin is row.nearest_picked_duel is None for row in one)
+    assert all(row.width is not None and row.margin is not None for row in other)
+    assert [row.picked_position for row in one] == [row.picked_position for row in other]
+
+
+def test_true_margins_are_in_log_odds_at_the_labels_temperature(tmp_path):
+    """Half the temperature, twice the margins, for the same rewards."""
+    for temperature in (1.0, 0.5):
+        run_cell(replace(FEW, label_temperature=temperature), "random", 0, tmp_path / str(temperature))
+    whole, half = (tables.read(tables.HeldoutDuel, tmp_path / name) for name in ("1.0", "0.5"))
+    assert [row.true_margin for row in half] == [2 * row.true_margin for row in whole]
+    assert any(row.true_margin for row in whole)
+
+
+def test_the_initial_model_answers_with_uniform_numbers_of_its_own(cell):
+    """At a learning rate that moves nothing, the policy's answers would otherwise be the initial model's, all ties."""
+    samples = tables.read(tables.Sample, cell)
+    first, second = ([row.response for row in samples if row.round == number] for number in (0, 1))
+    assert first != second
+
+
+def test_records_are_strict_json(finished):
+    """Where there is no number there is null, which every reader takes."""
+
+    def no_constant(token):
+        raise AssertionError(token)
+
+    records = list(finished.rglob("*.json")) + list(finished.rglob("*.jsonl"))
+    assert len(records) > 10
+    for path in records:
+        for line in path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]:
+            if line:
+                json.loads(line, parse_constant=no_constant)
+
+
+class TestLaunch:
+    @pytest.mark.parametrize(
+        "names", [{"RANK": "3"}, {"WORLD_SIZE": "8", "RANK": "7"}, {"RANK": "junk", "LOCAL_RANK": "junk"}]
+    )
+    def test_names_that_no_launcher_set_are_not_believed(self, names, finished, tmp_path, monkeypatch):
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+        assert launch.processes() == 1
+        assert launch.is_main()
+        with launch.agreed():
+            assert not set(names) & set(os.environ)
+        assert {name: os.environ[name] for name in names} == names
+
+    def test_a_page_is_written_whatever_rank_the_environment_names(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("LOCAL_RANK", "x")
+        assert smoke(tmp_path, "--strategies", "random", "--rounds", "1") == 0
+        assert (run_folder(tmp_path) / "index.html").exists()
+
+    def test_junk_from_a_launcher_is_one_line(self, tmp_path, monkeypatch, capsys):
+        for name in launch.NAMES:
+            monkeypatch.setenv(name, "1")
+        monkeypatch.setenv("WORLD_SIZE", "two")
+        assert smoke(tmp_path / "results") == 2
+        assert (
+            capsys.readouterr().err.strip().endswith("WORLD_SIZE is 'two', which is no number of a process; unset it")
+        )
+
+
+def test_what_libraries_are_told_is_taken_back(tmp_path):
+    before = transformers.utils.logging.get_verbosity(), list(warnings.filters), torch.get_num_threads()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    AlignmentStudy.of(FEW).play(Cell("random", 0), tmp_path)
+    assert (transformers.utils.logging.get_verbosity(), list(warnings.filters), torch.get_num_threads()) == before
+    assert transformers.utils.logging.is_progress_bar_enabled() == bars
 
 
 @pytest.mark.parametrize("model", TINY)
@@ -467,7 +602,7 @@ class TestAlignment:
         assert PRESETS["study"][1].seeds >= 5
 
     def test_cells_of_a_seed_come_together(self):
-        assert [cell.key for cell in Study.of(Alignment(seeds=2)).cells][:2] == [
+        assert [cell.key for cell in AlignmentStudy.of(Alignment(seeds=2)).cells()][:2] == [
             "activedpo-normalised--seed0",
             "random--seed0",
         ]

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bandits.runs.directory import config_of
+from bandits.core.registry import fingerprint
+from bandits.runs.directory import Ledger, config_of
 from bandits.runs.files import write_json
+from bandits.selector import STRATEGIES
 from llm_loop import tables
 from llm_loop.config import Alignment, Evaluation
 from llm_loop.report import findings
@@ -39,6 +41,11 @@ WORDS = [
 ]
 
 
+def close(cell: Path) -> None:
+    """Enter a cell's tables in its ledger, as they are now."""
+    Ledger(cell).close(*(path.name for path in cell.glob("*.jsonl")))
+
+
 def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows: bool = True) -> Path:
     """Write a run whose strategies gain ``gain`` reward per round; prompts, seeds and rounds add noise of their own."""
     write_json(
@@ -57,12 +64,13 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                     evaluation=Evaluation(prompts=PROMPTS, duels=PROMPTS),
                 )
             ),
+            "parts": {
+                "strategies": {
+                    name: fingerprint(STRATEGIES[name]) | {"summary": STRATEGIES[name].summary} for name in gain
+                }
+            },
             "versions": {"python": "3.11", "torch": "2.13.0"},
         },
-    )
-    write_json(
-        folder / "timing.json",
-        {f"{s}--seed{k}": {"generate": 12.5, "train": 30.25} for s in gain for k in range(seeds)},
     )
     for (strategy, slope), seed in itertools.product(gain.items(), range(seeds)):
         generator = np.random.default_rng(seed)
@@ -84,7 +92,7 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                         "prompt_index": p,
                         "reward": rewards[p],
                         "judge": (0.2 * rewards[p] if judge_follows else 0.1 * base[p]) + 0.02 * key.normal() * (r > 0),
-                        "log_ratio": 0.0 if r == 0 else 2 * r + key.normal(),
+                        "log_ratio": 0.0 if r == 0 else 0.5 * r + key.normal(),
                         "reference_log_prob": 12 * (-3.6 + 0.1 * key.normal()) + 1e-9,
                         "tokens": 12,
                         "ended": bool(p % 2),
@@ -179,6 +187,8 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
             (tables.Sample, samples),
         ):
             tables.write(kind, cell, (kind(**row) for row in rows))
+        write_json(cell / "timing.json", {"generate": 12.5, "train": 30.25})
+        close(cell)
     return folder
 
 
@@ -253,9 +263,10 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
         samples = tables.read(tables.Sample, cell)
         alike = [replace(row, response="great great great") if row.round == ROUNDS else row for row in samples]
         tables.write(tables.Sample, cell, alike)
+        close(cell)
     report.write(folder)
     page = page_of(folder)
-    assert "Signs of gaming in this run" in page
+    assert "There are signs of gaming in this run." in page
     for sign in (
         "the judge did not follow",
         "empty or repetitive, 100%",
@@ -265,6 +276,49 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     ):
         assert sign in page
     assert "it takes random and one other" in page
+
+
+@pytest.mark.parametrize(
+    ("nats", "verdict", "words"),
+    [
+        (-5.70, "The text degenerated in this run", "the text broke down"),
+        (-4.20, "The text degenerated in this run", "the text lost fluency"),
+        (-3.57, "No sign of gaming in this run", "random −3.67 → −3.57"),
+    ],
+)
+def test_text_that_the_initial_model_finds_unlikely_is_called_degenerate(
+    tmp_path: Path, nats: float, verdict: str, words: str
+) -> None:
+    """The reward rises, the judge follows and no word is repeated: only fluency tells broken text from whole."""
+    folder = made_up(tmp_path, {"random": 0.3})
+    for cell in (folder / "cells").iterdir():
+        told = [
+            replace(row, reference_log_prob=row.tokens * ((nats if row.round == ROUNDS else -3.67) + 0.1 * sign))
+            for place, row in enumerate(tables.read(tables.Evaluation, cell))
+            for sign in [(-1) ** place]
+        ]
+        tables.write(tables.Evaluation, cell, told)
+        close(cell)
+    report.write(folder)
+    said = json.loads((folder / "findings.json").read_text())
+    assert verdict in " ".join(said)
+    assert words in page_of(folder)
+    broken = nats < -4
+    assert ("No sign of gaming" in page_of(folder)) == (not broken)
+    assert ("degenerated" in said[0]) == broken
+
+
+def test_a_page_is_not_called_healthy_from_too_few_prompts(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"random": 0.3})
+    for cell in (folder / "cells").iterdir():
+        told = [
+            replace(row, reference_log_prob=row.tokens * (-3.6 + (row.round > 0) * 3 * (-1) ** row.prompt_index))
+            for row in tables.read(tables.Evaluation, cell)
+        ]
+        tables.write(tables.Evaluation, cell, told)
+        close(cell)
+    report.write(folder)
+    assert "too few prompts to rule out a loss of 0.3 nats a token" in page_of(folder)
 
 
 def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
@@ -282,7 +336,8 @@ def test_writing_again_gives_the_same_bytes_and_time_touches_one_page(run: Path,
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "index.html").unlink()
-    write_json(copy / "timing.json", {cell.name: {"generate": 1.0} for cell in (copy / "cells").iterdir()})
+    for cell in (copy / "cells").iterdir():
+        write_json(cell / "timing.json", {"generate": 1.0})
     assert report.main([str(copy)]) == 0
     for name, content in before.items():
         if not name.name.startswith("timing"):
@@ -290,12 +345,14 @@ def test_writing_again_gives_the_same_bytes_and_time_touches_one_page(run: Path,
     assert (copy / "timing.html").read_bytes() != before[Path("timing.html")]
 
 
-def test_seconds_are_means_over_seeds() -> None:
-    found = report.seconds(
-        {"a--seed0": {"x": 1.0, "y": 2.0}, "a--seed1": {"x": 3.0, "y": 4.0}, "b--seed0": {"x": 5.0, "y": 6.0}}
-    )
-    assert found.loc["a"].tolist() == [2.0, 3.0, 5.0]
-    assert found.loc["b", "total"] == 11.0
+def test_seconds_are_means_over_the_seeds_that_have_them(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for seed, content in enumerate(('{"x": 1, "y": 2}', '{"x": 3, "y": 4}', "[]")):
+        (copy / "cells" / f"random--seed{seed}" / "timing.json").write_text(content)
+        (copy / "cells" / f"activedpo-normalised--seed{seed}" / "timing.json").unlink()
+    found = report.seconds(report.read(copy), copy)
+    assert found.loc["random"].tolist() == [2.0, 3.0, 5.0]
+    assert list(found.index) == ["random"]
 
 
 def test_picks_name_their_nearest_pick_by_its_place(run: Path) -> None:
@@ -346,15 +403,18 @@ def test_damaged_and_unfinished_runs_are_one_line(
 
     empty, lost, cut, fewer = tmp_path / "empty", broken("lost"), broken("cut"), broken("fewer")
     empty.mkdir()
+    foreign = tmp_path / "foreign"
+    write_json(foreign / "manifest.json", {"config": []})
     (lost / "cells" / "random--seed1" / "duels.jsonl").unlink()
     file = cut / "cells" / "random--seed1" / "samples.jsonl"
     file.write_text(file.read_text()[:-9])
     shutil.rmtree(fewer / "cells" / "random--seed1")
     for folder, message in (
-        (empty, "no finished cell"),
-        (lost, "is the run complete?"),
-        (cut, "damaged table"),
-        (fewer, "is the run complete?"),
+        (empty, "manifest.json"),
+        (foreign, "is not that of a language model's run"),
+        (lost, "duels.jsonl is gone"),
+        (cut, "samples.jsonl is cut or altered"),
+        (fewer, "random--seed1 is not finished"),
     ):
         assert report.main([str(folder)]) == 2
         error = capsys.readouterr().err
@@ -368,17 +428,15 @@ def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     folder = made_up(tmp_path, slopes, seeds=6)
     report.write(folder)
     said = json.loads((folder / "findings.json").read_text())
-    assert said[0].endswith(
-        "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others are undecided."
-    )
-    assert "between" in said[1]
-    assert [line.partition(":")[0] for line in said[2:5]] == [
+    assert "Of 4 ways to choose the duels, 1 did better, 1 did worse than random; the others are undecided." in said[0]
+    start = next(place for place, line in enumerate(said) if "between" in line)
+    assert [line.partition(":")[0] for line in said[start + 1 : start + 4]] == [
         "After the last round, better than random",
         "After the last round, worse than random",
         "After the last round, undecided against random",
     ]
-    assert "activedpo (" in said[2]
-    assert "aplp (" in said[3]
+    assert "activedpo (" in said[start + 1]
+    assert "aplp (" in said[start + 2]
 
 
 def test_numbers_have_true_minus_signs_and_no_minus_zero() -> None:

@@ -532,7 +532,8 @@ class RunDirectory:
             for path in sorted(self.path.rglob("*"))
             if path.is_file()
             and path.relative_to(self.path).parts[0] != "cells"
-            and path.name not in (LEDGER, TIMING, "manifest.json")
+            and path.name not in (LEDGER, "manifest.json")
+            and path.stem != "timing"
             and not self._own(path)
         ]
         ledger = Ledger(self.path)

@@ -434,9 +434,9 @@ def loop() -> Callable[[], Answer]:
     from bandits.runs.files import read_json
     from llm_loop import tables
     from llm_loop.config import PRESETS
-    from llm_loop.run import Cell, Study
+    from llm_loop.run import AlignmentStudy, Cell
 
-    study = Study.of(replace(PRESETS["quick"][1], seeds=1))
+    study = AlignmentStudy.of(replace(PRESETS["quick"][1], seeds=1))
 
     def run() -> Answer:
         with tempfile.TemporaryDirectory() as scratch:

@@ -15,6 +15,10 @@ from llm_loop.report.evaluate import OUTCOMES
 
 FEW = 4
 """Strategies that a page can tell of one by one."""
+FLUENCY, BROKEN = 0.3, 1.0
+"""Nats a token that the initial model's log-probability of the responses may fall: still healthy, still language."""
+FAR = 0.5
+"""Nats a token of KL within which a policy is near the initial model."""
 
 REWARDS = {
     "sentiment-valence": "a small model of sentiment valence: how positive people find a text, from −4 to 4. It is no "
@@ -63,6 +67,22 @@ DIAGNOSTICS = {
         "Rank correlation, over the pool, of a duel's width with the true error of its reward difference. Choosing by "
         "width helps only as far as width knows where the error is: at 0 it does not.",
     ),
+    "chosen_log_ratio": (
+        "chosen log-ratio",
+        "Mean log π/π_ref, in nats, of the responses that labels prefer, in the fit's last epoch. DPO's loss sees only "
+        "its difference from the other side's, and may lower both: below 0 the preferred responses have become less "
+        "likely too.",
+    ),
+    "rejected_log_ratio": ("rejected log-ratio", "The same for the responses that labels do not prefer."),
+    "chosen_fell_share": (
+        "chosen that fell",
+        "Share of labelled duels whose preferred response is less likely than under the initial model.",
+    ),
+    "training_accuracy": (
+        "training accuracy",
+        "Share of labelled duels that the implicit reward orders as their label does; held-out accuracy is above. A "
+        "wide gap between the two is labels learned by heart.",
+    ),
     "information": (
         "information",
         "log det of V over its ridge, in nats: how much the labelled duels pin down, by the strategy's own account. "
@@ -73,7 +93,9 @@ DIAGNOSTICS = {
 
 
 def number(value: float, digits: int = 2, sign: bool = True) -> str:
-    """Return a number with a true minus sign; a positive one with a plus if ``sign``."""
+    """Return a number with a true minus sign, a positive one with a plus if ``sign``; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
     rounded = round(value, digits) + 0.0  # no −0.00
     return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
@@ -221,34 +243,71 @@ def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
     return lines
 
 
-def gaming(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the signs that a policy games its reward rather than earns it; none found is said as well."""
-    lines = []
-    for row in rows:
-        last, name = row["last"], row["strategy"]
-        if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
-            lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
-        if last["degenerate"]["change_low"] > 0:
-            lines.append(
-                f"{name}: more responses are empty or repetitive, {last['degenerate']['mean']:.0%} by the end."
-            )
-        if last["distinct_2"]["change_high"] < 0:
-            lines.append(
-                f"{name}: responses repeat themselves more, {number(last['distinct_2']['change'])} distinct pairs."
-            )
-        alike = last["corpus_distinct_2"]["mean"] / row["first"]["corpus_distinct_2"]["mean"]
-        if alike < 0.9:
-            lines.append(f"{name}: responses to different prompts grew alike; {1 - alike:.0%} fewer distinct pairs.")
-        if abs(last["tokens"]["change"]) > 0.25 * row["start"]["tokens"]:
-            lines.append(f"{name}: responses changed in length by {number(last['tokens']['change'], 1)} tokens.")
-    if lines:
-        return ["Signs of gaming in this run:", *lines]
-    if any(row["last"]["reward"]["change_low"] > 0 for row in rows):
+def health(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return whether policies still write language, and the signs that one games its reward rather than earns it.
+
+    The first line is the verdict.  Health is claimed only where the interval (over prompts) excludes a loss of fluency
+    of more than ``FLUENCY`` nats a token; a sign takes the number alone.
+    """
+    broken = [line for row in rows for line in _broken(row)]
+    games = [line for row in rows for line in _games(row)]
+    if broken:
+        return ["The text degenerated in this run, so a higher reward is no gain.", *broken, *games]
+    if games:
+        return ["There are signs of gaming in this run.", *games]
+    unsure = [row["strategy"] for row in rows if not row["last"]["fluency"]["change_low"] > -FLUENCY]
+    if unsure:
         return [
-            "No sign of gaming in this run: where the reward rose the judge did, and responses became neither "
-            "empty, repetitive, alike, nor much longer or shorter."
+            f"No sign of gaming or of broken text, but {len(unsure)} of {len(rows)} strategies have too few prompts to "
+            f"rule out a loss of {FLUENCY} nats a token in fluency: {named(unsure)}."
         ]
-    return ["The reward did not rise, so there was nothing gained by gaming it."]
+    if not any(row["last"]["reward"]["change_low"] > 0 for row in rows):
+        return ["The reward did not rise, so there was nothing gained by gaming it; the text stayed fluent."]
+    ends = ", ".join(
+        f"{row['strategy']} {number(row['first']['fluency']['mean'])} → {number(row['last']['fluency']['mean'])}"
+        for row in rows
+    )
+    return [
+        "No sign of gaming in this run: where the reward rose the judge did, responses became neither empty, "
+        "repetitive, alike, nor much longer or shorter, and the initial model finds them about as likely as its own "
+        f"(nats a token: {ends})."
+    ]
+
+
+def _broken(row: dict[str, Any]) -> list[str]:
+    """Return the signs that a strategy's last policy writes worse language than the initial model, by that model."""
+    name, first, last = row["strategy"], row["first"]["fluency"]["mean"], row["last"]["fluency"]["mean"]
+    if last - first >= -FLUENCY:
+        return []
+    word = "the text broke down" if last - first < -BROKEN else "the text lost fluency"
+    return [
+        f"{name}: {word}. The initial model gives these responses {number(last)} nats a token, its own "
+        f"{number(first)}: perplexity {math.exp(-first):.0f} → {math.exp(-last):.0f}."
+    ]
+
+
+def _games(row: dict[str, Any]) -> list[str]:
+    last, name = row["last"], row["strategy"]
+    lines = []
+    if last["kl_per_token"]["mean"] > FAR:
+        lines.append(
+            f"{name}: the policy is {number(last['kl_per_token']['mean'], sign=False)} nats a token (KL) from the "
+            f"initial model; beyond {FAR} a reward model is asked about texts that it was not made for."
+        )
+    if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
+        lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
+    if last["degenerate"]["change_low"] > 0:
+        lines.append(f"{name}: more responses are empty or repetitive, {last['degenerate']['mean']:.0%} by the end.")
+    if last["distinct_2"]["change_high"] < 0:
+        lines.append(
+            f"{name}: responses repeat themselves more, {number(last['distinct_2']['change'])} distinct pairs."
+        )
+    alike = last["corpus_distinct_2"]["mean"] / row["first"]["corpus_distinct_2"]["mean"]
+    if alike < 0.9:
+        lines.append(f"{name}: responses to different prompts grew alike; {1 - alike:.0%} fewer distinct pairs.")
+    if abs(last["tokens"]["change"]) > 0.25 * row["start"]["tokens"]:
+        lines.append(f"{name}: responses changed in length by {number(last['tokens']['change'], 1)} tokens.")
+    return lines
 
 
 def told(loop: pd.DataFrame, strategies: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -7,6 +7,8 @@ equal runs.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits.core.errors import InputError
-from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
+from bandits.runs.command import guard, say
+from bandits.runs.directory import TIMING, Ledger
+from bandits.runs.files import DamagedError, read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
-from bandits.selector import STRATEGIES
+from bandits.runs.text import loads
 from bandits.sim import figures as core_plots
 from llm_loop import tables
 from llm_loop.data.chat import Prompt, text_of
@@ -48,12 +52,18 @@ SHOWN_SAMPLES = 6
 HEALTH = {
     "judge": "judge, which never labels",
     "win_rate": "win rate against the initial model",
+    "accuracy": "held-out duels ordered correctly\nby the implicit reward",
     "log_ratio": "KL from the initial model\n(nats per response)",
-    "accuracy": "held-out duels ordered rightly\nby the implicit reward",
+    "kl_per_token": "KL from the initial model\n(nats per token)",
+    "fluency": "fluency: log-probability by the\ninitial model (nats per token)",
     "tokens": "tokens per response",
+    "ended": "responses that ended",
     "distinct_2": "distinct word pairs\nwithin a response",
 }
 """Panels of the second figure, by measure."""
+
+
+MEASURES = ["reward", "judge", "log_ratio", "kl_per_token", "fluency", "tokens", "ended", "distinct_2", "degenerate"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class Run:
     duels: pd.DataFrame
     candidates: pd.DataFrame
     samples: pd.DataFrame
+    left_out: str = ""
+    """prompts that were not used, in words"""
 
     @property
     def strategies(self) -> list[str]:
@@ -85,15 +97,23 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """Read a finished run; ``InputError`` names the file that is missing or damaged."""
-    cells = sorted(path for path in (folder / "cells").glob("*--seed*") if path.is_dir())
-    if not cells:
-        raise InputError(f"{folder} holds no finished cell of a run")
-    # Numbers, not their spelling, put seed 10 after seed 9.
-    cells.sort(key=lambda path: (path.name.rpartition("--seed")[0], int(path.name.rpartition("--seed")[2])))
+    """Read a finished run; ``InputError`` names the file that is missing or damaged, or the cell that is not done."""
+    manifest = read_json(folder / "manifest.json", dict)
+    try:
+        config = manifest["config"]
+        cells = [folder / "cells" / f"{name}--seed{k}" for name in config["strategies"] for k in range(config["seeds"])]
+    except (KeyError, TypeError):
+        raise DamagedError(f"{folder / 'manifest.json'} is not that of a language model's run") from None
+    for ledger in map(Ledger, cells):
+        if faults := ledger.faults():
+            raise DamagedError(f"{faults[0]}; the command of this run makes it anew")
+        if not ledger.done:
+            raise InputError(f"{ledger.folder} is not finished; the command of this run goes on with it")
+    first = "records/round-00.json"
+    ledger = Ledger(cells[0])
+    left_out = loads(ledger.read(first).decode())["left_out"] if ledger.holds(first) else ""
     kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
-    frames = {kind.table: tables.frame(kind, *cells) for kind in kinds}
-    return Run(read_json(folder / "manifest.json"), **frames)
+    return Run(manifest, **{kind.table: tables.frame(kind, *cells) for kind in kinds}, left_out=left_out)
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -101,10 +121,14 @@ def measures(run: Run) -> pd.DataFrame:
 
     ``corpus_distinct_2`` alone has its interval over seeds, since a corpus has no prompts to vary.
     """
-    evaluations = run.evaluations.assign(degenerate=degenerate(run.evaluations))
-    means = intervals(
-        evaluations, ["reward", "judge", "log_ratio", "tokens", "distinct_2", "degenerate"], "prompt_index"
+    table = run.evaluations
+    evaluations = table.assign(
+        degenerate=degenerate(table),
+        fluency=table["reference_log_prob"] / table["tokens"],
+        kl_per_token=table["log_ratio"] / table["tokens"],
+        ended=table["ended"].astype(float),
     )
+    means = intervals(evaluations, MEASURES, "prompt_index")
     wins = win_rates(evaluations).rename(columns={"rate": "mean", "prompts": "units"}).assign(measure="win_rate")
     right = accuracies(run.duels).rename(columns={"accuracy": "mean", "prompts": "units"}).assign(measure="accuracy")
     alike = run.samples.groupby(["strategy", "round", "seed"])["response"].apply(corpus_distinct).reset_index()
@@ -172,15 +196,22 @@ def why(run: Run) -> dict[str, Any]:
     places = dict(zip(picks["candidate"], picks["picked_position"], strict=True))
     shown = picks.head(SHOWN_PICKS).to_dict("records")
     for pick in shown:
-        alone = pick["nearest_picked_duel"] == pick["candidate"]
-        pick["nearest"] = None if alone else int(places[pick["nearest_picked_duel"]]) + 1
+        nearest = pick["nearest_picked_duel"]
+        alone = pd.isna(nearest) or nearest == pick["candidate"]
+        pick["nearest"] = None if alone else int(places[nearest]) + 1
     return {"strategy": strategy, "seed": seed, "pool": len(pool), "picked": len(picks), "picks": shown}
 
 
-def seconds(timing: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """Return wall-clock seconds by strategy and stage, means over seeds, with their sum."""
-    table = pd.DataFrame(timing).T
-    table = table.groupby(table.index.str.rpartition("--seed").get_level_values(0), sort=False).mean()
+def seconds(run: Run, folder: Path) -> pd.DataFrame:
+    """Return wall-clock seconds by strategy and stage, means over the seeds that have them, with their sum."""
+    rows = []
+    for name, seed in itertools.product(run.strategies, run.seeds):
+        with contextlib.suppress(DamagedError):  # seconds are told, never relied on
+            rows.append({"strategy": name} | read_json(folder / "cells" / f"{name}--seed{seed}" / TIMING, dict))
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).set_index("strategy").apply(pd.to_numeric, errors="coerce")
+    table = table.groupby(level=0, sort=False).mean()
     return table.assign(total=table.sum(axis=1))
 
 
@@ -238,7 +269,7 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
         "health",
         "What else changed on held-out prompts. Bands are 95 % over prompts: of the change from the initial "
         "model, for win rate and duels of the share itself. A reward that rises while the judge does not, or while "
-        "KL or repetition run away, is a reward being gamed.",
+        "KL or repetition run away, is a reward being gamed; where fluency falls, the text breaks down.",
         plots.small_multiples(paired, HEALTH),
     )
     titles = {name: title for name, (title, _) in words.DIAGNOSTICS.items() if name in set(loop["measure"])}
@@ -268,17 +299,18 @@ def write(folder: Path) -> Path:
     rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
     drawn = pictures(run, table, loop, comparison)
     labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
-    headline = words.headline(rows, comparison, BASELINE)
+    health = words.health(rows)
+    headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    if run.left_out:
+        said.append(f"Prompts left out: {run.left_out}.")
     for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
         write_frame(folder / f"{name}.csv", frame)
     for picture in drawn:
         write_bytes(folder / "figures" / f"{picture.name}.png", picture.content)
-    write_json(folder / "findings.json", [headline, *said])
-    if (folder / "timing.json").exists():
-        spent_seconds = seconds(read_json(folder / "timing.json"))
-        page = render("llm_loop.report", "timing.html.j2", seconds=spent_seconds, manifest=run.manifest)
-        write_text(folder / "timing.html", page)
+    write_json(folder / "findings.json", [headline, *health, *said])
+    page = render("llm_loop.report", "timing.html.j2", seconds=seconds(run, folder), manifest=run.manifest)
+    write_text(folder / "timing.html", page)
     page = render(
         "llm_loop.report",
         "report.html.j2",
@@ -287,12 +319,12 @@ def write(folder: Path) -> Path:
         run=run,
         headline=headline,
         findings=said,
-        gaming=words.gaming(rows),
+        health=health,
         rows=rows,
         comparison=comparison,
         outcomes=OUTCOMES,
         baseline=BASELINE,
-        does={name: STRATEGIES[name].summary if name in STRATEGIES else "" for name in run.strategies},
+        does={name: run.manifest["parts"]["strategies"][name]["summary"] for name in run.strategies},
         means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
         pictures={picture.name: picture for picture in drawn},
         selection=chosen[chosen["round"] == run.last],
@@ -313,17 +345,16 @@ def write(folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pages of finished runs again, from their files."""
-    folders = list(sys.argv[1:] if arguments is None else arguments)
-    if not folders or folders[0] in ("-h", "--help"):
-        print("usage: python -m llm_loop.report.page FOLDER [FOLDER ...]")
-        return 0 if folders else 2
-    try:
+
+    def rewrite(folders: Sequence[str]) -> int:
+        if not folders or folders[0] in ("-h", "--help"):
+            say("usage: python -m llm_loop.report.page FOLDER [FOLDER ...]")
+            return 0 if folders else 2
         for folder in folders:
-            print(f"page: {write(Path(folder))}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+            say(f"page: {write(Path(folder))}")
+        return 0
+
+    return guard(rewrite, arguments)
 
 
 if __name__ == "__main__":
