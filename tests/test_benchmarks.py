@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandits.core.design import GramDesign, greedy
+from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, ShiftSketch
 from benchmarks import __main__ as command
@@ -277,7 +278,7 @@ class TestFastPaths:
         assert stack.var() < 1.2 * bound
 
     def test_a_sketch_of_no_size_is_refused(self):
-        with pytest.raises(ValueError, match="size >= 1"):
+        with pytest.raises(InputError, match="size >= 1"):
             ShiftSketch.draw(4, 0, Key(0))
 
 

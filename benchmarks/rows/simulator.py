@@ -138,7 +138,7 @@ def command(arguments: tuple[str, ...]) -> Callable[[], Answer]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
-            peak, lines = 0.0, b""
+            peak = 0.0
             while process.poll() is None:
                 peak = max(peak, sum(memory(pid).get("RssAnon", 0.0) for pid in family(process.pid)))
                 time.sleep(0.2)
