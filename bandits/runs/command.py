@@ -142,7 +142,13 @@ def _one_line(box: str, program: str, arguments: Sequence[str]) -> str:
         kept.append(line)
     message = " ".join(" ".join(kept).split()) or " ".join(plain.split()) or "these options cannot be read"
     near = re.findall(r"^(--[\w.-]+)", "\n".join(inside[len(kept) :]), re.MULTILINE)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near and near[0] not in message else ""
+    message = re.sub(
+        r"Error parsing (--\S+): invalid literal for int\(\).*?: ", r"\1 must be a whole number, got ", message
+    )
+    message = re.sub(
+        r"Error parsing (--\S+): could not convert string to float: ", r"\1 must be a number, got ", message
+    )
     if any("," in argument and not argument.startswith("--") for argument in arguments):
         hint += "; separate several values by blanks, not commas"
     return f"{message}{hint} ({program} --help lists the options)"
