@@ -24,7 +24,7 @@ from bandits.core.oracles import BTL, Oracle
 from bandits.core.rng import Key
 from bandits.loop import DuelArena
 from bandits.sim.arena import answer
-from llm_loop.data.chat import Prompt, text_of
+from llm_loop.data.chat import Prompt
 from llm_loop.data.prompts import load
 from llm_loop.models import Adapter, Policy, Row, load_policy
 from llm_loop.rewards.scorers import Scorer, checked, load_scorer
@@ -140,7 +140,7 @@ class TextArena(gymnasium.Env, DuelArena):
             self.policy, [self.encoded[i] for i in chosen], self.responses, self.decoding, key, "generate"
         )
         texts = tuple(self.policy.decode(row.response) for row in rows)
-        asked = [text_of(self.prompts[i]) for i in chosen for _ in range(self.responses)]
+        asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
         with self.policy.meter.stage("reward"):
             rewards = checked(self.scorer, asked, texts)
         return Table(Completions(tuple(rows), self.responses, logs), texts, rewards, tuple(chosen))

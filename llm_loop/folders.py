@@ -112,6 +112,11 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def settings(folder: Path, what: str) -> dict[str, Any]:
+    """Return what a folder's config.json holds."""
+    return _json(folder / "config.json", what)
+
+
 def check_finite(model: nn.Module, what: str) -> None:
     """Raise ``InputError`` if a weight is not a finite number."""
     bad = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
@@ -121,17 +126,17 @@ def check_finite(model: nn.Module, what: str) -> None:
 
 def _model(auto: Any, folder: Path, what: str, dtype: str, trust: bool, **more: Any) -> tuple[Any, list[str]]:
     """Return the model of a folder, and the names of weights that it has and the files have not."""
-    config = _json(folder / "config.json", what)
+    config = settings(folder, what)
     if config.get("quantization_config"):
         method = dict(config["quantization_config"]).get("quant_method", "some kind")
         raise InputError(f"{what} {folder} is quantised ({method}); gradients need the weights in full: bring those")
     for file in _weights(folder, what):
         _check_weights(file, what)
     with _told(f"{what} {folder} cannot be loaded"), seeded(Key(0)):  # the library draws what it finds missing
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust, **more)
+        known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust, **more)
         model, report = auto.from_pretrained(
             folder,
-            config=settings,
+            config=known,
             dtype=DTYPES[dtype],
             local_files_only=True,
             trust_remote_code=trust,
@@ -145,8 +150,9 @@ def _model(auto: Any, folder: Path, what: str, dtype: str, trust: bool, **more: 
             f"{what} {folder}: {len(report['mismatched_keys'])} weights do not fit its config.json, first {name}: "
             f"{list(found)} in the files, {list(wanted)} in the model"
         )
-    if report["unexpected_keys"]:
-        names = sorted(report["unexpected_keys"])
+    # A reward adapter brings its head, and has no use for the output layer of the language model it was made for.
+    unused = ("lm_head.", "embed_out.") if "num_labels" in more else ()
+    if names := sorted(name for name in report["unexpected_keys"] if not name.startswith(unused)):
         raise InputError(
             f"{what} {folder}: its files hold {len(names)} weights that a {type(model).__name__} does not have: "
             f"{_first(names)}; give them the names of that class"
@@ -172,17 +178,15 @@ def _merged(auto: Any, folder: Path, what: str, dtype: str, trust: bool) -> Load
     with safe_open(file, "pt") as tensors:
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
     with _told(f"{what} {folder}: its adapter cannot be read"):
-        settings = PeftConfig.from_pretrained(folder)
-    if settings.is_prompt_learning:
-        raise InputError(
-            f"{what} {folder}: an adapter of kind {settings.peft_type.value} cannot be merged into weights"
-        )
+        kind = PeftConfig.from_pretrained(folder)
+    if kind.is_prompt_learning:
+        raise InputError(f"{what} {folder}: an adapter of kind {kind.peft_type.value} cannot be merged into weights")
     heads = [shape[0] for name, shape in shapes.items() if "lora_" not in name and len(shape) == 2]
-    more = {"num_labels": min(heads)} if settings.task_type == "SEQ_CLS" and heads else {}
+    more = {"num_labels": min(heads, default=1)} if kind.task_type == "SEQ_CLS" else {}
     model, missing = _model(auto, base, what, dtype, trust, **more)
     _none_missing([name for name in missing if f"base_model.model.{name}" not in shapes], base, what)
     with _told(f"{what} {folder}: its adapter does not fit {base}"), seeded(Key(0)):
-        adapted = PeftModel.from_pretrained(model, folder, config=settings)
+        adapted = PeftModel.from_pretrained(model, folder, config=kind)
         names = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         if names != set(shapes):
             odd = sorted(names ^ set(shapes))

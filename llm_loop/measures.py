@@ -16,7 +16,7 @@ from torch import Tensor
 from bandits.loop import Round
 from bandits.runs.stats import rank_correlation
 from llm_loop.arena import Table
-from llm_loop.data.chat import Prompt, text_of, to_json
+from llm_loop.data.chat import Prompt, to_json
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
 from llm_loop.models import Row
@@ -172,7 +172,7 @@ def draw_fixed(setup: Setup) -> Fixed:
     rows, _ = sample(policy, heldout.encoded[:count], 2, setup.alignment.decoding, key, "evaluate")
     with policy.meter.stage("evaluate"):
         texts = [policy.decode(row.response) for row in rows]
-        asked = [text_of(prompt) for prompt in heldout.prompts[:count] for _ in range(2)]
+        asked = [prompt for prompt in heldout.prompts[:count] for _ in range(2)]
         rewards = checked(heldout.scorer, asked, texts).tolist()
     return Fixed(tuple(rows), tuple(rewards))
 
@@ -194,8 +194,7 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False) -> Record:
         pairs = policy.log_probs(fixed.rows, "evaluate") - learner.reference(fixed.rows)
     with policy.meter.stage("evaluate"):
         texts = [policy.decode(row.response) for row in rows]
-        asked = list(map(text_of, heldout.prompts))
-        rewards, judged = (checked(s, asked, texts).tolist() for s in (heldout.scorer, heldout.judge))
+        rewards, judged = (checked(s, heldout.prompts, texts).tolist() for s in (heldout.scorer, heldout.judge))
     evaluations = [
         {
             "prompt_index": i,

@@ -161,7 +161,7 @@ class Policy:
         self.stops = torch.tensor(self.ends, device=self.device)
         self.drawable = _drawable(model, tokenizer, self.device)
         """which ids the tokenizer has, where the model has more; π is conditioned on them when a response is drawn"""
-        self.context = _context(model.config)
+        self.context = context_of(model.config)
         self.route = Route()
         # Padding is masked everywhere; a tokenizer without a pad token that the model has pads with its end token.
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
@@ -428,7 +428,7 @@ def _drawable(model: Any, tokenizer: Any, device: torch.device) -> Bool[Tensor, 
     return None if bool(out.all()) else out.to(device)
 
 
-def _context(config: Any) -> int | None:
+def context_of(config: Any) -> int | None:
     """Return how many positions a model has; None for one without a limit, such as one with ALiBi or a state space."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))

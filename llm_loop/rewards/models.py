@@ -62,6 +62,12 @@ class Encoder:
         """Return token ids, at most ``LONGEST`` a text; an empty text has the two special tokens."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
+    def untruncated(self) -> Tokenizer:
+        """Return the tokenizer without its cut."""
+        whole = Tokenizer.from_str(self.tokenizer.to_str())
+        whole.no_truncation()
+        return whole
+
     def __call__(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts features"]:
         """Return one row per text; padding is masked, in the attention and in the mean."""
         device = self.model.embeddings.word_embeddings.weight.device

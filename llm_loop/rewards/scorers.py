@@ -1,24 +1,35 @@
 """Owns how a (prompt, response) is scored: reward models that ship, reward models from elsewhere, and lexical ones.
 
-A scorer is the ground truth of the loop: it labels duels through an oracle, and evaluates.  Knows nothing of policies.
+A scorer is the ground truth of the loop: it labels duels through an oracle, and evaluates.  One of a user's own is
+registered (``SCORERS``) or named by where it is: ``--reward module:attribute``.  Knows nothing of policies.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import inspect
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from bandits.core.errors import InputError
-from llm_loop.folders import DTYPES
-from llm_loop.models import batches
+from bandits.core.registry import Registry, fingerprint
+from llm_loop import folders
+from llm_loop.data.chat import Message, Prompt, text_of, to_json
+from llm_loop.models import batches, context_of
 from llm_loop.rewards import models as reward_models
 
 
@@ -29,7 +40,7 @@ class Scorer(Protocol):
     def name(self) -> str:
         """What it is called on the command line."""
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float[Tensor, " n"]:
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " n"]:
         """Return one reward per pair, in float64 on the CPU."""
 
 
@@ -43,7 +54,7 @@ class Lexical:
     name: str
     characters: frozenset[str]
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Return ``4 · share − 2``; an empty response has none."""
         shares = [sum(c in self.characters for c in text) / max(1, len(text)) for text in responses]
         return 4 * torch.tensor(shares, dtype=torch.float64) - 2
@@ -65,57 +76,253 @@ class Shipped:
     name: str
     model: reward_models.RewardModel
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Score the responses."""
+        encoder = self.model.encoder
+        if any(encoder.tokenizer.encode(text).overflowing for text in set(responses)):
+            whole = [len(encoding.ids) for encoding in encoder.untruncated().encode_batch(list(responses))]
+            _tell_cut(self, prompts, responses, encoder.tokens(responses), whole, reward_models.LONGEST)
         return self.model.score(responses).double()
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A sequence-classification model with one output, as reward models are published: a logit per pair."""
+    """A sequence-classification model, as reward models are published: the logit of a pair.
+
+    Of two labels, the log-odds of the good one over the other: the difference of their logits, in nats.  A model whose
+    tokenizer has a chat template reads the prompt and the response as a chat; another reads them as a pair.
+    """
 
     name: str
     model: Any
     tokenizer: Any
+    signs: Float[Tensor, " labels"]
+    """the reward is this combination of the logits"""
+    limit: int | None
+    """tokens that are read; the rest is cut off, and said so"""
     batch_tokens: int = 4096
+    """padded tokens in one pass; 1 reads every text alone"""
+
+    def tokens(self, prompt: Prompt, response: str, limit: int | None) -> dict[str, list[int]]:
+        """Return what the model reads of a pair."""
+        cut = {} if limit is None else {"truncation": True, "max_length": limit}
+        if self.tokenizer.chat_template:
+            messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+            try:
+                chat = to_json((*messages, Message("assistant", response)))
+                text = self.tokenizer.apply_chat_template(chat, tokenize=False)
+            except Exception as error:  # a template is somebody's program
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+                raise InputError(f"reward model {self.name}: its chat template refuses a chat: {reason}") from None
+            encoded = self.tokenizer(text, add_special_tokens=False, **cut)
+        else:
+            encoded = self.tokenizer(text_of(prompt), response, **cut)
+        known = inspect.signature(type(self.model).forward).parameters
+        return {key: value for key, value in encoded.items() if key in known}
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Score pairs, encoded as the tokenizer encodes pairs."""
-        encoded = [self.tokenizer(p, r, truncation=True) for p, r in zip(prompts, responses, strict=True)]
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """Score the pairs."""
+        encoded = [self.tokens(p, r, None) for p, r in zip(prompts, responses, strict=True)]
+        whole = [len(e["input_ids"]) for e in encoded]
+        if self.limit is not None and max(whole, default=0) > self.limit:
+            encoded = [self.tokens(p, r, self.limit) for p, r in zip(prompts, responses, strict=True)]
+            _tell_cut(self, prompts, responses, [e["input_ids"] for e in encoded], whole, self.limit)
+        if not all(e["input_ids"] for e in encoded):
+            raise InputError(f"reward model {self.name}: its tokenizer makes nothing of a pair")
         out = torch.zeros(len(encoded), dtype=torch.float64)
         for places in batches([len(e["input_ids"]) for e in encoded], self.batch_tokens):
-            padded = self.tokenizer.pad([encoded[place] for place in places], return_tensors="pt")
-            out[places] = self.model(**padded.to(self.model.device)).logits[:, 0].double().cpu()
+            part = [encoded[place] for place in places]
+            if len(part) == 1:
+                inputs = {key: torch.tensor([value]) for key, value in part[0].items()}
+            else:
+                inputs = dict(self.tokenizer.pad(part, return_tensors="pt"))
+            logits = self.model(**{key: value.to(self.model.device) for key, value in inputs.items()}).logits
+            out[places] = logits.double().cpu() @ self.signs
         return out
 
 
-def load_scorer(name: str, device: str, dtype: str = "float32") -> Scorer:
-    """Return a scorer: a lexical or shipped one by name, or a local directory or hub id of a one-output classifier."""
-    if name in LEXICAL:
-        return Lexical(name, LEXICAL[name])
-    if name in (reward_models.LABELLER, reward_models.JUDGE):
-        return Shipped(name, reward_models.load(name, device))
-    for offline in (True, False):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, local_files_only=offline, dtype=DTYPES[dtype]
+def _tell_cut(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    whole: Sequence[int],
+    limit: int,
+) -> None:
+    """Warn of texts that were cut; ``InputError`` if two responses to a prompt were told apart only by what is gone."""
+    cut = [place for place, length in enumerate(whole) if length > limit]
+    seen: dict[tuple[Prompt, tuple[int, ...]], str] = {}
+    for place in cut:
+        before = seen.setdefault((prompts[place], tuple(ids[place])), responses[place])
+        if before != responses[place]:
+            raise InputError(
+                f"reward model {scorer.name} reads {limit} tokens, and two responses to a prompt differ only after "
+                f"them: {responses[place][:40]!r}…; shorten prompts or responses, or use another reward model"
             )
-            break
-        except (OSError, ValueError, KeyError) as error:
-            if not offline or Path(name).is_dir():
-                reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-                known = ", ".join([reward_models.LABELLER, reward_models.JUDGE, *LEXICAL])
-                raise InputError(
-                    f"cannot load reward model {name!r}: {reason[:200]}; give {known}, a local directory or a hub id"
-                ) from None
-    if model.config.num_labels != 1:
-        raise InputError(f"reward model {name!r} has {model.config.num_labels} outputs, not 1")
-    return Classifier(name, model.eval().requires_grad_(False).to(device), tokenizer)
+    if cut:
+        warnings.warn(
+            f"reward model {scorer.name} reads {limit} tokens: {len(cut)} of {len(whole)} texts were cut", stacklevel=3
+        )
 
 
-def checked(scorer: Scorer, prompts: Sequence[str], responses: Sequence[str]) -> Float[Tensor, " n"]:
+def _check_factory(part: object) -> None:
+    if not callable(part):
+        raise InputError("a scorer is registered as a function of the device that returns it")
+
+
+SCORERS: Registry[Callable[[str], Scorer]] = Registry("reward model", _check_factory)
+"""Named scorers: functions of the device."""
+
+
+def _lexical(name: str, device: str) -> Scorer:
+    return Lexical(name, LEXICAL[name])
+
+
+def _shipped(name: str, device: str) -> Scorer:
+    return Shipped(name, reward_models.load(name, device))
+
+
+for _name in (reward_models.LABELLER, reward_models.JUDGE):
+    SCORERS.register(_name, partial(_shipped, _name))
+for _name in LEXICAL:
+    SCORERS.register(_name, partial(_lexical, _name))
+
+
+def load_scorer(name: str, device: str, dtype: str = "float32", trust: bool = False) -> Scorer:
+    """Return a scorer: a registered one, ``module:attribute``, or a classifier's local directory or hub id.
+
+    A PEFT folder is merged into its model.  Raises ``InputError`` for a scorer that cannot be loaded or does not score
+    two pairs, for a language model, for outputs of which none is the reward, and for code that is not trusted.
+    """
+    if name in SCORERS:
+        return SCORERS[name](device)
+    if ":" in name and not Path(name).exists():
+        return _imported(name, device)
+    return _classifier(name, folders.locate(name, "reward model", list(SCORERS), trust), device, dtype, trust)
+
+
+def weights_hash(name: str, trust: bool = False) -> str:
+    """Return a SHA-256 of what makes a scorer: its files, or its code."""
+    if name in SCORERS:
+        shipped = reward_models.WEIGHTS / f"{name}.safetensors"
+        content = shipped.read_bytes() if shipped.exists() else _source_hash(SCORERS[name])
+        return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
+    if ":" in name and not Path(name).exists():
+        return hashlib.sha256(_source_hash(_attribute(name))).hexdigest()
+    return folders.fingerprint(folders.locate(name, "reward model", list(SCORERS), trust))
+
+
+def _source_hash(part: object) -> bytes:
+    part = part.func if isinstance(part, partial) else part
+    return json.dumps(fingerprint(part), sort_keys=True).encode()
+
+
+def _attribute(name: str) -> Any:
+    """Return what ``module:attribute`` names; modules of the working directory count."""
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        part: Any = importlib.import_module(module)
+        for step in attribute.split("."):
+            part = getattr(part, step)
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(f"reward model {name!r}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    return part
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A user's scorer under the name it was given by."""
+
+    name: str
+    score: Callable[[Sequence[Prompt], Sequence[str]], Any] = field(repr=False)
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        rewards = torch.as_tensor(self.score(prompts, responses), dtype=torch.float64).detach().cpu()
+        if rewards.shape != (len(responses),):
+            raise InputError(
+                f"reward model {self.name} gave {list(rewards.shape)} rewards for {len(responses)} responses"
+            )
+        return rewards
+
+
+def _imported(name: str, device: str) -> Scorer:
+    part = _attribute(name)
+    try:
+        scorer = _Own(name, part() if isinstance(part, type) else part)
+        checked(scorer, ["a prompt", "another"], ["a response", "one more"])
+    except InputError:
+        raise
+    except Exception as error:  # as above
+        raise InputError(
+            f"reward model {name!r} cannot score prompts and responses ({type(error).__name__}: {error})"
+        ) from None
+    return scorer
+
+
+def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -> Classifier:
+    what = "reward model"
+    if not (folder / folders.ADAPTER).exists():
+        kinds = folders.settings(folder, what).get("architectures") or []
+        if kinds and not any("Classification" in kind or "Reward" in kind for kind in kinds):
+            raise InputError(
+                f"{what} {name!r} is a {kinds[0]}, which has no trained head that scores; give a classifier"
+            )
+    loaded = folders.load(AutoModelForSequenceClassification, folder, what, dtype, trust)
+    model, tokenizer = loaded.model.requires_grad_(False).to(device), loaded.tokenizer
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = {i for i in tokenizer.get_vocab().values() if i >= rows} - {tokenizer.pad_token_id}
+    if beyond:
+        raise InputError(f"{what} {name!r}: its tokenizer has tokens up to {max(beyond)}, its embedding {rows} rows")
+    limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit and limit < 10**9]
+    alone = Classifier(name, model, tokenizer, _signs(model.config, name), min(limits, default=None), 1)
+    prompts, responses = ["one", "one", "a somewhat longer prompt"], ["two", "three, four", "five"]
+    try:
+        want = alone(prompts, responses)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a foreign model raises
+        raise InputError(
+            f"{what} {name!r} cannot score a pair ({type(error).__name__}: {error})".splitlines()[0]
+        ) from None
+    together = Classifier(name, model, tokenizer, alone.signs, alone.limit)
+    try:
+        off = (together(prompts, responses) - want).abs().max() / (1 + want.abs().max())
+    except Exception:  # without a pad token, say: then every text is read alone
+        return alone
+    return together if off <= (1e-4 if dtype == "float32" else 0.05) else alone
+
+
+def _positions(model: Any) -> int | None:
+    """Return how many tokens a model has positions for; some begin to count after their padding index."""
+    limit = context_of(model.config)
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.num_embeddings == limit]
+    before = max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+    return None if limit is None else limit - before
+
+
+GOOD = {"positive", "pos", "good", "chosen", "better", "safe", "helpful", "acceptable", "yes", "true", "label_1", "1"}
+"""Names, in lower case, of the label that a reward is for."""
+
+
+def _signs(config: Any, name: str) -> Tensor:
+    """Return the combination of a classifier's logits that is the reward."""
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if len(names) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    good = [i for i, label in enumerate(names) if label.lower() in GOOD]
+    if len(names) == 2 and len(good) == 1 and config.problem_type != "multi_label_classification":
+        return torch.tensor([1.0 if i == good[0] else -1.0 for i in range(2)], dtype=torch.float64)
+    raise InputError(
+        f"reward model {name!r} has {len(names)} outputs ({', '.join(names[:5])}); it needs one, or two of which one "
+        f"is named good ({', '.join(sorted(GOOD)[-3:])}, …), whose log-odds then are the reward"
+    )
+
+
+def checked(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " n"]:
     """Return rewards; one that is not a number is an ``InputError``."""
     rewards = scorer(prompts, responses)
     bad = [i for i, reward in enumerate(rewards.tolist()) if not math.isfinite(reward)]

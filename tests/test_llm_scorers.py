@@ -1,0 +1,241 @@
+"""Scorers of all kinds: classifiers that users bring, adapters, two labels, chats, code of one's own; or one line."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+import transformers as hf
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop.data.chat import Message
+from llm_loop.models import byte_tokenizer, tiny_model
+from llm_loop.rewards.scorers import load_scorer, weights_hash
+from llm_loop.seeding import seeded
+
+STACK = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 257,
+}
+BERT = hf.BertConfig(**STACK, max_position_embeddings=24)
+LLAMA = hf.LlamaConfig(**STACK, max_position_embeddings=64, pad_token_id=None, bos_token_id=None, eos_token_id=256)
+PAIRS = (["one", "a longer prompt", "x", "x"], ["two", "y", "three, four, fi", "z"])
+
+
+def classifier(folder, config=BERT, tokenizer=None, seed=0, **settings):
+    """Save a random classifier; return its folder."""
+    config = type(config)(**config.to_dict() | {"num_labels": 1} | settings)
+    with seeded(Key(seed)):
+        model = hf.AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def plain(folder, prompt, response, **how):
+    """The logits of one pair by the library alone."""
+    model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = byte_tokenizer()
+    with torch.no_grad():
+        encoded = tokenizer(prompt, response, return_tensors="pt", **how)
+        return model(input_ids=encoded.input_ids).logits[0].double()
+
+
+FORMS = {
+    "encoder": (BERT, {}),
+    "decoder without a pad token": (LLAMA, {}),
+    "decoder that pads with its end": (LLAMA, {"pad_token_id": 256}),
+    "gpt2": (hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=257, n_positions=64, eos_token_id=256), {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_pair_scores_as_the_library_says_alone_and_in_company(form, pad, tmp_path):
+    config, settings = FORMS[form]
+    tokenizer = byte_tokenizer()
+    if not pad:
+        tokenizer.pad_token = None
+    scorer = load_scorer(str(classifier(tmp_path, config, tokenizer, **settings)), "cpu")
+    want = [float(plain(tmp_path, p, r)[0]) for p, r in zip(*PAIRS, strict=True)]
+    assert scorer(*PAIRS).tolist() == pytest.approx(want, abs=1e-5)
+    assert [float(scorer([p], [r])[0]) for p, r in zip(*PAIRS, strict=True)] == pytest.approx(want, abs=1e-5)
+    assert len(set(want)) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "good"), [(None, 1), ({0: "NEGATIVE", 1: "POSITIVE"}, 1), ({0: "Chosen", 1: "no"}, 0)]
+)
+def test_two_labels_are_log_odds_of_the_good_one(labels, good, tmp_path):
+    more = {"id2label": labels} if labels else {}
+    scorer = load_scorer(str(classifier(tmp_path, num_labels=2, **more)), "cpu")
+    logits = plain(tmp_path, "one", "two")
+    odds = torch.softmax(logits, -1)[good] / torch.softmax(logits, -1)[1 - good]
+    assert float(scorer(["one"], ["two"])[0]) == pytest.approx(float(odds.log()), abs=1e-5)
+
+
+def without_head(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if "classifier" not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+REFUSED = {
+    "no head": (classifier, without_head, r"its files lack 2 weights of the model: classifier\.bias"),
+    "three labels": (
+        lambda f: classifier(f, num_labels=3),
+        None,
+        r"has 3 outputs \(LABEL_0, LABEL_1, LABEL_2\); it needs",
+    ),
+    "two labels of no name": (
+        lambda f: classifier(f, num_labels=2, id2label={0: "cat", 1: "dog"}),
+        None,
+        r"has 2 outputs \(cat, dog\); it needs one, or two of which one is named good",
+    ),
+    "language model": (
+        lambda f: tiny_model("tiny-llama", Key(0)).save_pretrained(f) or byte_tokenizer().save_pretrained(f),
+        None,
+        "is a LlamaForCausalLM, which has no trained head",
+    ),
+    "pointer": (
+        classifier,
+        lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+        "git-LFS pointer",
+    ),
+    "foreign code": (
+        classifier,
+        lambda f: (f / "config.json").write_text(
+            json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}, "architectures": ["OwnReward"]})
+        ),
+        "needs code of its own",
+    ),
+    "large tokenizer": (
+        lambda f: classifier(f, vocab_size=200),
+        None,
+        "its tokenizer has tokens up to 255, its embedding 200 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_reward_model_is_refused_in_one_line(name, tmp_path):
+    make, damage, words = REFUSED[name]
+    make(tmp_path)
+    if damage:
+        damage(tmp_path)
+    with pytest.raises(InputError, match=words) as refusal:
+        load_scorer(str(tmp_path), "cpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_mistyped_reward_model_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="did you mean sentiment-valence"):
+        load_scorer("sentiment-valnce", "cpu")
+    with pytest.raises(InputError, match="there is no such directory"):
+        load_scorer(str(tmp_path / "gone"), "cpu")
+
+
+def test_long_texts_are_cut_at_the_models_positions_counted_and_told(tmp_path):
+    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
+    with pytest.warns(UserWarning, match="reads 24 tokens: 1 of 2 texts were cut"):
+        found = scorer(["one", "one"], ["two", "a response, much longer than that"])
+    cut = plain(tmp_path, "one", "a response, much longer than that", truncation=True, max_length=24)
+    assert float(found[1]) == pytest.approx(float(cut[0]), abs=1e-5)
+    with pytest.raises(InputError, match="reads 24 tokens, and two responses to a prompt differ only after them"):
+        scorer(["one", "one"], ["a response, much longer than A", "a response, much longer than B"])
+    with pytest.warns(UserWarning, match="2 of 2 texts"):  # equal responses may have equal scores
+        scorer(["one", "one"], ["a response, much longer than A"] * 2)
+
+
+def test_a_reward_adapter_is_merged_with_its_head(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model = tiny_model("tiny-llama", Key(0))
+    model.save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    with seeded(Key(1)):
+        judge = hf.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        adapted = get_peft_model(judge, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.3)
+    adapted.save_pretrained(adapter)
+    scorer = load_scorer(str(adapter), "cpu")
+    adapted.eval()
+    with torch.no_grad():
+        want = [
+            float(adapted(input_ids=byte_tokenizer()(p, r, return_tensors="pt").input_ids).logits)
+            for p, r in zip(*PAIRS, strict=True)
+        ]
+    assert scorer(*PAIRS).tolist() == pytest.approx(want, abs=1e-4)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "score" not in k}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="score"):
+        load_scorer(str(adapter), "cpu")
+
+
+def test_a_chat_reward_model_reads_chats(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}<end>{% endfor %}"
+    scorer = load_scorer(str(classifier(tmp_path, LLAMA, tokenizer)), "cpu")
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+
+    def score(text):
+        ids = byte_tokenizer()(text, return_tensors="pt").input_ids
+        return float(model(input_ids=ids).logits)
+
+    chat = (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "so"))
+    found = scorer(["hi", chat], ["ho", "no"]).tolist()
+    assert found == pytest.approx(
+        [score("[u]hi<end>[a]ho<end>"), score("[u]hi<end>[a]yes?<end>[u]so<end>[a]no<end>")], abs=1e-5
+    )
+
+
+def test_code_of_ones_own_scores(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+        "class Shorter:\n    def __call__(self, prompts, responses):\n        return [-len(r) for r in responses]\n"
+        "def wrong(prompts, responses):\n    return [1.0]\n"
+        "def broken(prompts, responses):\n    return 1 / 0\n"
+        "nothing = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_scorer("my_rewards:length", "cpu")(["a", "b"], ["cc", "d"]).tolist() == [2.0, 1.0]
+    shorter = load_scorer("my_rewards:Shorter", "cpu")
+    assert (shorter.name, shorter(["a"], ["cc"]).tolist()) == ("my_rewards:Shorter", [-2.0])
+    for name, words in (
+        ("my_rewards:wrong", r"gave \[1\] rewards for 2 responses"),
+        ("my_rewards:broken", "cannot score prompts and responses .ZeroDivisionError"),
+        ("my_rewards:nothing", "cannot score prompts and responses"),
+        ("my_rewards:gone", "has no attribute 'gone'"),
+        ("no_such_module:f", "No module named"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_scorer(name, "cpu")
+    assert weights_hash("my_rewards:length") != weights_hash("my_rewards:Shorter")
+
+
+def test_hashes_of_scorers_differ_as_they_do(tmp_path):
+    one, other = classifier(tmp_path / "one"), classifier(tmp_path / "other", seed=1)
+    copy = shutil.copytree(one, tmp_path / "copy")
+    names = ("sentiment-valence", "tweet-judge", "lexical-letters", "lexical-vowels", str(one), str(other))
+    assert len({weights_hash(name) for name in names}) == len(names)
+    assert weights_hash(str(copy)) == weights_hash(str(one))
+
+
+def test_short_texts_warn_of_nothing(tmp_path):
+    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        scorer(["one"], ["two"])
