@@ -1,7 +1,8 @@
-"""Owns the one loop of the project: show, look, select, ask, remember, fit.  The simulator and the LLM share it.
+"""Owns the one loop of the project: offer, look, select, label, fit.  The simulator and the LLM share it.
 
-An arena shows items and answers duels; a learner has rewards and gradients and is fitted; a strategy picks.  The belief
-keeps ``V`` in the strategy's space.  What is measured on the way is the caller's business.
+An arena offers duels and labels them; a learner has rewards and gradients and is fitted; a strategy picks.  The loop
+owns the history of labelled duels, and ``V`` in the strategy's space.  What is measured on the way is the caller's
+business.
 """
 
 from __future__ import annotations
@@ -10,143 +11,135 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bandits.core.design import Design, DiagonalDesign, FixedDesign, GramDesign, Posterior, WhitenedDesign
-from bandits.core.duels import Answers, Asked, Duels, Items
+from bandits.core.duels import Duels, I, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
 from bandits.selector import FeatureSpace, Pool, Quantity, Strategy, select
 
+F = TypeVar("F")
+F_co = TypeVar("F_co", covariant=True)
 
-class DuelArena(ABC):
-    """What the loop needs of an arena, simulated or real; abstract."""
+
+class Arena(ABC, Generic[I]):
+    """Where duels and labels come from; abstract.  Rounds are offered in order, and round 0 begins anew."""
 
     @abstractmethod
-    def show(self, round: int) -> Items:
-        """Begin a round: return its table of items."""
+    def offer(self, round: int) -> Offer[I]:
+        """Begin a round: return its items, its duels, and which of them may be asked."""
 
     @abstractmethod
-    def ask(self, duels: Duels) -> Answers:
-        """Ask the oracle these duels of the shown table."""
-
-    @property
-    @abstractmethod
-    def rewards(self) -> Float[Tensor, "*r n"]:
-        """The true rewards of the shown table, for evaluation only."""
-
-    def offers(self, duels: Duels) -> Bool[Tensor, "*r k"]:
-        """Which duels of the shown table may be asked: all, unless an arena knows of items that are the same."""
-        return torch.ones_like(duels.first, dtype=torch.bool)
+    def label(self, duels: Duels) -> Bool[Tensor, "*r b"]:
+        """Let the oracle label duels of the round's items: whether the first won; the same duel is labelled alike."""
 
 
 @runtime_checkable
-class Learner(Protocol):
+class Learner(Protocol[I, F_co]):
     """What the loop needs of a learner, simulated or real."""
 
-    def observe(self, items: Any, answers: Answers) -> None:
-        """Remember answered duels of a table."""
+    def fit(self, past: Labelled[I]) -> F_co:
+        """Fit to all labelled duels; what is returned is handed on in the round."""
 
-    def fit(self) -> Any:
-        """Fit to all remembered answers; what is returned is handed on in the round."""
-
-    def rewards(self, items: Any) -> Float[Tensor, "*r n"]:
+    def rewards(self, items: I) -> Float[Tensor, "*r n"]:
         """Return the learner's reward of every item, in log-odds."""
 
-    def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
+    def features(self, items: I, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
         """Return the gradient of every item's reward."""
 
-    def entropy(self, items: Any, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+    def entropy(self, items: I, rewards: Float[Tensor, "*r n"]) -> Float[Tensor, "*r p"]:
         """Return the policy's predictive entropy per prompt in nats, given the items' rewards."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that, with the answers, restore the learner."""
+        """Return the tensors that restore the learner as it is."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long, how many, and with which ridge.
+class Schedule:
+    """How many rounds, how many labels a round, and when to fit.
 
-    ``ridge`` is ``λ/κ`` and ``regularisation`` is ``λ`` (Fisher-weighted designs use it: κ is in their weights).
-    ``refit`` is the growth of the number of answers after which the learner is fitted again (0: every round; 0.02: when
-    2 % more are in).  ``selves`` offers every item against itself too, as in the regret setting.  ``temperature`` is β
-    of the policy whose entropy APLP reads.  ``many_rounds`` takes the rows of picked duels as they were looked at, so
-    that a round passes over ``V`` once.
+    ``refit`` is the growth of the number of labels after which the learner is fitted again (0: every round; 0.02: when
+    2 % more are in).
     """
 
     rounds: int
     batch: int
-    ridge: float
-    regularisation: float
     refit: float = 0.0
-    selves: bool = False
-    fresh: bool = True
-    repeats: bool = False
-    temperature: float = 1.0
-    many_rounds: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.batch < 1:
             raise InputError(f"loop: rounds and batch must be at least 1, got {self.rounds} and {self.batch}")
+        if not 0 <= self.refit < math.inf:
+            raise InputError(f"loop: refit must be finite and not negative, got {self.refit}")
+
+    def fits(self) -> list[bool]:
+        """Return for every round whether the learner is fitted in it; it is in the last."""
+        due, fitted = [], 0
+        for number in range(self.rounds):
+            labels = (number + 1) * self.batch
+            due.append(number == self.rounds - 1 or labels >= max(fitted + 1, math.ceil(fitted * (1 + self.refit))))
+            fitted = labels if due[-1] else fitted
+        return due
 
 
 @dataclass(frozen=True)
-class Round:
-    """What happened: the pool that was on offer, the positions picked, the answers, and how the fit ended."""
+class Ridges:
+    """The ridge of ``V`` where the space names none: ``plain = λ/κ``; ``fisher = λ``, since Fisher weights hold κ."""
+
+    plain: float
+    fisher: float
+
+    def of(self, space: FeatureSpace) -> float:
+        """Return the ridge in a space."""
+        natural = self.fisher if space.weight == "fisher" else self.plain
+        return natural if space.ridge is None else space.ridge
+
+
+@dataclass(frozen=True, eq=False)
+class Round(Generic[I, F]):
+    """What happened: the offer, the positions picked, their labels, the history with them, and how the fit ended.
+
+    ``pool`` is what the strategy saw.  ``information`` is ``log det(V / ridge)`` in nats with this round's duels in
+    ``V``, at the gradients that they were picked by; NaN where nothing reads widths.
+    """
 
     number: int
-    items: Items
-    duels: Duels
+    offer: Offer[I]
     picks: Int64[Tensor, "*r b"]
-    answers: Answers
-    fit: Any
-    pool: Pool | None
+    first_won: Bool[Tensor, "*r b"]
+    past: Labelled[I]
+    fit: F | None
+    pool: Pool
     information: Float[Tensor, "*r"] | float
+
+    @property
+    def asked(self) -> Duels:
+        """The picked duels, in the offered table."""
+        return self.offer.duels.take(self.picks)
 
 
 class DesignState:
-    """The design matrix of the answered duels in a strategy's space."""
+    """The design matrix of the labelled duels in one feature space."""
 
-    def __init__(self, space: FeatureSpace, plan: Plan) -> None:
-        """Begin with no answer."""
-        self._geometry = space
-        natural = plan.regularisation if space.weight == "fisher" else plan.ridge
-        self._ridge = space.ridge if space.ridge is not None else natural
-        # Rows that stay as they were are appended; rows that change with θ (or whose weights do) are made anew.
-        self._grows = space.gradients != "current" and space.weight == "none"
-        self.extends = plan.many_rounds and self._grows
-        """whether ``V`` takes the picked rows as they were looked at, so that a round passes over its rows once"""
-        self.design: Design = FixedDesign(self._ridge)  # until the first rows are seen
-        self._began = False
-        self._same_table = plan.repeats and not plan.fresh
-        self._past: Asked[Items] | None = None
+    def __init__(self, space: FeatureSpace, ridge: float, batch: int) -> None:
+        """Begin without labels; ``batch`` duels are added at a time."""
+        self.space, self.ridge, self.batch = space, ridge, batch
+        # Rows that stay as they were are appended; rows that change with θ (or whose weights do) are computed anew.
+        self.grows = space.metric == "identity" or (space.gradients != "current" and space.weight == "none")
+        self.design: Design | None = None
 
-    def _begin(self, rows: Rows) -> None:
-        """Choose the form of ``V`` that suits these rows: once, or every time where rows do not stay as they were."""
-        if self._began and self._grows:
-            return
-        self._began = True
-        match self._geometry.metric:
-            case "identity":
-                self.design = FixedDesign(self._ridge)
-            case "diagonal":
-                self.design = DiagonalDesign(self._ridge)
-            case "full":
-                whitened = self.extends and isinstance(rows, Dense)
-                self.design = WhitenedDesign(self._ridge) if whitened else GramDesign(self._ridge)
-
-    def rows(self, learner: Learner, items: Items, duels: Duels) -> Rows:
+    def rows(self, learner: Learner[I, F], items: I, duels: Duels) -> Rows:
         """Return the duels' features φ in this space."""
-        space = self._geometry
+        space = self.space
         at: Literal["current", "initial"] = "initial" if space.gradients == "initial" else "current"
         gradients = learner.features(items, at, space.layer)
         if space.normalise == "response":
@@ -158,89 +151,90 @@ class DesignState:
             rows = rows.scaled(slope(duels.difference(learner.rewards(items))).sqrt())
         return rows
 
-    def look(self, learner: Learner, items: Items, duels: Duels) -> Posterior:
-        """Return the duels on offer as seen through ``V⁻¹``."""
-        rows = self.rows(learner, items, duels)
-        self._begin(rows)
-        if not self._grows and self._past is not None:
-            self.design.append(self.rows(learner, self._past.items, self._past.duels))
+    def small(self, offer: Offer[I]) -> bool:
+        """Whether the offer holds no more than what is kept of it: then ``V`` takes its rows as they are looked at.
+
+        So a round of a long run passes over ``V`` once; a replayed round, too, has to look.
+        """
+        return self.grows and offer.items.prompts <= self.batch
+
+    def look(self, learner: Learner[I, F], offer: Offer[I], past: Labelled[I]) -> Posterior:
+        """Return the duels on offer as seen through ``V⁻¹`` of the past ones."""
+        rows = self.rows(learner, offer.items, offer.duels)
+        if self.design is None or not self.grows:
+            self.design = self._new(rows, self.small(offer))
+            if past and not self.grows:
+                self.design.append(self.rows(learner, past.items, past.duels))
         return self.design.condition(rows)
 
-    def remember(self, learner: Learner, items: Items, duels: Duels, seen: Posterior | None = None) -> None:
-        """Add answered duels, before the learner is fitted to them; ``seen`` are their rows, if just looked at."""
-        if seen is not None:
-            self.design.extend(seen)
-        elif self._grows:
-            asked = Asked.of(items, duels)
-            rows = self.rows(learner, asked.items, asked.duels)
-            self._begin(rows)
+    def add(
+        self, learner: Learner[I, F], offer: Offer[I], picks: Tensor, past: Labelled[I], seen: Posterior | None
+    ) -> None:
+        """Add the last round's duels, before the learner is fitted to them; ``seen`` is the offer, if looked at."""
+        if self.space.metric == "identity":
+            return
+        if seen is not None and self.design is not None and (self.small(offer) or not self.grows):
+            self.design.extend(seen.take(picks))
+        elif self.grows:
+            rows = self.rows(learner, past.batches[-1].items, past.batches[-1].duels)
+            self.design = self.design or self._new(rows, small=False)
             self.design.append(rows)
-        else:
-            asked = Asked.of(items, duels, self._same_table)
-            self._past = asked if self._past is None else self._past.join(asked, self._same_table)
 
-
-def fit_rounds(plan: Plan) -> list[bool]:
-    """Return in which rounds the learner is fitted."""
-    due, fitted = [], 0
-    for number in range(plan.rounds):
-        answers = (number + 1) * plan.batch
-        due.append(number == plan.rounds - 1 or answers >= max(fitted + 1, math.ceil(fitted * (1 + plan.refit))))
-        fitted = answers if due[-1] else fitted
-    return due
+    def _new(self, rows: Rows, small: bool) -> Design:
+        """Choose the form of ``V`` that suits these rows."""
+        match self.space.metric:
+            case "identity":
+                return FixedDesign(self.ridge)
+            case "diagonal":
+                return DiagonalDesign(self.ridge)
+            case "full":
+                return WhitenedDesign(self.ridge) if small and isinstance(rows, Dense) else GramDesign(self.ridge)
 
 
 def play(
-    arena: DuelArena,
-    learner: Learner,
+    arena: Arena[I],
+    learner: Learner[I, F],
     strategy: Strategy,
-    plan: Plan,
+    schedule: Schedule,
+    ridges: Ridges,
     key: Key,
     replay: Sequence[tuple[Int64[Tensor, "*r b"], dict[str, Tensor] | None]] = (),
     diagnostics: FeatureSpace | None = None,
-) -> Iterator[Round]:
+) -> Iterator[Round[I, F]]:
     """Run the loop, yielding after every round.
 
     What the strategy does not read is not computed, unless ``diagnostics`` asks for it: then every quantity is, and the
     widths of a strategy that reads none are measured in the space that it names.
+
     ``replay`` holds the picks of rounds that were played before, each with the learner's state after it where one is
-    known; they are asked again (the arena answers alike) and not yielded.  A strategy with ``stale`` gradients needs
+    known; they are labelled again (the arena labels alike) and not yielded.  A strategy with ``stale`` gradients needs
     the state after every round, others only after the last.
     """
     reads = strategy.reads if diagnostics is None else frozenset(get_args(Quantity))
-    measured = strategy.space if diagnostics is None or "width" in strategy.reads else diagnostics
-    belief = DesignState(measured, plan) if "width" in reads else None
-    asked: Tensor | None = None
-    due, fit = fit_rounds(plan), None
-    for number in range(plan.rounds):
-        items = arena.show(number)
-        lead = arena.rewards.shape[:-1]
-        duels = Duels.within(items.prompts, items.responses, plan.selves).to(arena.rewards.device).expand(*lead)
-        if asked is None or plan.fresh or plan.repeats:
-            asked = torch.zeros(duels.first.shape, dtype=torch.bool, device=duels.first.device)
-        pool = features = None
-        if belief and (number >= len(replay) or belief.extends):
-            features = belief.look(learner, items, duels)
+    space = strategy.space if diagnostics is None or "width" in strategy.reads else diagnostics
+    state = DesignState(space, ridges.of(space), schedule.batch) if "width" in reads else None
+    past, fit = Labelled[I](), None
+    for number, due in enumerate(schedule.fits()):
+        offer = arena.offer(number)
+        posterior = pool = None
+        if state and (number >= len(replay) or state.small(offer)):
+            posterior = state.look(learner, offer, past)
         if number < len(replay):
             picks = replay[number][0]
         else:
-            rewards = learner.rewards(items) if reads & {"reward", "entropy"} else None
-            entropy = learner.entropy(items, rewards, plan.temperature) if rewards is not None else None
-            pool = Pool(duels, ~asked & arena.offers(duels), items.responses, features, rewards, entropy)
-            picks = select(pool, strategy, plan.batch, key.fold_in("select", number))
-        asked = asked.scatter(-1, picks, True)
-        answers = arena.ask(duels.take(picks))
-        if belief:
-            seen = features.take(picks) if features and belief.extends else None
-            belief.remember(learner, items, answers.duels, seen)
-        learner.observe(items, answers)
-        if number < len(replay):
-            saved = replay[number][1]
-            if saved is not None:
+            rewards = learner.rewards(offer.items) if reads & {"reward", "entropy"} else None
+            entropy = learner.entropy(offer.items, rewards) if rewards is not None and "entropy" in reads else None
+            pool = Pool(offer.duels, offer.available, offer.items.responses, posterior, rewards, entropy)
+            picks = select(pool, strategy, schedule.batch, key.fold_in("select", number))
+        asked = offer.duels.take(picks)
+        first_won = arena.label(asked)
+        past = past.add(offer, asked, first_won)
+        if state:
+            state.add(learner, offer, picks, past, posterior)
+        if pool is None:
+            if (saved := replay[number][1]) is not None:
                 learner.restore(saved)
             continue
-        if due[number]:
-            fit = learner.fit()
-        yield Round(
-            number, items, duels, picks, answers, fit, pool, belief.design.information() if belief else math.nan
-        )
+        fit = learner.fit(past) if due else fit
+        information = state.design.information() if state and state.design else math.nan
+        yield Round(number, offer, picks, first_won, past, fit, pool, information)

@@ -22,7 +22,7 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES
-from bandits.loop import Plan
+from bandits.loop import Ridges, Schedule
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
 from llm_loop.gradients import Kind
@@ -145,9 +145,14 @@ class Alignment:
         }
 
     @property
-    def schedule(self) -> Plan:
-        """The loop's schedule; a Fisher-weighted design has κ in its weights, which are at most ¼: λ is ridge/4."""
-        return Plan(self.rounds, self.batch, self.ridge, self.ridge / 4)
+    def schedule(self) -> Schedule:
+        """How long the loop runs."""
+        return Schedule(self.rounds, self.batch)
+
+    @property
+    def ridges(self) -> Ridges:
+        """The ridges of V; a Fisher-weighted design has κ in its weights, which are at most ¼: λ is ridge/4."""
+        return Ridges(self.ridge, self.ridge / 4)
 
 
 PRESETS: dict[str, tuple[str, Alignment]] = {

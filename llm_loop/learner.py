@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from bandits.core.duels import Answers
+from bandits.core.duels import Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
@@ -235,9 +235,6 @@ class DPOLearner:
     def __init__(self, policy: Policy, training: Training, gradients: Gradients, key: Key) -> None:
         """Begin at the reference."""
         self.policy, self.training, self.gradients, self.key = policy, training, gradients, key
-        self.preferences: list[Preference] = []
-        self.fits = 0
-        self._new = 0
         self._reference: dict[Row, float] = {}
         self._current: dict[Row, float] = {}
         self._zero: dict[Row, float] = {}
@@ -303,32 +300,32 @@ class DPOLearner:
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if len(known) == len(shares) else None
 
-    def entropy(self, items: Completions, rewards: Tensor, temperature: float) -> Float[Tensor, " p"]:
+    def entropy(self, items: Completions, rewards: Tensor) -> Float[Tensor, " p"]:
         """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.
 
         The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response; the responses are its own draws.
         """
         return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
 
-    def observe(self, items: Completions, answers: Answers) -> None:
-        """Remember answered duels as preferences."""
-        reference = self.reference(items.rows).tolist()
-        pairs = zip(
-            answers.duels.first.tolist(), answers.duels.second.tolist(), answers.first_won.tolist(), strict=True
-        )
-        for first, second, won in pairs:
-            good, bad = (first, second) if won else (second, first)
-            self.preferences.append(Preference(items.rows[good], items.rows[bad], reference[good], reference[bad]))
-        self._new = answers.duels.count
+    def preferences(self, past: Labelled[Completions]) -> list[Preference]:
+        """Return labelled duels as preferences."""
+        rows, duels = past.items.rows, past.duels
+        reference = self.reference(rows)
+        good = torch.where(past.first_won, duels.first, duels.second).tolist()
+        bad = torch.where(past.first_won, duels.second, duels.first).tolist()
+        return [
+            Preference(rows[a], rows[b], float(reference[a]), float(reference[b]))
+            for a, b in zip(good, bad, strict=True)
+        ]
 
-    def fit(self) -> Fit:
+    def fit(self, past: Labelled[Completions]) -> Fit:
         """Run DPO; afterwards the current policy's log-probabilities are forgotten."""
-        key = self.key.fold_in("fit", len(self.preferences))
+        key = self.key.fold_in("fit", len(past))
         if self.training.data == "all":
             self.policy.restore(self.policy.initial)
-            fit = fit_dpo(self.policy, self.preferences, self.training, key)
         else:
-            fit = fit_dpo(self.policy, self.preferences[-self._new :], self.training, key)
+            past = Labelled(past.batches[-1:])
+        fit = fit_dpo(self.policy, self.preferences(past), self.training, key)
         self._current.clear()
         return fit
 
@@ -337,6 +334,6 @@ class DPOLearner:
         return self.policy.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved θ."""
+        """Load a saved θ."""
         self.policy.restore(state)
         self._current.clear()

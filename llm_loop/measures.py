@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bandits.loop import Round
 from bandits.runs.stats import rank_correlation
-from llm_loop.arena import Table
+from llm_loop.arena import Completions, Table
 from llm_loop.data.chat import Prompt, to_json
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
@@ -26,15 +26,12 @@ from llm_loop.sampling import sample
 from llm_loop.setup import Setup
 
 Record = dict[str, Any]
+Played = Round[Completions, Fit]
 
 
-def pool_row(round: Round, table: Table, temperature: float, grown: bool) -> Record:
-    """Return what is said of a round's pool, at the θ that drew it, as far as the loop computed it.
-
-    ``grown``: whether V has the round's own duels already; where V is made anew every round, it does not.
-    """
+def pool_row(round: Played, table: Table, temperature: float) -> Record:
+    """Return what is said of a round's pool, at the θ that drew it, as far as the loop computed it."""
     pool = round.pool
-    assert pool is not None
     offered, k = pool.available, table.items.responses
     lengths = torch.tensor([len(row.response) for row in table.items.rows], dtype=torch.float64)
     picked = pool.duels.take(round.picks)
@@ -52,21 +49,16 @@ def pool_row(round: Round, table: Table, temperature: float, grown: bool) -> Rec
     if margins is not None:
         row["zero_margin_share"] = float((margins == 0).double().mean())
     if pool.posterior is not None:
-        row["information"] = float(round.information) + (0.0 if grown else float(_gains(round).sum()))
+        row["information"] = float(round.information)
     if margins is not None and pool.posterior is not None:
         errors = (margins - pool.duels.difference(table.rewards)[offered] / temperature).abs()
         row["width_error_rank_correlation"] = float(rank_correlation(pool.widths[offered], errors))
     return row
 
 
-def _gains(round: Round) -> Tensor:
-    assert round.pool is not None
-    return reasons(round.pool.features, round.picks).gain[round.picks]
-
-
-def sides(round: Round) -> tuple[Tensor, Tensor]:
+def sides(round: Played) -> tuple[Tensor, Tensor]:
     """Return the rows of the preferred and of the other response of each labelled duel."""
-    duels, won = round.answers.duels, round.answers.first_won
+    duels, won = round.asked, round.first_won
     return torch.where(won, duels.first, duels.second), torch.where(won, duels.second, duels.first)
 
 
@@ -83,12 +75,11 @@ def fit_row(fit: Fit) -> Record:
     }
 
 
-def candidates(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
+def candidates(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
     """Return a row for every duel of the pool: what it would teach, what it is like, whether it was picked."""
     pool, k = round.pool, table.items.responses
-    assert pool is not None
     order = {pick: place for place, pick in enumerate(round.picks.tolist())}
-    won = dict(zip(round.picks.tolist(), round.answers.first_won.double().tolist(), strict=True))
+    won = dict(zip(round.picks.tolist(), round.first_won.double().tolist(), strict=True))
     rewards, available, nothing = table.rewards.tolist(), pool.available.tolist(), [None] * pool.duels.count
     margins = nothing if pool.item_rewards is None else pool.margins.tolist()
     widths = gain = nearest = cosine = nothing
@@ -96,7 +87,7 @@ def candidates(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Re
         widths, why = pool.widths.tolist(), reasons(pool.features, round.picks)
         gain, nearest, cosine = why.gain.tolist(), why.nearest.tolist(), why.cosine.tolist()
     rows = []
-    for i, (a, b) in enumerate(zip(round.duels.first.tolist(), round.duels.second.tolist(), strict=True)):
+    for i, (a, b) in enumerate(zip(round.offer.duels.first.tolist(), round.offer.duels.second.tolist(), strict=True)):
         prompt = table.prompt_indices[a // k]
         rows.append(
             {
@@ -122,7 +113,7 @@ def candidates(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Re
     return rows
 
 
-def preferences(round: Round, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
+def preferences(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
     """Return the round's labelled duels as TRL reads them."""
     chosen, rejected = sides(round)
     return [

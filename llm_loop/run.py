@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bandits.core.oracles import ORACLES, Oracle
 from bandits.core.registry import fingerprint
-from bandits.loop import play
+from bandits.loop import Round, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import read_json
@@ -21,6 +21,7 @@ from llm_loop.arena import Completions, Table
 from llm_loop.config import LIBRARIES, Alignment
 from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
+from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
 from llm_loop.setup import Setup, build, check, inputs, quiet_libraries
@@ -143,19 +144,27 @@ def play_on(setup: Setup, journal: Journal) -> None:
     replay = [_recall(setup, journal, number) for number in range(1, len(journal.rounds))]
     # A width is judged against the margin's error, so a strategy that reads widths gets margins to be judged by.
     looks = alignment.diagnostics or "width" in setup.strategy.reads
-    space = setup.strategy.space if "width" in setup.strategy.reads else COMPARED
-    grown = space.gradients != "current" and space.weight == "none"
     if looks:
         initial = last = _probe(setup, fixed, policy.initial)
         if replay:
             last = _probe(setup, fixed, replay[-1][1])
-    rounds = play(arena, learner, setup.strategy, alignment.schedule, setup.key, replay, COMPARED if looks else None)
+    rounds: Iterator[Round[Completions, Fit]] = play(
+        arena,
+        learner,
+        setup.strategy,
+        alignment.schedule,
+        alignment.ridges,
+        setup.key,
+        replay,
+        COMPARED if looks else None,
+    )
     for round in rounds:
+        assert round.fit is not None  # every round is fitted
         spent = {f"tokens_{name}": policy.meter.tokens[stage] - arena.spent[stage] for name, stage in STAGES.items()}
         row = (
             {"labels": (round.number + 1) * alignment.batch}
             | spent
-            | measures.pool_row(round, arena.table, alignment.label_temperature, grown)
+            | measures.pool_row(round, arena.table, alignment.label_temperature)
             | {"zero_A_gradient_share": learner.zero_share(arena.table.items.rows)}
             | measures.fit_row(round.fit)
         )

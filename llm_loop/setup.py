@@ -81,7 +81,6 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
         decoding=alignment.decoding,
         oracle=oracle,
         temperature=alignment.label_temperature,
-        batch=alignment.batch,
         prompt_tokens=alignment.prompt_tokens,
     )
     gradients = Gradients(

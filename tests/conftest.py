@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bandits.core.rng import Key
-from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
 from bandits.sim.networks import MLP
+from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import Cosine
 
 hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
@@ -31,14 +31,14 @@ def network() -> MLP:
 
 
 @pytest.fixture
-def arena(key: Key) -> SyntheticVectorArena:
+def arena(key: Key) -> SyntheticArena:
     problem = Problem(Cosine(), key.fold_in("world"), prompts=8, responses=3, dim=4, heldout=4, rounds=6)
-    return SyntheticVectorArena(3, problem=problem, batch=5)
+    return SyntheticArena(problem)
 
 
 @pytest.fixture
-def items(arena: SyntheticVectorArena) -> Inputs:
-    return arena.show(0)
+def items(arena: SyntheticArena) -> Inputs:
+    return arena.offer(0).items
 
 
 @pytest.fixture(autouse=True)

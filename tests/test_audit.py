@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from bandits.core.bounds import interpolation_norm
-from bandits.core.duels import Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import kappa
 from bandits.runs.stats import at_least, judge
 from bandits.sim.audit import VERSIONS, Audit, Bounds, coverage
@@ -32,12 +32,12 @@ def test_every_column_is_what_its_formula_says(kind, network, key, arena):
         NeuralLearner(network, initial, 0.7) if kind == "neural" else PolicyLearner(network, initial, 0.7, beta=0.5)
     )
     audit = Audit(learner, items, rewards, bounds)
-    shown, duels = arena.show(0), Duels.within(8, 3).take(torch.tensor([0, 3, 8, 11, 19])).expand(3)
+    offer, past = arena.offer(0), Labelled()
+    shown, duels = offer.items, Duels.within(8, 3).take(torch.tensor([0, 3, 8, 11, 19])).expand(3)
     for _ in range(2):
-        answers = arena.ask(duels)
-        learner.observe(shown, answers)
-        audit.observe(shown, answers, arena.rewards)
-        learner.fit()
+        past = past.add(offer, duels, arena.label(duels))
+        audit.observe(past, duels.difference(arena.rewards))
+        learner.fit(past)
         columns = audit.measure()
 
     every = Duels.within(12, 3)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from bandits.core import oracles as btl
 from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
-from bandits.core.duels import Asked, Duels, gather
+from bandits.core.duels import Duels, gather
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher
-from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
 from bandits.sim.networks import MLP
-from bandits.sim.truths import TangentTeacher
+from bandits.sim.problem import Inputs, Problem, SyntheticArena, answer
+from bandits.sim.truths import Cosine, Linear, Square, TangentTeacher
 
 seeds = st.integers(0, 10**6)
 margins = st.floats(-30, 30)
@@ -61,29 +61,26 @@ class TestBTL:
 
     @given(seed=seeds, shift=st.floats(-5, 5))
     def test_answers_are_blind_to_a_shift_per_prompt(self, seed, shift):
-        from bandits.sim.arena import answer
-
         rng = np.random.default_rng(seed)
         rewards, uniforms = torch.from_numpy(rng.normal(size=(1, 12))), torch.from_numpy(rng.random((1, 4, 3, 3)))
-        action = torch.from_numpy(rng.integers(0, (4, 3, 3), (1, 9, 3)))
+        prompt, first, second = torch.from_numpy(rng.integers(0, (4, 3, 3), (1, 9, 3))).unbind(-1)
+        duels = Duels(3 * prompt + first, 3 * prompt + second)
         moved = rewards + shift * torch.arange(4).repeat_interleave(3)
         # equal up to rounding of the margin: a uniform number within 1e-9 of a probability is not drawn here
-        assert torch.equal(answer(btl.BTL(), uniforms, rewards, action), answer(btl.BTL(), uniforms, moved, action))
+        assert torch.equal(answer(btl.BTL(), uniforms, rewards, duels), answer(btl.BTL(), uniforms, moved, duels))
 
     def test_exchanged_sides_give_the_exchanged_answer(self, arena, items):
         duels = Duels.within(8, 3).expand(3)
-        there, back = arena.ask(duels), arena.ask(duels.swapped())
-        assert torch.equal(there.first_won, ~back.first_won)
+        there, back = arena.label(duels), arena.label(Duels(duels.second, duels.first))
+        assert torch.equal(there, ~back)
 
     def test_sampled_answers_follow_the_probability(self):
         """Binomial test at level 1e-6 on 20,000 duels of one margin."""
         key = Key(3, (0,))
         uniforms = key.fold_in("u").uniform(20_000, 2, 2)
         rewards = torch.tensor([0.8, 0.0], dtype=torch.float64).repeat(20_000)[None]
-        from bandits.sim.arena import answer
-
-        action = torch.stack([torch.arange(20_000), torch.zeros(20_000).long(), torch.ones(20_000).long()], -1)[None]
-        share = float(answer(btl.BTL(), uniforms, rewards, action).double().mean())
+        duels = Duels(2 * torch.arange(20_000)[None], 2 * torch.arange(20_000)[None] + 1)
+        share = float(answer(btl.BTL(), uniforms, rewards, duels).double().mean())
         p = 1 / (1 + math.exp(-0.8))
         assert abs(share - p) < 4.9 * math.sqrt(p * (1 - p) / 20_000)
 
@@ -176,14 +173,6 @@ class TestRows:
         duels = Duels.within(2, 3)
         a, b = Dense(values).differences(duels), Dense(moved).differences(duels)
         torch.testing.assert_close(a.values, b.values)
-
-    def test_asked_duels_keep_their_items(self, key, items):
-        duels = Duels.within(8, 3).take(torch.tensor([5, 0, 11])).expand(3)
-        asked = Asked.of(items, duels)
-        both = asked.join(asked)
-        for table, part in ((asked, duels), (both, duels.join(duels))):
-            a = Dense(table.items.x).differences(table.duels)
-            torch.testing.assert_close(a.values, Dense(items.x).differences(part).values)
 
     @pytest.mark.parametrize("kind", ["count", "sparse", "rademacher"])
     def test_sketches_are_unbiased(self, kind):
@@ -389,37 +378,26 @@ def test_luck_is_a_value():
 
 
 class TestArena:
-    def test_gymnasium_accepts_it(self):
-        import gymnasium
-        from gymnasium.utils.env_checker import check_env
+    def test_a_fixed_pool_offers_each_duel_once_and_begins_anew_at_round_0(self, key):
+        problem = Problem(Cosine(), key, 3, 3, 4, rounds=3)
+        arena = SyntheticArena(problem)
+        for _ in range(2):
+            offer = arena.offer(0)
+            assert offer.available.all()
+            assert not offer.lasting
+            arena.label(Duels(offer.duels.second[:, :2], offer.duels.first[:, :2]))  # whichever side is named first
+            assert arena.offer(1).available.sum(-1).tolist() == [7, 7, 7]
+            assert not arena.offer(1).available[:, :2].any()
 
-        env = gymnasium.make("ActiveDPO/Synthetic-v0", prompts=4, batch=3)
-        check_env(env.unwrapped)
-        table, info = env.reset(seed=1)
-        assert table.shape == (12, 5)
-        assert info["rewards"].shape == (12,)
-        steps = [env.step(np.array([0, 0, 1])) for _ in range(3)]
-        assert [s[2] for s in steps] == [False, False, True]
-        assert all(s[1] in (0.0, 1.0) for s in steps)
-
-    def test_native_vector_environment(self):
-        import gymnasium
-
-        envs = gymnasium.make_vec("ActiveDPO/Synthetic-v0", 3, "vector_entry_point", prompts=4)
-        table, _ = envs.reset(seed=5)
-        again, _ = envs.reset(seed=5)
-        assert table.shape == (3, 12, 5)
-        assert np.array_equal(table, again)
-        _, won, over, _, _ = envs.step(envs.action_space.sample())
-        assert won.shape == over.shape == (3,)
-
-    def test_asking_a_batch_is_stepping_through_it(self, arena: SyntheticVectorArena):
-        arena.show(2)
-        duels = Duels.within(8, 3).take(torch.tensor([0, 7, 20])).expand(3)
-        won = arena.ask(duels).first_won
-        for i in range(3):
-            action = np.stack([duels.first[:, i] // 3, duels.first[:, i] % 3, duels.second[:, i] % 3], -1)
-            assert np.array_equal(arena.step(action)[1], won[:, i].double().numpy())
+    def test_repeats_fresh_pools_and_self_duels_are_the_problems(self, key):
+        again = SyntheticArena(Problem(Cosine(), key, 3, 3, 4, rounds=3, repeats=True))
+        fresh = SyntheticArena(Problem(Cosine(), key, 3, 3, 4, rounds=3, fresh=True, selves=True))
+        for arena, lasting, duels in ((again, True, 9), (fresh, False, 18)):
+            arena.label(arena.offer(0).duels)
+            offer = arena.offer(1)
+            assert offer.duels.count == duels
+            assert offer.available.all()
+            assert offer.lasting == lasting
 
     def test_rewards_attain_their_bound(self, key):
         for truth in ("linear", "square", "cosine", "mlp", "ntk"):
@@ -429,9 +407,31 @@ class TestArena:
             problem = Problem(TRUTHS[truth].beside(network, network.initial(key)), key, 20, 3, 4, bound=1.5)
             assert torch.allclose(problem.everything()[1].abs().amax(-1), torch.tensor(1.5, dtype=torch.float64))
 
-    def test_bad_worlds_are_refused(self, key):
-        from bandits.sim.truths import Square
+    def test_a_truth_without_variation_is_refused(self, key):
+        """A constant; one that differs between prompts alone; and rounding noise, in one dimension."""
 
+        class Constant(Linear):
+            def __call__(self, x, key):
+                return torch.full(x.shape[:-1], 3.0, dtype=x.dtype)
+
+        class ByPrompt(Linear):
+            def __call__(self, x, key):
+                return torch.arange(x.shape[-2]).div(3, rounding_mode="floor").to(x.dtype).expand(x.shape[:-1])
+
+        class Broken(Linear):
+            def __call__(self, x, key):
+                return super().__call__(x, key) / 0.0
+
+        for truth, dim in ((Constant(), 4), (ByPrompt(), 4), (Square(), 1), (Cosine(), 1)):
+            with pytest.raises(InputError, match=f"the truth {type(truth).__name__} gives all responses"):
+                Problem(truth, key, 20, 3, dim)
+        with pytest.raises(InputError, match="NaN or infinite"):
+            Problem(Broken(), key, 20, 3, 4)
+        assert Problem(Linear(), key, 20, 3, 1).everything()[1].abs().max() == 1
+
+    def test_bad_worlds_are_refused(self, key):
+        with pytest.raises(InputError, match="3 or more dimensions"):
+            Problem(Square(), key, 20, 3, 2, inputs="skewed")
         with pytest.raises(InputError, match="over its declared bound"):
             Problem(Square(), key, 20, 3, 4, bound=0.1, rescale=False)
         with pytest.raises(InputError, match="2 responses"):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from bandits.core import oracles as btl
-from bandits.core.duels import Answers, Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.stats import CONVERGED
 from bandits.sim import learners
-from bandits.sim.arena import Inputs, SyntheticVectorArena
 from bandits.sim.learners import Learner, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
 from bandits.sim.networks import MLP
+from bandits.sim.problem import Inputs, SyntheticArena
 
 ALL = Duels.within(8, 3).expand(3)
 
@@ -36,6 +36,10 @@ def make(name: str, network: MLP, key: Key, lam: float = 0.8) -> Learner:
             return LinearLearner(network.inputs, (3,), lam, key)
 
 
+def labelled(items: Inputs, arena: SyntheticArena, duels: Duels = ALL) -> Labelled[Inputs]:
+    return Labelled.of(items, duels, arena.label(duels))
+
+
 every = pytest.mark.parametrize("name", ["neural", "policy", "tangent", "linear"])
 
 
@@ -48,8 +52,7 @@ class TestContract:
         fits = []
         for _ in range(2):
             learner = make(name, network, key)
-            learner.observe(items, arena.ask(ALL))
-            assert (learner.fit().gradient < 1e-6).all()
+            assert (learner.fit(labelled(items, arena)).gradient < 1e-6).all()
             fits.append(learner.rewards(items))
         assert torch.equal(*fits)
         assert float(fits[0].abs().max()) > 0.05
@@ -57,20 +60,18 @@ class TestContract:
     def test_a_fit_from_a_warm_start_is_the_fit_from_cold(self, name, network, key, items, arena):
         """After two batches, fitted after each or once: the same minimiser, to 1e-4 log-odds."""
         warm, cold = make(name, network, key), make(name, network, key)
+        past, offer = Labelled(), arena.offer(0)
         for part in (slice(0, 12), slice(12, 24)):
             batch = Duels(ALL.first[:, part], ALL.second[:, part])
-            warm.observe(items, arena.ask(batch))
-            cold.observe(items, arena.ask(batch))
-            warm.fit()
-        cold.fit()
+            past = past.add(offer, batch, arena.label(batch))
+            warm.fit(past)
+        cold.fit(past)
         difference = ALL.difference(warm.rewards(items)) - ALL.difference(cold.rewards(items))
         assert float(difference.abs().max()) < 1e-4
 
     def test_a_saved_state_is_taken_up(self, name, network, key, items, arena):
         learner, other = make(name, network, key), make(name, network, key)
-        for one in (learner, other):
-            one.observe(items, arena.ask(ALL))
-        learner.fit()
+        learner.fit(labelled(items, arena))
         other.restore({key: value.clone() for key, value in learner.state().items()})
         assert torch.equal(other.rewards(items), learner.rewards(items))
         a, b = learner.features(items, "current", "all"), other.features(items, "current", "all")
@@ -81,8 +82,7 @@ class TestContract:
         if name in ("tangent", "linear"):
             pytest.skip("linear in its parameters: covered by the fits below")
         learner = make(name, network, key)
-        learner.observe(items, arena.ask(ALL))
-        learner.fit()
+        learner.fit(labelled(items, arena))
         for at in ("initial", "current"):
             weights = learner.initial if at == "initial" else learner.weights
             learner.weights = weights
@@ -101,12 +101,11 @@ class TestContract:
 
 def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, key, items, arena):
     learner = make("tangent", network, key)
-    answers = arena.ask(ALL)
-    learner.observe(items, answers)
-    learner.fit()
+    past = labelled(items, arena)
+    learner.fit(past)
     phi = learner.features(items, "initial", "all").differences(ALL).dense().values
     for r in range(3):
-        signs = np.where(answers.first_won[r].numpy(), 1.0, -1.0)
+        signs = np.where(past.first_won[r].numpy(), 1.0, -1.0)
         rows = phi[r].numpy()
 
         def objective(theta, rows=rows, signs=signs):
@@ -128,12 +127,11 @@ def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, key, items, ar
 
 def test_the_linear_fit_is_scipys(network, key, items, arena):
     learner = make("linear", network, key)
-    answers = arena.ask(ALL)
-    learner.observe(items, answers)
-    learner.fit()
+    past = labelled(items, arena)
+    learner.fit(past)
     for r in range(3):
         rows = (items.x[r][ALL.first[r]] - items.x[r][ALL.second[r]]).numpy()
-        signs = np.where(answers.first_won[r].numpy(), 1.0, -1.0)
+        signs = np.where(past.first_won[r].numpy(), 1.0, -1.0)
         best = optimize.minimize(
             lambda t, rows=rows, signs=signs: np.logaddexp(0, -signs * (rows @ t)).sum() + 0.4 * t @ t,
             np.zeros(4),
@@ -147,11 +145,10 @@ class TestPolicy:
     """DPO on a softmax policy over finite responses: the implicit reward is the neural learner's reward."""
 
     @pytest.fixture
-    def fitted(self, network, key, items, arena: SyntheticVectorArena) -> PolicyLearner:
+    def fitted(self, network, key, items, arena: SyntheticArena) -> PolicyLearner:
         learner = make("policy", network, key)
         assert isinstance(learner, PolicyLearner)
-        learner.observe(items, arena.ask(ALL))
-        learner.fit()
+        learner.fit(labelled(items, arena))
         return learner
 
     def test_the_policy_is_a_distribution(self, fitted, items):
@@ -179,13 +176,12 @@ class TestPolicy:
             torch.testing.assert_close(rows[i], torch.cat([e.flatten() for e in expected]))
 
     def test_the_dpo_loss_at_the_reference_is_log_two_a_duel(self, network, key, items, arena):
-        learner, answers = make("policy", network, key), arena.ask(ALL)
-        start = btl.loss(ALL.difference(learner.rewards(items)), answers.first_won)
+        learner, won = make("policy", network, key), arena.label(ALL)
+        start = btl.loss(ALL.difference(learner.rewards(items)), won)
         torch.testing.assert_close(start, torch.full((3,), 24 * math.log(2), dtype=torch.float64))
 
     def test_the_dpo_loss_falls(self, fitted, items, arena):
-        answers = arena.ask(ALL)
-        assert (btl.loss(ALL.difference(fitted.rewards(items)), answers.first_won) < 24 * math.log(2)).all()
+        assert (btl.loss(ALL.difference(fitted.rewards(items)), arena.label(ALL)) < 24 * math.log(2)).all()
 
     def test_beta_must_be_positive(self, network, key):
         with pytest.raises(InputError, match="β"):
@@ -195,19 +191,20 @@ class TestPolicy:
 def test_one_table_kept_once_gives_the_same_fit(network, key, items, arena):
     """Duels of one table asked again and again: stored once or copied for every duel, the minimiser is the same."""
     initial = network.initial(key.fold_in("network"))
-    kept, copied = (NeuralLearner(network, initial, 0.8, tolerance=1e-10, same_table=same) for same in (True, False))
-    for learner in (kept, copied):
+    kept, copied = (NeuralLearner(network, initial, 0.8, tolerance=1e-10) for _ in range(2))
+    for learner, lasting in ((kept, True), (copied, False)):
+        past, offer = Labelled(), dataclasses.replace(arena.offer(0), lasting=lasting)
         for _ in range(2):
-            learner.observe(items, arena.ask(ALL))
-        learner.fit()
+            past = past.add(offer, ALL, arena.label(ALL))
+        assert past.items.prompts == (8 if lasting else 48)
+        learner.fit(past)
     torch.testing.assert_close(kept.rewards(items), copied.rewards(items), rtol=1e-6, atol=1e-8)
 
 
 def test_the_minimum_is_pulled_to_theta_zero(network, key, items, arena):
     """A huge λ leaves θ at θ0, not at 0: rewards vanish while the network's raw output does not."""
     learner = NeuralLearner(network, network.initial(key.fold_in("network")), 1e8)
-    learner.observe(items, arena.ask(ALL))
-    learner.fit()
+    learner.fit(labelled(items, arena))
     assert float(learner.rewards(items).abs().max()) < 1e-5
     assert float(network.value(learner.weights, items.x).abs().max()) > 0.1
 
@@ -215,12 +212,12 @@ def test_the_minimum_is_pulled_to_theta_zero(network, key, items, arena):
 def test_items_against_themselves_are_fitted_at_once(network, key, items, arena):
     """Their gradient is rounding alone, and is not told as a fit that failed."""
     learner = NeuralLearner(network, network.initial(key), 1.0)
-    learner.observe(items, arena.ask(Duels(ALL.first[:, :3], ALL.first[:, :3])))
-    assert (learner.fit().gradient < 1e-6).all()
+    itself = Duels(ALL.first[:, :3], ALL.first[:, :3])
+    assert (learner.fit(labelled(items, arena, itself)).gradient < 1e-6).all()
     assert float(learner.rewards(items).abs().max()) < 1e-6
 
 
-def precisions(monkeypatch, learner: NeuralLearner) -> list[torch.dtype]:
+def precisions(monkeypatch, learner: NeuralLearner, past: Labelled[Inputs]) -> list[torch.dtype]:
     """Fit, and return the precisions in which the network was worked out."""
     seen: list[torch.dtype] = []
     inner = MLP.forward
@@ -231,7 +228,7 @@ def precisions(monkeypatch, learner: NeuralLearner) -> list[torch.dtype]:
 
     with monkeypatch.context() as patch:
         patch.setattr(MLP, "forward", spied)
-        learner.fit()
+        learner.fit(past)
     return seen
 
 
@@ -239,23 +236,20 @@ def test_single_precision_only_far_from_the_end(monkeypatch, network, key, items
     """Most passes of a fit are in single precision, the last in double, and the minimiser is double's alone."""
     initial = network.initial(key.fold_in("network"))
     both, double = (NeuralLearner(network, initial, 0.8, tolerance=1e-9) for _ in range(2))
-    answers = arena.ask(ALL)
-    both.observe(items, answers)
-    double.observe(items, answers)
-    mixed = precisions(monkeypatch, both)
+    past = labelled(items, arena)
+    mixed = precisions(monkeypatch, both, past)
     assert mixed.count(torch.float32) > mixed.count(torch.float64)
     assert mixed[-1] == torch.float64
     with monkeypatch.context() as patch:
         patch.setattr("bandits.sim.learners.SINGLE", 0.0)
-        assert set(precisions(monkeypatch, double)) == {torch.float64}
+        assert set(precisions(monkeypatch, double, past)) == {torch.float64}
     torch.testing.assert_close(both.rewards(items), double.rewards(items), rtol=0, atol=1e-7)
 
 
 def test_a_steep_loss_is_fitted_in_double_precision_alone(monkeypatch, network, key, items, arena):
     """With λ = 1e-6 the Hessian's condition is beyond single precision."""
     learner = NeuralLearner(network, network.initial(key), 1e-6)
-    learner.observe(items, arena.ask(ALL))
-    assert set(precisions(monkeypatch, learner)) == {torch.float64}
+    assert set(precisions(monkeypatch, learner, labelled(items, arena))) == {torch.float64}
 
 
 def by_autograd(learner: NeuralLearner, items: Inputs, duels: Duels, won: torch.Tensor, r: int):
@@ -283,13 +277,12 @@ def scale(learner: NeuralLearner, items: Inputs, duels: Duels, r: int) -> float:
 
 def test_the_neural_fit_is_scipys(network, key, arena):
     """The learner's minimum is SciPy's, to 1e-6 in the objective; and the gradient norm that it reports is right."""
-    items = arena.show(0)
+    items = arena.offer(0).items
     learner = NeuralLearner(network, network.initial(key), 0.7, tolerance=1e-8, iterations=300)
-    answers = arena.ask(ALL)
-    learner.observe(items, answers)
-    fit = learner.fit()
+    past = labelled(items, arena)
+    fit = learner.fit(past)
     assert fit.converged.all()
-    start, objective = by_autograd(learner, items, ALL, answers.first_won, 1)
+    start, objective = by_autograd(learner, items, ALL, past.first_won, 1)
     options = {"maxiter": 5000, "gtol": 1e-10}
     best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     value, gradient = objective(torch.cat([w[1].flatten() for w in learner.weights]).numpy())
@@ -319,8 +312,8 @@ def test_a_fit_ends_at_a_minimum_whatever_lambda_is(lam):
     """
     network, initial, items, duels, won = drawn(0, "softplus", 60)
     learner = NeuralLearner(network, initial, lam)
-    learner.observe(items, Answers(duels, won))
-    fit = learner.fit()
+    past = Labelled.of(items, duels, won)
+    fit = learner.fit(past)
     assert fit.converged.all()
     start, objective = by_autograd(learner, items, duels, won, 0)
     options = {"maxiter": 20_000, "maxfun": 30_000, "maxcor": 30, "ftol": 1e-16, "gtol": 1e-9}
@@ -338,7 +331,7 @@ def test_a_well_regularised_fit_needs_few_passes(monkeypatch, lam, passes):
     """Values asked for where λ >= 0.3, as counted before fits with small λ were mended: no more are needed."""
     network, initial, items, duels, won = drawn(0, "softplus", 60)
     learner = NeuralLearner(network, initial, lam)
-    learner.observe(items, Answers(duels, won))
+    past = Labelled.of(items, duels, won)
     asked = 0
     inner = learners._Objective.evaluate
 
@@ -348,7 +341,7 @@ def test_a_well_regularised_fit_needs_few_passes(monkeypatch, lam, passes):
         return inner(self, theta)
 
     monkeypatch.setattr(learners._Objective, "evaluate", counted)
-    assert learner.fit().converged.all()
+    assert learner.fit(past).converged.all()
     assert asked <= passes
 
 
@@ -363,10 +356,10 @@ def test_a_fit_never_ends_above_its_start_and_tells_how_it_ended(seed, log_lam, 
     """Whatever λ, the network and the time allowed: the loss does not rise, and ``converged`` is what autograd says."""
     network, initial, items, duels, won = drawn(seed, activation, answers, width=12)
     learner = NeuralLearner(network, initial, 10**log_lam, iterations=iterations)
-    learner.observe(items, Answers(duels, won))
+    past = Labelled.of(items, duels, won)
     previous = [answers * math.log(2)] * 2  # both at θ0 and from where the last fit ended
     for _ in range(2):
-        fit = learner.fit()
+        fit = learner.fit(past)
         assert fit.iterations <= iterations
         for r in range(2):
             value, gradient = by_autograd(learner, items, duels, won, r)[1](
@@ -384,8 +377,8 @@ def test_a_relu_fit_is_told_as_not_converged():
     network, initial, items, duels, won = drawn(0, "relu", 60)
     for lam, most in ((1.0, 27.0), (1e-3, 0.5)):
         learner = NeuralLearner(network, initial, lam)
-        learner.observe(items, Answers(duels, won))
-        assert not learner.fit().converged.any()
+        past = Labelled.of(items, duels, won)
+        assert not learner.fit(past).converged.any()
         for r in range(2):
             _, objective = by_autograd(learner, items, duels, won, r)
             assert objective(torch.cat([w[r].flatten() for w in learner.weights]).numpy())[0] < most
@@ -396,7 +389,8 @@ def test_contradictory_answers_have_a_finite_gradient_norm(name, network, key, i
     """One duel won once by either side: the loss is least at θ0, and the relative gradient norm is 0, not 0/0."""
     learner = make(name, network, key)
     duel = Duels(ALL.first[:, :1], ALL.second[:, :1])
+    past, offer = Labelled(), arena.offer(0)
     for won in (True, False):
-        learner.observe(items, dataclasses.replace(arena.ask(duel), first_won=torch.full((3, 1), won)))
-    assert (learner.fit().gradient < 1e-6).all()
+        past = past.add(offer, duel, torch.full((3, 1), won))
+    assert (learner.fit(past).gradient < 1e-6).all()
     assert float(duel.difference(learner.rewards(items)).abs().max()) < 1e-6

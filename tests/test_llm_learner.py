@@ -9,7 +9,7 @@ from test_llm_models import rows_of, tiny
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
-from bandits.core.duels import Answers, Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.arena import Completions
@@ -194,9 +194,8 @@ def test_the_pull_keeps_theta_near_its_start():
     assert norms[1] < 0.5 * norms[0]
 
 
-def answers_of(items, wins):
-    duels = Duels(torch.tensor([0, 4]), torch.tensor([2, 5]))
-    return items, Answers(duels, torch.tensor(wins))
+def labelled(items):
+    return Labelled.of(items, Duels(torch.tensor([0, 4]), torch.tensor([2, 5])), torch.tensor([True, False]))
 
 
 def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_there():
@@ -205,10 +204,10 @@ def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_
         for detour in (False, True):
             policy = tiny("tiny-llama", moved=False)
             learner = learner_of(policy, data=data)
-            learner.observe(*answers_of(table_of(policy), [True, False]))
+            past = labelled(table_of(policy))
             if detour:
                 policy.restore({n: v + 0.1 for n, v in policy.initial.items()})
-            learner.fit()
+            learner.fit(past)
             states[data, detour] = policy.state()
     same = {d: all(torch.equal(v, states[d, True][n]) for n, v in states[d, False].items()) for d in ("all", "new")}
     assert same == {"all": True, "new": False}
@@ -216,17 +215,16 @@ def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_
 
 def test_answers_become_preferences(policy):
     learner, items = learner_of(policy), table_of(policy)
-    learner.observe(*answers_of(items, [True, False]))
-    pairs = [(p.chosen, p.rejected) for p in learner.preferences]
+    preferences = learner.preferences(labelled(items))
+    pairs = [(p.chosen, p.rejected) for p in preferences]
     assert pairs == [(items.rows[0], items.rows[2]), (items.rows[5], items.rows[4])]
-    assert learner.preferences[0].chosen_reference == pytest.approx(float(items.log_probs[0]), abs=1e-5)
+    assert preferences[0].chosen_reference == pytest.approx(float(items.log_probs[0]), abs=1e-5)
 
 
 def test_rewards_are_implicit_and_exactly_zero_at_the_start(policy):
     learner, items = learner_of(policy), table_of(policy)
     assert bool((learner.rewards(items) == 0).all())
-    learner.observe(*answers_of(items, [True, False]))
-    learner.fit()
+    learner.fit(labelled(items))
     with policy.reference():
         reference = policy.log_probs(items.rows, "score")
     want = BETA * (policy.log_probs(items.rows, "score") - reference)
@@ -262,8 +260,7 @@ def test_initial_features_are_those_of_theta_0(layer):
     policy = tiny("tiny-llama", moved=False)
     learner, items = learner_of(policy), table_of(policy)
     start = learner.features(items, "current", layer).values
-    learner.observe(*answers_of(items, [True, False]))
-    learner.fit()
+    learner.fit(labelled(items))
     moved = policy.state()
     assert torch.equal(learner.features(items, "initial", layer).values, start)
     assert not torch.allclose(learner.features(items, "current", layer).values, start, rtol=1e-3)
@@ -272,7 +269,7 @@ def test_initial_features_are_those_of_theta_0(layer):
 
 def test_entropy_is_the_mean_surprise_of_a_prompts_responses(policy):
     learner, items = learner_of(policy), table_of(policy)
-    got = learner.entropy(items, torch.zeros(9), 1.0)
+    got = learner.entropy(items, torch.zeros(9))
     assert got.tolist() == pytest.approx([-float(items.log_probs[3 * i : 3 * i + 3].mean()) for i in range(3)])
 
 

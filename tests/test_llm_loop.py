@@ -37,6 +37,7 @@ from llm_loop.__main__ import main
 from llm_loop.arena import Completions, Table, TextArena
 from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
 from llm_loop.diagnostics import drift, reasons
+from llm_loop.gym import TextEnv
 from llm_loop.journal import Journal
 from llm_loop.models import TINY, Row
 from llm_loop.rewards.scorers import checked, load_scorer
@@ -465,36 +466,49 @@ def test_two_rounds_on_each_architecture(model, settings, tmp_path):
     assert (rounds["gradient_drift"][1:] > 0).all()
 
 
+def arena_of(prompts, **settings) -> TextArena:
+    scorer = load_scorer("lexical-letters", "cpu")
+    return TextArena(tiny("tiny-llama"), scorer, prompts, key=Key(0), decoding=Decoding(6), **settings)
+
+
 class TestArena:
+    def test_an_action_that_names_no_duel_is_refused(self):
+        env = TextEnv(arena_of(["a", "b"]))
+        env.reset(seed=np.int64(3))
+        for action in ([0, 0, 3], [0, -1, 1], [2, 0, 1]):
+            with pytest.raises(InputError, match="an action is"):
+                env.step(action)
+
     def test_the_environment_is_one_that_gymnasium_accepts(self):
-        check_env(TextArena(tiny("tiny-llama"), decoding=Decoding(6)), skip_render_check=True)
+        check_env(TextEnv(arena_of(["a", "b", "c"])), skip_render_check=True)
+        check_env(TextEnv(), skip_render_check=True)
 
     def test_a_step_answers_as_asking_the_batch_does(self):
-        arena = TextArena(tiny("tiny-llama"), decoding=Decoding(6), prompts_per_round=3, batch=4)
-        arena.show(0)
+        env = TextEnv(arena_of(["a", "b", "c"], prompts_per_round=3), batch=4)
+        env.reset()
+        arena = env.arena
         duels = Duels(torch.tensor([0, 5, 8]), torch.tensor([2, 3, 7]))
-        won = arena.ask(duels).first_won
+        won = arena.label(duels)
         steps = [
-            arena.step(np.array([i // 3, i % 3, j % 3]))[1]
+            env.step(np.array([i // 3, i % 3, j % 3]))[1]
             for i, j in zip(duels.first.tolist(), duels.second.tolist(), strict=True)
         ]
         assert won.tolist() == [bool(s) for s in steps]
-        assert arena.ask(duels.swapped()).first_won.tolist() == [not w for w in won.tolist()]
+        assert arena.label(Duels(duels.second, duels.first)).tolist() == [not w for w in won.tolist()]
 
     def test_rounds_go_through_all_prompts_before_any_comes_again(self):
-        arena = TextArena(tiny("tiny-llama"), prompts=[f"prompt {i}" for i in range(7)], prompts_per_round=3)
+        arena = arena_of([f"prompt {i}" for i in range(7)], prompts_per_round=3)
         order = [i for number in range(7) for i in arena.chosen_prompts(number)]
         assert all(sorted(order[7 * lap : 7 * lap + 7]) == list(range(7)) for lap in range(3))
         assert order[:7] != order[7:14]
 
     def test_a_repeated_response_is_offered_once(self):
-        arena = TextArena(tiny("tiny-llama"), prompts=["a", "b"], prompts_per_round=2, oracle=Noiseless())
+        arena = arena_of(["a", "b"], oracle=Noiseless())
         rows = tuple(Row((1,), (k,)) for k in range(6))
         texts = ("same", "same", "other", "one", "two", "same")
         arena.tables[0] = Table(Completions(rows, 3, torch.zeros(6)), texts, torch.arange(6.0), (0, 1))
-        arena.show(0)
-        duels = Duels.within(2, 3)
-        kept = arena.offers(duels)
+        offer = arena.offer(0)
+        duels, kept = offer.duels, offer.available
         offered = set(zip(duels.first[kept].tolist(), duels.second[kept].tolist(), strict=True))
         assert offered == {(0, 2), (3, 4), (3, 5), (4, 5)}
 

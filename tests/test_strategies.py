@@ -437,14 +437,14 @@ def test_bad_strategies_are_refused():
 
 def test_fisher_weights_are_the_slopes(key, network, items, arena):
     """In the Fisher space a row is ``√σ'(margin) φ``: V is the Hessian of the logistic loss (less the ridge)."""
-    from bandits.loop import DesignState, Plan
+    from bandits.core.duels import Labelled
+    from bandits.loop import DesignState
     from bandits.sim.learners import NeuralLearner
 
     learner = NeuralLearner(network, network.initial(key), 1.0)
     duels = Duels.within(8, 3).take(torch.tensor([1, 5, 9])).expand(3)
-    learner.observe(items, arena.ask(duels))
-    learner.fit()
-    plain = DesignState(FeatureSpace(), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
-    fisher = DesignState(FeatureSpace(weight="fisher"), Plan(1, 1, 1.0, 1.0)).rows(learner, items, duels).dense().values
+    learner.fit(Labelled.of(items, duels, arena.label(duels)))
+    plain = DesignState(FeatureSpace(), 1.0, 1).rows(learner, items, duels).dense().values
+    fisher = DesignState(FeatureSpace(weight="fisher"), 1.0, 1).rows(learner, items, duels).dense().values
     weights = slope(duels.difference(learner.rewards(items))).sqrt()
     torch.testing.assert_close(fisher, plain * weights.unsqueeze(-1))

@@ -24,14 +24,14 @@ from scipy import integrate, optimize, stats
 
 from bandits.core.bounds import interpolation_norm
 from bandits.core.design import GramDesign
-from bandits.core.duels import Answers, Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa, loss
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
-from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.learners import NeuralLearner, PolicyLearner, TangentLearner
 from bandits.sim.networks import MLP
+from bandits.sim.problem import Problem, SyntheticArena
 from bandits.sim.truths import Teacher
 from theory_checks.families import orders, transformers
 from theory_checks.families.approximations import Scene, overlap
@@ -133,13 +133,12 @@ class TestTangentWorld:
         network = MLP(4, 16, 3)
         initial = network.initial(key.fold_in("network"))
         problem = Problem(Teacher(), key.fold_in("world"), 3, 3, 4)
-        items = SyntheticVectorArena(2, problem=problem, batch=1).show(0)
+        items = SyntheticArena(problem).offer(0).items
         every = Duels.within(3, 3).expand(2)
         picks = (key.fold_in("picks").uniform(40) * 9).long()
         won = key.fold_in("won").uniform(40) < 0.6
         learner = TangentLearner(network, initial, 0.7)
-        learner.observe(items, Answers(every.take(picks), won))
-        learner.fit()
+        learner.fit(Labelled.of(items, every.take(picks), won))
         rows = network.value_and_gradient(initial, items.x)[1]
         phi = coordinates(rows, 3).differences(every).values
         zero = torch.zeros(2, 9, dtype=F64)
@@ -442,21 +441,20 @@ class TestDPO:
         key = Key(6, (0, 1, 2))
         network = MLP(4, 16, 3)
         initial = network.initial(key.fold_in("network"))
-        arena = SyntheticVectorArena(3, problem=Problem(Teacher(), key.fold_in("world"), 8, 4, 4), batch=20)
-        items = arena.show(0)
+        arena = SyntheticArena(Problem(Teacher(), key.fold_in("world"), 8, 4, 4))
+        items = arena.offer(0).items
         duels = Duels.within(8, 4).expand(3)
         asked = duels.take(key.fold_in("order").uniform(duels.count).argsort(-1)[..., :20])
-        return key, network, initial, arena, items, duels, arena.ask(asked)
+        return key, network, initial, arena, items, duels, Labelled.of(items, asked, arena.label(asked))
 
     def fitted(self, kind, case, *settings):
-        _, network, initial, _, items, _, answers = case
+        _, network, initial, _, _, _, past = case
         learner = kind(network, initial, *settings)
-        learner.observe(items, answers)
-        learner.fit()
+        learner.fit(past)
         return learner
 
     def test_the_normaliser_cancels_in_margins_features_and_loss(self, case, beta):
-        _, network, initial, _, items, duels, answers = case
+        _, network, initial, _, items, duels, past = case
         policy = self.fitted(PolicyLearner, case, 1.0, beta)
         score = NeuralLearner(network, initial, 1.0, beta)
         score.restore(policy.state())
@@ -465,8 +463,7 @@ class TestDPO:
         torch.testing.assert_close(*(duels.difference(r) for r in rewards), **tight)
         rows = (learner.features(items, "current", "all").differences(duels) for learner in (policy, score))
         torch.testing.assert_close(*(r.dense().values for r in rows), **tight)
-        asked = answers.duels
-        torch.testing.assert_close(*(loss(asked.difference(r), answers.first_won) for r in rewards), **tight)
+        torch.testing.assert_close(*(loss(past.duels.difference(r), past.first_won) for r in rewards), **tight)
 
     def test_a_shift_of_the_truth_changes_no_probability(self, case, beta):
         key, _, _, arena, _, duels, _ = case

@@ -1,4 +1,4 @@
-"""Owns the nouns of the field: items, duels, answers.  Knows nothing of where they come from or what is fitted.
+"""Owns the nouns of the field: items, duels, offers, labels.  Knows nothing of where they come from or what is fitted.
 
 An *item* is a pair (prompt, response).  A table of ``N = prompts * responses`` items lists the responses of prompt 0
 first, then those of prompt 1, and so on; a *duel* names two rows of the table that share a prompt.
@@ -7,7 +7,8 @@ first, then those of prompt 1, and so on; a *duel* names two rows of the table t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
+from functools import cached_property
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -26,7 +27,7 @@ def gather(values: Tensor, index: Int64[Tensor, "*r k"]) -> Tensor:
     return torch.take_along_dim(values, index.unsqueeze(-1), dim=-2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Duels:
     """Pairs of rows of an item table: ``first`` is asked against ``second``; both ``(*r, k)``."""
 
@@ -57,33 +58,21 @@ class Duels:
         """Return the duels at these positions, replicate by replicate."""
         return Duels(self.first.gather(-1, index), self.second.gather(-1, index))
 
-    def swapped(self) -> Duels:
-        """Return the duels with the two sides exchanged."""
-        return Duels(self.second, self.first)
-
     def shifted(self, rows: int) -> Duels:
         """Return the duels in a table that has ``rows`` more rows in front."""
         return Duels(self.first + rows, self.second + rows)
 
-    def join(self, other: Duels) -> Duels:
+    def join(self, *others: Duels) -> Duels:
         """Return these duels followed by the others."""
-        return Duels(torch.cat([self.first, other.first], -1), torch.cat([self.second, other.second], -1))
+        firsts, seconds = [self.first, *(o.first for o in others)], [self.second, *(o.second for o in others)]
+        return Duels(torch.cat(firsts, -1), torch.cat(seconds, -1))
 
     def difference(self, values: Float[Tensor, "*r n"]) -> Float[Tensor, "*r k"]:
         """Return ``values[first] - values[second]``: of rewards, this is the margin in log-odds."""
         return values.gather(-1, self.first) - values.gather(-1, self.second)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the oracle said: ``first_won[i]`` is true where the first item of duel ``i`` was preferred."""
-
-    duels: Duels
-    first_won: Bool[Tensor, "*r k"]
-
-    def join(self, other: Answers) -> Answers:
-        """Return these answers followed by the others."""
-        return Answers(self.duels.join(other.duels), torch.cat([self.first_won, other.first_won], -1))
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -98,37 +87,81 @@ class Items(Protocol):
     def responses(self) -> int:
         """How many responses every prompt has; row ``i`` belongs to prompt ``i // responses``."""
 
-    def keep(self, duels: Duels) -> tuple[Any, Duels]:
+    def keep(self: T, duels: Duels) -> tuple[T, Duels]:
         """Return a table with one prompt per duel, in the duels' order, and the same duels in it."""
 
-    def join(self, other: Self) -> Self:
-        """Return this table followed by the other's prompts."""
+    def join(self, *others: Self) -> Self:
+        """Return this table followed by the prompts of the others."""
 
 
-Table = TypeVar("Table", bound=Items)
+I = TypeVar("I", bound=Items)  # noqa: E741
 
 
-@dataclass(frozen=True)
-class Asked(Generic[Table]):
-    """Asked duels with the items they name.
+@dataclass(frozen=True, eq=False)
+class Offer(Generic[I]):
+    """What a round offers: a table of items, duels of it, and which of them may be asked.
 
-    ``items`` holds one prompt per duel, in the duels' order; or the shown table itself, where the same table is shown
-    every round and duels are asked again (``same_table``).
+    ``lasting`` says that every round offers this very table and that duels may be asked again: the history then keeps
+    the table once.
     """
 
-    items: Table
+    items: I
     duels: Duels
+    available: Bool[Tensor, "*r k"]
+    lasting: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[I]):
+    """The labelled duels of one round and the items that they name; ``first_won`` is true where the first item won."""
+
+    items: I
+    duels: Duels
+    first_won: Bool[Tensor, "*r b"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled(Generic[I]):
+    """All labelled duels so far, round by round: what a learner is fitted to.
+
+    ``add`` returns a longer history and copies nothing; ``items``, ``duels`` and ``first_won`` join the rounds when
+    first asked for.  A round keeps one prompt per duel, in the duels' order, or the offered table itself where that is
+    ``lasting``.
+    """
+
+    batches: tuple[Batch[I], ...] = ()
+    lasting: bool = False
 
     @classmethod
-    def of(cls, items: Table, duels: Duels, same_table: bool = False) -> Self:
-        """Keep the part of a table that these duels touch."""
-        if same_table:
-            return cls(items, duels)
-        return cls(*items.keep(duels))
+    def of(cls, items: I, duels: Duels, first_won: Bool[Tensor, "*r b"], lasting: bool = False) -> Self:
+        """Return a history of one round, with the table as it is."""
+        return cls((Batch(items, duels, first_won),), lasting)
 
-    def join(self, other: Self, same_table: bool = False) -> Self:
-        """Return these duels followed by the others."""
-        if same_table:
-            return type(self)(self.items, self.duels.join(other.duels))
-        rows = self.items.prompts * self.items.responses
-        return type(self)(self.items.join(other.items), self.duels.join(other.duels.shifted(rows)))
+    def add(self, offer: Offer[I], duels: Duels, first_won: Bool[Tensor, "*r b"]) -> Labelled[I]:
+        """Return this history followed by labelled duels of an offer."""
+        items, inside = (offer.items, duels) if offer.lasting else offer.items.keep(duels)
+        return Labelled((*self.batches, Batch(items, inside, first_won)), offer.lasting)
+
+    def __len__(self) -> int:
+        """How many labels (in each replicate)."""
+        return sum(batch.duels.count for batch in self.batches)
+
+    @cached_property
+    def items(self) -> I:
+        """One table that holds the items of all rounds."""
+        first, *others = (batch.items for batch in self.batches)
+        return first if self.lasting or not others else first.join(*others)
+
+    @cached_property
+    def duels(self) -> Duels:
+        """All labelled duels, in ``items``."""
+        placed, rows = [], 0
+        for batch in self.batches:
+            placed.append(batch.duels.shifted(rows))
+            rows += 0 if self.lasting else batch.items.prompts * batch.items.responses
+        return placed[0].join(*placed[1:])
+
+    @cached_property
+    def first_won(self) -> Bool[Tensor, "*r s"]:
+        """All labels."""
+        return torch.cat([batch.first_won for batch in self.batches], -1)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import GramDesign
-from bandits.core.duels import Answers, Asked, Duels
+from bandits.core.duels import Duels, Labelled
+from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.runs.stats import LEVEL, Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
-from bandits.sim.arena import Inputs
 from bandits.sim.learners import Fit, NeuralLearner, TangentLearner
+from bandits.sim.problem import Inputs
 
 Columns = dict[str, np.ndarray]
 
@@ -73,30 +74,24 @@ class Audit:
         start = self._tangent.features(items, "initial", "all")
         self._rows = start.differences(self._duels)
         self._design = GramDesign(bounds.ridge)
-        self._past: Asked[Inputs] | None = None
-        self._past_true: Tensor | None = None
+        self._past = Labelled[Inputs]()
+        self._past_true = self._true[..., :0]
         self._last: tuple[Tensor, Tensor] | None = None
         known = norm if norm is not None else interpolation_norm(start, rewards, items.responses)
         self.norm = known
 
-    def observe(self, items: Inputs, answers: Answers, rewards: Float[Tensor, "r n"]) -> None:
-        """Add a round's answers, with the true rewards of its table."""
-        asked = Asked.of(items, answers.duels)
-        self._design.append(self._tangent.features(asked.items, "initial", "all").differences(asked.duels))
-        self._tangent.observe(items, answers)
-        true = answers.duels.difference(rewards)
-        asked = Asked.of(items, answers.duels, self._learner.same_table)
-        self._past = asked if self._past is None else self._past.join(asked, self._learner.same_table)
-        self._past_true = true if self._past_true is None else torch.cat([self._past_true, true], -1)
+    def observe(self, past: Labelled[Inputs], true: Float[Tensor, "r b"]) -> None:
+        """Take the history after a round, with the true margins of that round's duels."""
+        items, duels = past.batches[-1].items.keep(past.batches[-1].duels)
+        self._design.append(self._tangent.features(items, "initial", "all").differences(duels))
+        self._past, self._past_true = past, torch.cat([self._past_true, true], -1)
 
     def refit(self) -> Fit:
-        """Fit the linearised learner to the answers so far."""
-        return self._tangent.fit()
+        """Fit the linearised learner to the labels so far."""
+        return self._tangent.fit(self._past)
 
     def measure(self) -> Columns:
         """Return this round's columns, each one number per replicate.  Call after the learner was fitted."""
-        assert self._past is not None
-        assert self._past_true is not None
         b, learner = self.bounds, self._learner
         fit = self.refit()
         network = self._duels.difference(learner.rewards(self._items))
@@ -160,12 +155,12 @@ class Audit:
 
     def _least_slope(self, fitted: Tensor) -> Tensor:
         """Return ``min σ'`` over the segments between true and fitted margins of the answered duels."""
-        assert self._past_true is not None
         return slope(torch.maximum(fitted.abs(), self._past_true.abs())).min(-1).values
 
     def calibration(self, bins: int = 10) -> list[Columns]:
-        """Return the last measured round's error by width decile: does width predict error?  Call after ``measure``."""
-        assert self._last is not None
+        """Return the last measured round's error by width decile: does width predict error?"""
+        if self._last is None:
+            raise InputError("audit: there is nothing to calibrate before the first measured round")
         widths, error = self._last
         order = widths.argsort(-1)
         rows = []

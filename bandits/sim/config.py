@@ -11,13 +11,13 @@ import torch
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES, kappa
-from bandits.loop import Plan
+from bandits.loop import Ridges, Schedule
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check
 from bandits.selector import STRATEGIES
-from bandits.sim.arena import InputShape
 from bandits.sim.audit import Bounds
 from bandits.sim.learners import LEARNERS
 from bandits.sim.networks import MLP, Activation
+from bandits.sim.problem import InputShape
 from bandits.sim.truths import TRUTHS
 
 BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
@@ -193,20 +193,14 @@ class Simulation:
         return Bounds(kappa(2 * self.reward_bound), self.regularisation, self.delta)
 
     @property
-    def plan(self) -> Plan:
-        """The loop's plan."""
-        return Plan(
-            self.rounds,
-            self.batch,
-            self.ridge or self.bounds.ridge,
-            self.regularisation,
-            self.refit,
-            self.selves,
-            self.fresh,
-            self.repeats,
-            self.beta,
-            many_rounds=self.experiment == "regret",
-        )
+    def schedule(self) -> Schedule:
+        """How long the loop runs."""
+        return Schedule(self.rounds, self.batch, self.refit)
+
+    @property
+    def ridges(self) -> Ridges:
+        """The ridges of V: λ/κ, and λ in Fisher-weighted spaces."""
+        return Ridges(self.ridge or self.bounds.ridge, self.regularisation)
 
     def measured_rounds(self) -> list[int]:
         """Return the rounds in which to measure; always the last."""

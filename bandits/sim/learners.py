@@ -1,7 +1,7 @@
 """Owns what is fitted: the network, its linearisation, linear rewards, and a softmax policy trained by DPO.
 
 Every learner minimises the theory's loss over all answers so far, ``-Σ log σ(o Δ) + (λ/2)‖θ - θ0‖²`` (a sum, pulled to
-θ0), to a near-minimiser, and says how near.  Knows nothing of arenas or strategies.
+θ0), to a near-minimiser, and says how near.  Knows nothing of strategies, nor of where duels come from.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bandits.core.duels import Answers, Asked, Duels, gather
+from bandits.core.duels import Duels, Labelled, gather
 from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, Factored, Rows
+from bandits.core.rows import Dense, Differences, Factored, Rows
 from bandits.core.solvers import Step, minimise
 from bandits.runs.stats import CONVERGED
-from bandits.sim.arena import Inputs
 from bandits.sim.networks import MLP, Pass, Weights
+from bandits.sim.problem import Inputs
 
 Layer = Literal["all", "last"]
 At = Literal["current", "initial"]
@@ -57,38 +57,29 @@ class Start:
     regularisation: float
     iterations: int
     beta: float
-    same_table: bool
+    """of the policy learner, and the temperature of the policy whose entropy is read"""
 
 
 class Learner(ABC):
-    """A reward model over synthetic items, fitted to answered duels; abstract."""
+    """A reward model over synthetic items, fitted to labelled duels; abstract."""
+
+    temperature: float = 1.0
+    """of the policy ``π ∝ exp(r / temperature)`` whose entropy is read"""
 
     @classmethod
     @abstractmethod
     def begin(cls, start: Start) -> Self:
         """Return the learner at the start of an experiment."""
 
-    def __init__(self, regularisation: float, tolerance: float, iterations: int, same_table: bool = False) -> None:
-        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0 (see ``Fit``).
-
-        ``same_table`` says that every round shows the same items, which then are kept once.
-        """
+    def __init__(self, regularisation: float, tolerance: float, iterations: int) -> None:
+        """Begin at θ0; ``tolerance`` is on the gradient norm relative to its size at θ0 (see ``Fit``)."""
         if not regularisation > 0:
             raise InputError(f"learner: the regularisation λ must be positive, got {regularisation}")
         self.regularisation, self.tolerance, self.iterations = regularisation, tolerance, iterations
-        self.same_table = same_table
-        self.past: Asked[Inputs] | None = None
-        self.won: Bool[Tensor, "*r s"] | None = None
-
-    def observe(self, items: Inputs, answers: Answers) -> None:
-        """Remember answered duels with their items."""
-        asked = Asked.of(items, answers.duels, self.same_table)
-        self.past = asked if self.past is None else self.past.join(asked, self.same_table)
-        self.won = answers.first_won if self.won is None else torch.cat([self.won, answers.first_won], -1)
 
     @abstractmethod
-    def fit(self) -> Fit:
-        """Move θ to the minimiser of the loss over all remembered answers."""
+    def fit(self, past: Labelled[Inputs]) -> Fit:
+        """Move θ to the minimiser of the loss over all labelled duels."""
 
     @abstractmethod
     def rewards(self, items: Inputs) -> Float[Tensor, "*r n"]:
@@ -98,18 +89,18 @@ class Learner(ABC):
     def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
         """Return the gradient of every item's reward, at the current θ or at θ0."""
 
-    def entropy(self, items: Inputs, rewards: Float[Tensor, "*r n"], temperature: float) -> Float[Tensor, "*r p"]:
+    def entropy(self, items: Inputs, rewards: Float[Tensor, "*r n"]) -> Float[Tensor, "*r p"]:
         """Return the entropy in nats of ``π ∝ exp(r / temperature)`` over each prompt's responses."""
-        policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / temperature, -1)
+        policy = torch.log_softmax(rewards.unflatten(-1, (-1, items.responses)) / self.temperature, -1)
         return -(policy.exp() * policy).sum(-1)
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that, with the answers, restore the learner."""
+        """Return the tensors that restore the learner as it is."""
 
     @abstractmethod
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
 
 
 def newton_step(
@@ -235,18 +226,18 @@ class NeuralLearner(Learner):
         scale: float = 1.0,
         tolerance: float = 1e-6,
         iterations: int = 500,
-        same_table: bool = False,
     ) -> None:
         """Begin at the given initial weights θ0."""
-        super().__init__(regularisation, tolerance, iterations, same_table)
+        super().__init__(regularisation, tolerance, iterations)
         self.network, self.initial, self.scale = network, initial, scale
         self.weights: Weights = initial
 
     @classmethod
     def begin(cls, start: Start) -> Self:
         """Return the network at θ0."""
-        same, limit = start.same_table, start.iterations
-        return cls(start.network, start.initial, start.regularisation, iterations=limit, same_table=same)
+        learner = cls(start.network, start.initial, start.regularisation, iterations=start.iterations)
+        learner.temperature = start.beta
+        return learner
 
     def rewards(self, items: Inputs) -> Tensor:
         """Return ``scale · (f(x; θ) - f(x; θ0))``."""
@@ -270,21 +261,10 @@ class NeuralLearner(Learner):
         return {f"weights.{i}": matrix for i, matrix in enumerate(self.weights)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up saved weights."""
+        """Load saved weights."""
         self.weights = tuple(state[f"weights.{i}"] for i in range(len(self.initial)))
 
-    def _asked(self) -> tuple[Tensor, Duels, Bool[Tensor, "*r s"]]:
-        """Return the inputs to evaluate, the duels among them, and the answers."""
-        assert self.past is not None
-        assert self.won is not None
-        duels = self.past.duels
-        if self.same_table:
-            return self.past.items.x, duels, self.won
-        both = torch.cat([duels.first, duels.second], -1)
-        place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
-        return gather(self.past.items.x, both), Duels(place, place + duels.count), self.won
-
-    def fit(self) -> Fit:
+    def fit(self, past: Labelled[Inputs]) -> Fit:
         """Minimise from where the last fit ended, by BFGS whose first metric is the Gauss-Newton matrix there.
 
         The metric is renewed when the gradient has fallen to a tenth of ``G0``, and where steps from it fail or are
@@ -297,7 +277,7 @@ class NeuralLearner(Learner):
         fit ends depends on every rounding, so it is in the precision of the items throughout; its metric is renewed
         only while much is to be gained.  Softplus and tanh converge.
         """
-        exact = _Objective(self, *self._asked())
+        exact = _Objective(self, *_sides(past), past.first_won)
         rows = self._scaled(exact.initial.gradient())
         reference = _scale(rows.differences(exact.duels).squares())
         # Items asked against themselves leave nothing but rounding: no gradient is small beside that.
@@ -351,18 +331,17 @@ class PolicyLearner(NeuralLearner):
         beta: float,
         tolerance: float = 1e-6,
         iterations: int = 500,
-        same_table: bool = False,
     ) -> None:
         """Begin at the reference policy."""
         if not beta > 0:
             raise InputError(f"policy: β must be positive, got {beta}")
-        super().__init__(network, initial, regularisation, beta, tolerance, iterations, same_table)
+        super().__init__(network, initial, regularisation, beta, tolerance, iterations)
+        self.temperature = beta
 
     @classmethod
     def begin(cls, start: Start) -> Self:
         """Return the reference policy."""
-        same, limit = start.same_table, start.iterations
-        return cls(start.network, start.initial, start.regularisation, start.beta, iterations=limit, same_table=same)
+        return cls(start.network, start.initial, start.regularisation, start.beta, iterations=start.iterations)
 
     def log_ratio(self, items: Inputs) -> Float[Tensor, "*r n"]:
         """Return ``log π_θ(y|x) / π_ref(y|x)`` of every item, normalised over its prompt's responses."""
@@ -402,14 +381,17 @@ class TangentLearner(Learner):
         """Begin at θ0."""
         super().__init__(regularisation, tolerance, iterations)
         self.network, self.initial, self.scale = network, initial, scale
+        self._known = 0  # rounds of the history whose duels the Gram matrix holds
+        self._gram = self._alpha = torch.empty(0)
         self._rows: Rows | None = None
-        self._gram: Tensor | None = None
-        self._alpha: Tensor | None = None
+        self._shift: Weights | None = None  # θ - θ0, block by block
 
     @classmethod
     def begin(cls, start: Start) -> Self:
         """Return the linearisation at θ0."""
-        return cls(start.network, start.initial, start.regularisation)
+        learner = cls(start.network, start.initial, start.regularisation)
+        learner.temperature = start.beta
+        return learner
 
     def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
         """Return ``∇f(x; θ0)``, the same at any θ."""
@@ -418,36 +400,40 @@ class TangentLearner(Learner):
         rows = self.network.value_and_gradient(self.initial, items.x)[1]
         return rows if self.scale == 1 else Factored(tuple(self.scale * a for a in rows.left), rows.right)
 
-    def observe(self, items: Inputs, answers: Answers) -> None:
-        """Remember answered duels and extend their Gram matrix."""
-        asked = Asked.of(items, answers.duels)
-        rows = self.features(asked.items, "initial", "all").differences(asked.duels)
-        if self._rows is None or self._gram is None:
-            self._rows, self._gram = rows, rows.inner(rows)
-        else:
-            cross = self._rows.inner(rows)
-            top = torch.cat([self._gram, cross], -1)
-            self._gram = torch.cat([top, torch.cat([cross.mT, rows.inner(rows)], -1)], -2)
-            self._rows = self._rows.join(rows)
-        won = answers.first_won
-        self.won = won if self.won is None else torch.cat([self.won, won], -1)
-        if self._alpha is not None:
-            self._alpha = torch.cat([self._alpha, torch.zeros_like(won, dtype=self._alpha.dtype)], -1)
+    def _grow(self, past: Labelled[Inputs]) -> Rows:
+        """Extend the Gram matrix to the whole history, a block a round: a resumed run makes the same bytes.
+
+        It is kept between fits by the number of rounds; a shorter history makes it anew.
+        """
+        if self._known > len(past.batches):
+            self._known, self._rows = 0, None
+        for batch in past.batches[self._known :]:
+            items, duels = batch.items.keep(batch.duels)
+            rows = self.features(items, "initial", "all").differences(duels)
+            if self._rows is None:
+                self._rows, self._gram = rows, rows.inner(rows)
+            else:
+                cross = self._rows.inner(rows)
+                top = torch.cat([self._gram, cross], -1)
+                self._gram = torch.cat([top, torch.cat([cross.mT, rows.inner(rows)], -1)], -2)
+                self._rows = self._rows.join(rows)
+        self._known = len(past.batches)
+        assert self._rows is not None
+        return self._rows
 
     @property
     def margins(self) -> Float[Tensor, "*r s"]:
-        """The fitted reward differences of the answered duels."""
-        assert self._gram is not None
-        assert self._alpha is not None
+        """The fitted reward differences of the labelled duels."""
         return (self._gram @ self._alpha.unsqueeze(-1)).squeeze(-1)
 
-    def fit(self) -> Fit:
+    def fit(self, past: Labelled[Inputs]) -> Fit:
         """Newton's method in the dual (convex), halving steps where needed."""
-        assert self._gram is not None
-        assert self.won is not None
-        gram, won, lam = self._gram, self.won, self.regularisation
+        rows = self._grow(past)
+        gram, won, lam = self._gram, past.first_won, self.regularisation
         y = won.to(gram.dtype)
-        alpha = self._alpha if self._alpha is not None else torch.zeros_like(y)
+        alpha = torch.zeros_like(y)  # begins where the last fit ended
+        known = min(self._alpha.shape[-1], alpha.shape[-1])
+        alpha[..., :known] = self._alpha[..., :known]
 
         def objective(a: Tensor) -> tuple[Tensor, Tensor]:
             margin = (gram @ a.unsqueeze(-1)).squeeze(-1)
@@ -475,28 +461,38 @@ class TangentLearner(Learner):
                 length = torch.where(bad, length / 2, length)
             alpha, value, margin = trial, trial_value, trial_margin
         self._alpha = alpha
+        assert isinstance(rows, Differences)
+        self._shift = rows.items.combined(_scatter(rows.duels, alpha, rows.items.count))
         return Fit(gradient, spent)
 
     def rewards(self, items: Inputs) -> Tensor:
-        """Return ``h(x) = Σ α_s ⟨∇f(x), φ_s⟩``; only differences within a prompt have a meaning."""
-        if self._alpha is None or self._rows is None:
+        """Return ``h(x) = ⟨∇f(x), θ - θ0⟩``, ``θ - θ0 = Σ α_s φ_s``; only a prompt's differences mean something."""
+        if self._shift is None:
             return torch.zeros_like(items.x[..., 0])
-        return self._item_inner(self.features(items, "initial", "all"))
-
-    def _item_inner(self, rows: Rows) -> Tensor:
-        """Inner products of items (not duels) with ``Σ α_s φ_s``."""
+        rows = self.features(items, "initial", "all")
         assert isinstance(rows, Factored)
-        past = self._rows
-        blocks = past.items.combined(_scatter(past.duels, self._alpha, past.items.count))  # type: ignore
-        return rows.times(blocks)
+        return rows.times(self._shift)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the dual coefficients."""
-        return {} if self._alpha is None else {"alpha": self._alpha}
+        """Return ``θ - θ0``, and the dual coefficients from which the next fit begins."""
+        if self._shift is None:
+            return {}
+        return {"alpha": self._alpha} | {f"shift.{i}": block for i, block in enumerate(self._shift)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up saved coefficients."""
-        self._alpha = state.get("alpha")
+        """Load a saved ``θ - θ0``."""
+        self._alpha = state.get("alpha", torch.empty(0))
+        self._shift = tuple(state[f"shift.{i}"] for i in range(len(self.initial))) if state else None
+
+
+def _sides(past: Labelled[Inputs]) -> tuple[Tensor, Duels]:
+    """Return the inputs to evaluate and the duels among them: a table that lasts, else both items of every duel."""
+    duels = past.duels
+    if past.lasting:
+        return past.items.x, duels
+    both = torch.cat([duels.first, duels.second], -1)
+    place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
+    return gather(past.items.x, both), Duels(place, place + duels.count)
 
 
 def _scatter(duels: Duels, weights: Float[Tensor, "*r s"], rows: int) -> Float[Tensor, "*r n"]:
@@ -520,12 +516,13 @@ class LinearLearner(Learner):
         """Begin at θ = 0."""
         super().__init__(regularisation, tolerance, iterations)
         self.theta = torch.zeros((*lead, dim), dtype=key.dtype, device=key.device)
-        self._phi: Tensor | None = None
 
     @classmethod
     def begin(cls, start: Start) -> Self:
         """Return θ = 0 in the items' own dimension."""
-        return cls(start.network.inputs, start.initial[0].shape[:-2], start.regularisation, start.key)
+        learner = cls(start.network.inputs, start.initial[0].shape[:-2], start.regularisation, start.key)
+        learner.temperature = start.beta
+        return learner
 
     def features(self, items: Inputs, at: At, layer: Layer) -> Dense:
         """Return ``x``."""
@@ -535,18 +532,10 @@ class LinearLearner(Learner):
         """Return ``xᵀθ``."""
         return (items.x @ self.theta.unsqueeze(-1)).squeeze(-1)
 
-    def observe(self, items: Inputs, answers: Answers) -> None:
-        """Remember answered duels as feature differences."""
-        phi = Dense(items.x).differences(answers.duels).values
-        won = answers.first_won
-        self._phi = phi if self._phi is None else torch.cat([self._phi, phi], -2)
-        self.won = won if self.won is None else torch.cat([self.won, won], -1)
-
-    def fit(self) -> Fit:
+    def fit(self, past: Labelled[Inputs]) -> Fit:
         """Newton's method on the regularised logistic loss (convex)."""
-        assert self._phi is not None
-        assert self.won is not None
-        phi, won, lam = self._phi, self.won, self.regularisation
+        phi, won = Dense(past.items.x).differences(past.duels).values, past.first_won
+        lam = self.regularisation
         y = won.to(phi.dtype)
         eye = lam * torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
         reference = _scale(phi.square().sum(-1))
@@ -581,7 +570,7 @@ class LinearLearner(Learner):
         return {"theta": self.theta}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved θ."""
+        """Load a saved θ."""
         self.theta = state["theta"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bandits.core.duels import Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import ORACLES, Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
@@ -23,10 +23,10 @@ from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import DamagedError, read_json, read_tensors, write_frame, write_tensors
 from bandits.selector import STRATEGIES, Strategy
-from bandits.sim.arena import Inputs, Problem, SyntheticVectorArena
 from bandits.sim.audit import Audit, Columns
 from bandits.sim.config import Cell, Simulation, split, split_truth
-from bandits.sim.learners import LEARNERS, Learner, NeuralLearner, Start
+from bandits.sim.learners import LEARNERS, Fit, Learner, NeuralLearner, Start
+from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
 
 CHECKPOINT_SECONDS = 15.0
@@ -114,7 +114,7 @@ class SimulationStudy:
 
 def build(
     simulation: Simulation, truth: str, contender: str, block: range | None = None, parts: Parts | None = None
-) -> tuple[SyntheticVectorArena, Learner, Key]:
+) -> tuple[SyntheticArena, Learner, Key]:
     """Return arena, learner and key of one cell; problems and key are the same for all contenders of a truth.
 
     ``block`` names the replicates to play (default: all); ``parts`` are what the names stand for (default: looked up).
@@ -128,20 +128,20 @@ def build(
     problem = Problem(
         parts.truth.beside(network, initial),
         key.fold_in("world", name),
-        simulation.prompts,
-        simulation.responses,
-        simulation.dim,
-        simulation.heldout,
-        simulation.rounds,
-        simulation.fresh,
-        simulation.repeats,
-        simulation.inputs,
-        simulation.reward_bound,
-        simulation.rescale,
+        prompts=simulation.prompts,
+        responses=simulation.responses,
+        dim=simulation.dim,
+        heldout=simulation.heldout,
+        rounds=simulation.rounds,
+        fresh=simulation.fresh,
+        repeats=simulation.repeats,
+        selves=simulation.selves,
+        inputs=simulation.inputs,
+        bound=simulation.reward_bound,
+        rescale=simulation.rescale,
     )
-    arena = SyntheticVectorArena(len(block), problem=problem, oracle=parts.oracle, batch=simulation.batch)
-    again = simulation.repeats and not simulation.fresh
-    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta, again)
+    arena = SyntheticArena(problem, parts.oracle)
+    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta)
     return arena, parts.learner.begin(start), key.fold_in("play", name)
 
 
@@ -173,11 +173,13 @@ def evaluate(learner: Learner, items: Inputs, rewards: Tensor, beta: float) -> C
     return {name: value.cpu().numpy() for name, value in columns.items()}
 
 
-def regret(round: Round, rewards: Tensor) -> Columns:
-    """Return average regret ``f* - (f1 + f2)/2`` and weak regret ``f* - max(f1, f2)`` of a round's duels."""
-    first = rewards.gather(-1, round.answers.duels.first)
-    second = rewards.gather(-1, round.answers.duels.second)
-    top = rewards.max(-1, keepdim=True).values
+def regret(asked: Duels, rewards: Tensor, responses: int) -> Columns:
+    """Return average regret ``f* - (f1 + f2)/2`` and weak regret ``f* - max(f1, f2)``, summed over a round's duels.
+
+    ``f*`` is the best true reward of the duel's own prompt.
+    """
+    first, second = rewards.gather(-1, asked.first), rewards.gather(-1, asked.second)
+    top = rewards.unflatten(-1, (-1, responses)).amax(-1).gather(-1, asked.first // responses)
     return {
         "average_regret": (top - (first + second) / 2).sum(-1).cpu().numpy(),
         "weak_regret": (top - torch.maximum(first, second)).sum(-1).cpu().numpy(),
@@ -219,11 +221,13 @@ def run_cell(
     history: list[Tensor] = []
     states: dict[int, dict[str, Tensor]] = {}
     tables: dict[str, list[Columns]] = {"rounds": [], "bounds": []}
-    cumulative = {"average_regret": np.zeros(len(block)), "weak_regret": np.zeros(len(block))}
+    past = Labelled[Inputs]()
+    carried = {f"cumulative_{name}": np.zeros(len(block)) for name in ("average_regret", "weak_regret")}
+    carried |= {name: np.zeros(len(block)) for name in ("gradient_norm", "converged")}  # of the last fit
     replay: list[tuple[Tensor, dict[str, Tensor] | None]] = []
     if checkpoint := next((name for name in ledger.files if name.startswith("checkpoint-")), None):
         try:
-            replay, tables, cumulative = _restore(read_tensors(folder / checkpoint))
+            replay, tables, carried = _restore(read_tensors(folder / checkpoint))
         except (KeyError, ValueError, IndexError):
             raise DamagedError(
                 f"{folder / checkpoint} is no checkpoint of this cell; delete it to redo the cell"
@@ -232,34 +236,39 @@ def run_cell(
             history.append(picks)
             states |= {} if state is None else {number: state}
             if audit is not None:
-                items = arena.show(number)
-                duels = Duels.within(items.prompts, items.responses, simulation.selves).expand(len(block))
-                audit.observe(items, arena.ask(duels.take(picks)), arena.rewards)
+                offer = arena.offer(number)
+                asked = offer.duels.take(picks)
+                past = past.add(offer, asked, arena.label(asked))
+                audit.observe(past, asked.difference(arena.rewards))
                 if number in measured:
                     audit.refit()
     saved = time.perf_counter()
-    for round in play(arena, learner, strategy, simulation.plan, key, replay):
+    rounds: Iterator[Round[Inputs, Fit]]
+    rounds = play(arena, learner, strategy, simulation.schedule, simulation.ridges, key, replay)
+    for round in rounds:
         history.append(round.picks)
         states = (states if stale else {}) | {round.number: learner.state()}
         if audit is not None:
-            assert isinstance(round.items, Inputs)
-            audit.observe(round.items, round.answers, arena.rewards)
-        steps = regret(round, arena.rewards)
-        cumulative = {name: cumulative[name] + steps[name] for name in cumulative}
+            audit.observe(round.past, round.asked.difference(arena.rewards))
+        steps = regret(round.asked, arena.rewards, simulation.responses)
+        carried |= {f"cumulative_{name}": carried[f"cumulative_{name}"] + step for name, step in steps.items()}
+        if round.fit is not None:
+            carried["gradient_norm"] = _per_replicate(round.fit.gradient, len(block))
+            carried["converged"] = _per_replicate(round.fit.converged, len(block))
         if round.number in measured:
             row = {"round": np.full(len(block), round.number + 1)}
             row["labels"] = row["round"] * simulation.batch
             row |= evaluate(learner, heldout, heldout_rewards, simulation.beta)
-            row |= {f"cumulative_{name}": total for name, total in cumulative.items()}
+            row |= {name: total for name, total in carried.items() if name.startswith("cumulative_")}
             row["design_information"] = _per_replicate(round.information, len(block))
-            row["gradient_norm"] = _per_replicate(round.fit.gradient, len(block))
-            row["converged"] = _per_replicate(round.fit.converged, len(block)).astype(np.int64)
+            row["gradient_norm"] = carried["gradient_norm"]
+            row["converged"] = carried["converged"].astype(np.int64)
             tables["rounds"].append(row)
             if audit is not None:
                 shared = ("round", "labels", "gradient_norm", "converged")
                 tables["bounds"].append({name: row[name] for name in shared} | audit.measure())
         if time.perf_counter() - saved > CHECKPOINT_SECONDS and round.number < simulation.rounds - 1:
-            save(folder, _bundle(history, states, tables, cumulative), round.number, simulation.rounds)
+            save(folder, _bundle(history, states, tables, carried), round.number, simulation.rounds)
             saved = time.perf_counter()
     written = {"rounds": _frame(truth, contender, block, tables["rounds"])}
     if audit is not None:
@@ -303,7 +312,7 @@ def _frame(truth: str, contender: str, block: range, rows: list[Columns]) -> pd.
 
 
 def _bundle(
-    picks: list[Tensor], states: dict[int, dict[str, Tensor]], tables: dict[str, list[Columns]], cumulative: Columns
+    picks: list[Tensor], states: dict[int, dict[str, Tensor]], tables: dict[str, list[Columns]], carried: Columns
 ) -> dict[str, Tensor]:
     """Flatten everything that a checkpoint keeps into named tensors."""
     tensors = {"picks": torch.stack(picks)}
@@ -316,7 +325,7 @@ def _bundle(
                 columns.items()
             ):  # numbered: a restored table keeps its column order
                 tensors[f"table/{table}/{place:03d}/{name}"] = torch.from_numpy(values)
-    return tensors | {f"cumulative/{name}": torch.from_numpy(values) for name, values in cumulative.items()}
+    return tensors | {f"carried/{name}": torch.from_numpy(values) for name, values in carried.items()}
 
 
 def _restore(
@@ -325,7 +334,7 @@ def _restore(
     """Undo ``_bundle``."""
     states: dict[int, dict[str, Tensor]] = {}
     tables: dict[str, list[Columns]] = {"rounds": [], "bounds": []}
-    cumulative: Columns = {}
+    carried: Columns = {}
     for name, tensor in sorted(tensors.items()):
         kind, *rest = name.split("/")
         match kind:
@@ -336,7 +345,7 @@ def _restore(
                 rows.extend({} for _ in range(len(tensor) - len(rows)))
                 for row, values in zip(rows, tensor, strict=True):
                     row[column] = values.numpy().astype(np.int64) if column in WHOLE else values.numpy()
-            case "cumulative":
-                cumulative[rest[0]] = tensor.numpy()
+            case "carried":
+                carried[rest[0]] = tensor.numpy()
     picks = list(tensors["picks"])
-    return [(pick, states.get(number)) for number, pick in enumerate(picks)], tables, cumulative
+    return [(pick, states.get(number)) for number, pick in enumerate(picks)], tables, carried

@@ -10,12 +10,12 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from bandits.core.duels import Answers, Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import loss
 from bandits.core.rng import Key
-from bandits.sim.arena import Inputs
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP, Weights
+from bandits.sim.problem import Inputs
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 WIDTH, DUELS, INPUTS, LAM, GOAL = 256, 1000, 5, 1.0, 1e-6
@@ -80,8 +80,7 @@ def ours() -> Callable[[], Answer]:
 
     def run() -> Answer:
         learner = NeuralLearner(problem.network, problem.initial, LAM, tolerance=tolerance, iterations=200)
-        learner.observe(Inputs(problem.x, 2), Answers(problem.duels, problem.won))
-        fit = learner.fit()
+        fit = learner.fit(Labelled.of(Inputs(problem.x, 2), problem.duels, problem.won))
         theta = torch.cat([w.flatten() for w in learner.weights])
         return {"theta": theta, "iterations": float(fit.iterations)}
 

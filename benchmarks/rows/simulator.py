@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bandits.loop import fit_rounds, play
+from bandits.loop import play
 from bandits.selector import STRATEGIES
 from bandits.sim.config import PRESETS, Simulation, blocks
 from bandits.sim.run import build, run_cell
@@ -79,7 +79,7 @@ def calvera(every: bool) -> Callable[[], Answer]:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    due = [every or fit for fit in fit_rounds(protocol(ROUNDS).plan)]
+    due = [every or fit for fit in protocol(ROUNDS).schedule.fits()]
 
     def run() -> Answer:
         generator = torch.Generator().manual_seed(0)
@@ -208,7 +208,8 @@ def per_round(rounds: int, windows: int = 8) -> tuple[np.ndarray, np.ndarray]:
     torch.set_num_threads(1)
     arena, learner, key = build(simulation, "square", "ucb")
     times = [time.perf_counter()]
-    times.extend(time.perf_counter() for _ in play(arena, learner, STRATEGIES["ucb"], simulation.plan, key))
+    played = play(arena, learner, STRATEGIES["ucb"], simulation.schedule, simulation.ridges, key)
+    times.extend(time.perf_counter() for _ in played)
     edges = np.unique(np.geomspace(rounds / 2**4, rounds, windows + 1).round().astype(int))
     seconds = np.array(times)
     return (edges[1:] + edges[:-1]) / 2, np.diff(seconds[edges]) / np.diff(edges)

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from bandits.core.design import Design, DiagonalDesign, GramDesign, greedy
-from bandits.core.duels import Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher, Rows
 from bandits.runs.page import Picture
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean, unconverged
-from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP
+from bandits.sim.problem import Problem, SyntheticArena
 from bandits.sim.truths import Teacher
 from theory_checks import figures
 from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, measured, register
@@ -86,15 +86,14 @@ class Scene:
         network = MLP(5, width, 3)
         initial = network.initial(key.fold_in("network"))
         problem = Problem(Teacher(), key.fold_in("world"), prompts, 3, 5)
-        arena = SyntheticVectorArena(len(key.replicates or ()), problem=problem, batch=2 * PICKS)
-        items = arena.show(0)
+        arena = SyntheticArena(problem)
+        items = arena.offer(0).items
         lead = items.x.shape[0]
         every = Duels.within(prompts, 3).expand(lead)
         order = key.fold_in("order").uniform(every.count).argsort(-1)
         asked, pool = every.take(order[..., : 2 * PICKS]), every.take(order[..., 2 * PICKS :])
-        learner = NeuralLearner(network, initial, 1.0, same_table=True)
-        learner.observe(items, arena.ask(asked))
-        learner.fit()
+        learner = NeuralLearner(network, initial, 1.0)
+        learner.fit(Labelled.of(items, asked, arena.label(asked), lasting=True))
         rows = {
             "current": learner.features(items, "current", "all").dense().values,
             "initial": learner.features(items, "initial", "all").dense().values,

@@ -186,7 +186,7 @@ class Information(Family[Loop | Greedy]):
 def _dimension(simulation: Simulation, truth: str) -> np.ndarray:
     """Return ``d̃ = log det(I + (κ/λ) H')`` of all duels of the pool, per replicate."""
     arena, learner, _ = build(simulation, truth, "random")
-    items = arena.show(0)
+    items = arena.offer(0).items
     every = Duels.within(items.prompts, items.responses).expand(items.x.shape[0])
     design = GramDesign(simulation.bounds.ridge)
     design.append(learner.features(items, "initial", "all").differences(every))

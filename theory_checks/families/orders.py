@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from bandits.core.design import GramDesign
-from bandits.core.duels import Asked, Duels
+from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import Factored
 from bandits.runs.page import Picture
 from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
-from bandits.sim.arena import Problem, SyntheticVectorArena
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
+from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS
 from theory_checks import figures
 from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, blocks, register
@@ -77,31 +77,25 @@ def measure(place: Place, times: tuple[int, ...], prompts: int, key: Key) -> Ite
     network = MLP(5, place.width, place.depth, place.activation)
     initial = network.initial(key.fold_in("network"))
     problem = Problem(TRUTHS["mlp"], key.fold_in("world"), prompts, 3, 5, max(1, prompts // 4), bound=BOUND)
-    arena = SyntheticVectorArena(len(key.replicates or ()), problem=problem, batch=1)
-    pool, (everything, _) = arena.show(0), problem.everything()
+    arena = SyntheticArena(problem)
+    offer, (everything, _) = arena.offer(0), problem.everything()
     lead = everything.x.shape[0]
     ridge = place.regularisation / kappa(LARGEST)
-    learner = NeuralLearner(network, initial, place.regularisation, tolerance=1e-5, same_table=True)
+    learner = NeuralLearner(network, initial, place.regularisation, tolerance=1e-5)
     tangent = TangentLearner(network, initial, place.regularisation)
-    offered = Duels.within(prompts, 3).expand(lead)
-    order = key.fold_in("order").uniform(offered.count).argsort(-1)
+    order = key.fold_in("order").uniform(offer.duels.count).argsort(-1)
     compared = Duels.within(everything.prompts, 3).expand(lead)
     first = network.value_and_gradient(initial, everything.x)[1]
     old_gram = _duel_gram(first, compared)
     norms = first.squares().sqrt()
-    stale, asked, past = GramDesign(ridge), 0, None
+    stale, past = GramDesign(ridge), Labelled[Inputs]()
     for time in times:
-        duels = offered.take(order[..., asked:time])
-        answers = arena.ask(duels)
-        learner.observe(pool, answers)
-        tangent.observe(pool, answers)
-        batch = Asked.of(pool, duels)
-        rows = learner.features(batch.items, "current", "all")
-        stale.append(rows.differences(batch.duels))
-        past = batch if past is None else past.join(batch)
-        asked = time
-        ended = learner.fit()
-        tangent.fit()
+        duels = offer.duels.take(order[..., len(past) : time])
+        past = past.add(offer, duels, arena.label(duels))
+        batch = past.batches[-1]
+        stale.append(learner.features(batch.items, "current", "all").differences(batch.duels))
+        ended = learner.fit(past)
+        tangent.fit(past)
         now = network.value_and_gradient(learner.weights, everything.x)[1]
         designs = {}
         for weights in ("initial", "current"):

@@ -21,8 +21,8 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
-from bandits.sim.arena import Problem
 from bandits.sim.networks import MLP, Activation
+from bandits.sim.problem import Problem
 from bandits.sim.truths import TRUTHS
 
 

@@ -1,0 +1,219 @@
+"""Owns the simulator's problems: their tables of items, true rewards, and the arena that offers and labels duels.
+
+Knows nothing of learners or strategies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from bandits.core.duels import Duels, Offer, gather
+from bandits.core.errors import InputError
+from bandits.core.oracles import BTL, Oracle
+from bandits.core.rng import Key
+from bandits.loop import Arena
+from bandits.sim.truths import GroundTruth
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Synthetic items: one input vector per row, ``(*r, prompts * responses, d)``."""
+
+    x: Float[Tensor, "*r n d"]
+    responses: int
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts."""
+        return self.x.shape[-2] // self.responses
+
+    def take(self, prompts: Int64[Tensor, "*r p"]) -> Inputs:
+        """Return the table of these prompts, in this order."""
+        rows = prompts.unsqueeze(-1) * self.responses + torch.arange(self.responses, device=prompts.device)
+        return Inputs(gather(self.x, rows.flatten(-2)), self.responses)
+
+    def keep(self, duels: Duels) -> tuple[Inputs, Duels]:
+        """Return one prompt per duel with all its responses (a softmax policy's gradient needs them), and the duels."""
+        place = torch.arange(duels.count, device=duels.first.device) * self.responses
+        inside = Duels(place + duels.first % self.responses, place + duels.second % self.responses)
+        return self.take(duels.first // self.responses), inside
+
+    def join(self, *others: Inputs) -> Inputs:
+        """Return this table followed by the others."""
+        return Inputs(torch.cat([self.x, *(other.x for other in others)], -2), self.responses)
+
+
+InputShape = Literal["sphere", "cube", "skewed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The truth of a simulation: every table that will be shown, its rewards, and the oracle's uniform numbers.
+
+    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``skewed`` items lie on the
+    sphere too, but those of nine in ten shown prompts within about 5 % of a plane, while held-out ones lie anywhere:
+    most of the pool is alike, and choosing has something to gain.  ``fresh`` draws a new pool every round, up to
+    ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless ``repeats``.
+    ``selves`` offers every item against itself too, as in the regret setting.  Rewards are shifted and scaled per
+    replicate so that ``|r| <= bound`` is attained on the items (``rescale``), or left as they are and checked against
+    the bound.
+    """
+
+    truth: GroundTruth
+    key: Key
+    prompts: int
+    responses: int
+    dim: int
+    heldout: int = 0
+    rounds: int = 1
+    fresh: bool = False
+    repeats: bool = False
+    selves: bool = False
+    inputs: InputShape = "sphere"
+    bound: float = 1.0
+    rescale: bool = True
+
+    scale: Float[Tensor, "*r"] = field(init=False, repr=False)  # what rescaling multiplied the truth by
+    _x: Tensor = field(init=False, repr=False)
+    _rewards: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "dim", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"arena: {name} must be at least 1, got {getattr(self, name)}")
+        if self.responses < 2:
+            raise InputError(f"arena: a duel needs at least 2 responses per prompt, got {self.responses}")
+        if not (self.bound > 0 and math.isfinite(self.bound)):
+            raise InputError(f"arena: the reward bound must be positive and finite, got {self.bound}")
+        if self.inputs == "skewed" and self.dim < 3:
+            raise InputError(f"arena: skewed inputs lie near a plane and need 3 or more dimensions, got {self.dim}")
+        tables = self.rounds if self.fresh else 1
+        rows = (tables * self.prompts + self.heldout) * self.responses
+        if self.inputs == "cube":
+            x = 2 * self.key.fold_in("inputs").uniform(rows, self.dim) - 1
+        else:
+            x = self.key.fold_in("inputs").normal(rows, self.dim)
+            if self.inputs == "skewed":
+                alike = self.key.fold_in("alike").uniform(tables * self.prompts) < 0.9
+                thin = 1 - 0.95 * alike.to(x.dtype).repeat_interleave(self.responses, -1).unsqueeze(-1)
+                x[..., : tables * self.prompts * self.responses, 2:] *= thin
+            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+        rewards = self.truth(x, self.key.fold_in("truth"))
+        self._check_variation(rewards)
+        scale = torch.ones_like(rewards[..., :1])
+        if self.rescale:
+            low, high = rewards.min(-1, keepdim=True).values, rewards.max(-1, keepdim=True).values
+            scale = 2 * self.bound / (high - low)
+            rewards = (rewards - (low + high) / 2) * scale
+        elif float(rewards.abs().max()) > self.bound:
+            raise InputError(
+                f"arena: the true reward reaches {float(rewards.abs().max()):.3g}, over its declared bound "
+                f"{self.bound:g}; raise the bound or let the arena rescale"
+            )
+        object.__setattr__(self, "_x", x)
+        object.__setattr__(self, "_rewards", rewards)
+        object.__setattr__(self, "scale", scale.squeeze(-1))
+
+    def _check_variation(self, rewards: Float[Tensor, "*r n"]) -> None:
+        """Refuse a truth that makes no difference within any prompt: rounding would be rescaled to a reward."""
+        if not bool(rewards.isfinite().all()):
+            raise InputError(f"arena: the truth {type(self.truth).__name__} gives rewards that are NaN or infinite")
+        by_prompt = rewards.unflatten(-1, (-1, self.responses))
+        spread = (by_prompt.amax(-1) - by_prompt.amin(-1)).amax(-1)
+        if bool((spread <= 1e-9 * rewards.abs().amax(-1)).any()):
+            raise InputError(
+                f"arena: the truth {type(self.truth).__name__} gives all responses of a prompt the same reward; choose "
+                f"another truth, or more than {self.dim} dimensions"
+            )
+
+    @property
+    def duels(self) -> Duels:
+        """The duels of a round's table."""
+        shape = self._rewards.shape[:-1]
+        return Duels.within(self.prompts, self.responses, self.selves).to(self._rewards.device).expand(*shape)
+
+    def table(self, round: int) -> tuple[Inputs, Float[Tensor, "*r n"]]:
+        """Return the items of a round and their true rewards."""
+        if not 0 <= round < self.rounds:
+            raise InputError(f"arena: round {round} asked for, but it has {self.rounds}")
+        start = (round if self.fresh else 0) * self.prompts * self.responses
+        return self._rows(start, start + self.prompts * self.responses)
+
+    def everything(self) -> tuple[Inputs, Float[Tensor, "*r n"]]:
+        """Return all items, shown and held out, and their true rewards."""
+        return self._rows(0, self._x.shape[-2])
+
+    def heldout_table(self) -> tuple[Inputs, Float[Tensor, "*r n"]]:
+        """Return the held-out items, which are never shown, and their true rewards."""
+        end = self._x.shape[-2]
+        return self._rows(end - self.heldout * self.responses, end)
+
+    def _rows(self, start: int, end: int) -> tuple[Inputs, Tensor]:
+        return Inputs(self._x[..., start:end, :], self.responses), self._rewards[..., start:end]
+
+    def uniforms(self, round: int) -> Float[Tensor, "*r p k k"]:
+        """Return the number that decides each duel of a round; the same for every strategy.
+
+        A fixed pool has one number per duel for all rounds: asked when it may be, a duel gets the same answer.  Where
+        duels may be asked again (``repeats``), every round has numbers of its own.
+        """
+        return self.key.fold_in("labels", round if self.fresh or self.repeats else 0).uniform(
+            self.prompts, self.responses, self.responses
+        )
+
+
+def answer(
+    oracle: Oracle, uniforms: Float[Tensor, "*r p k k"], rewards: Float[Tensor, "*r n"], duels: Duels
+) -> Bool[Tensor, "*r b"]:
+    """Label duels of a table: whether the first item won.
+
+    The uniform number belongs to the unordered pair, so exchanging the two sides exchanges the answer.
+    """
+    responses = uniforms.shape[-1]
+    low, high = torch.minimum(duels.first, duels.second), torch.maximum(duels.first, duels.second)
+    chance = oracle.probability(Duels(low, high).difference(rewards), (low % responses, high % responses), responses)
+    number = uniforms.flatten(-3).gather(-1, low * responses + high % responses)
+    return (number < chance) == (duels.first <= duels.second)
+
+
+class SyntheticArena(Arena[Inputs]):
+    """Rounds of duels of a problem, in all its replicates at once, labelled by an oracle."""
+
+    def __init__(self, problem: Problem, oracle: Oracle | None = None) -> None:
+        """Offer this problem."""
+        self.problem, self.oracle = problem, oracle or BTL()
+        self._duels = problem.duels
+        self._asked: Bool[Tensor, "*r pairs"] | None = None
+
+    def offer(self, round: int) -> Offer[Inputs]:
+        """Begin a round; a duel of a fixed pool that was labelled is no longer available, unless it may be repeated."""
+        problem = self.problem
+        items, self._rewards = problem.table(round)
+        self._uniforms = problem.uniforms(round)
+        if self._asked is None or round == 0 or problem.fresh or problem.repeats:
+            pairs = problem.prompts * problem.responses**2
+            self._asked = torch.zeros((*self._rewards.shape[:-1], pairs), dtype=torch.bool, device=self._rewards.device)
+        available = ~self._asked.gather(-1, self._pair(self._duels))
+        return Offer(items, self._duels, available, lasting=problem.repeats and not problem.fresh)
+
+    def label(self, duels: Duels) -> Bool[Tensor, "*r b"]:
+        """Label duels of the offered table."""
+        assert self._asked is not None
+        self._asked = self._asked.scatter(-1, self._pair(duels), True)
+        return answer(self.oracle, self._uniforms, self._rewards, duels)
+
+    def _pair(self, duels: Duels) -> Int64[Tensor, "*r b"]:
+        """Return the number of each unordered pair."""
+        low, high = torch.minimum(duels.first, duels.second), torch.maximum(duels.first, duels.second)
+        return low * self.problem.responses + high % self.problem.responses
+
+    @property
+    def rewards(self) -> Float[Tensor, "*r n"]:
+        """The true rewards of the offered table, for evaluation only."""
+        return self._rewards
