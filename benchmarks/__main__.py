@@ -15,8 +15,8 @@ import tyro
 from bandits.core.errors import InputError
 from bandits.runs.command import guard, read
 from bandits.runs.directory import commit
+from bandits.runs.figures import png
 from bandits.runs.files import write_bytes, write_text
-from bandits.sim.figures import png
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, hardware, measure, prepare
 from benchmarks.harness.row import ROWS, Row

@@ -78,6 +78,19 @@ class TestRun:
         assert "http://" not in page
         assert "https://" not in page
 
+    def test_what_no_verdict_could_support_is_said_once(self, finished):
+        """3 replicates: 72, all covered, would be needed; the table lists refuted rows alone."""
+        said = json.loads((finished / "findings.json").read_text())
+        assert sum("no coverage of 0.95 can be supported" in line for line in said) == 1
+        assert "exact bound" not in " ".join(said)
+        page = (finished / "index.html").read_text()
+        verdicts = pd.read_csv(finished / "bound_verdicts.csv")
+        assert set(verdicts["verdict"]) <= {"refuted", "not informative"}
+        assert (
+            page.count("<td>exact bound")
+            == (verdicts["claim"].str.startswith("exact bound") & (verdicts["verdict"] == "refuted")).sum()
+        )
+
     def test_rounds_are_tidy(self, finished):
         rounds = pd.read_csv(finished / "rounds.csv")
         assert len(rounds) == 3 * 4 * 3  # contenders, rounds, replicates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,29 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bandits.runs.page import Picture
+from bandits.runs import figures as kit
+from bandits.runs.figures import BAD, GOOD
+from bandits.runs.figures import picture as picture
 from bandits.runs.stats import Estimate, log_slope, median
-from bandits.sim.figures import STYLE, png
-
-GOOD, BAD = "#0072b2", "#d55e00"
-
-
-def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """Return a finished figure as PNG and close it."""
-    done = Picture(name, caption, png(figure))
-    mpl.pyplot.close(figure)
-    return done
+from bandits.selector import STRATEGIES
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.6, share: bool = False) -> tuple[Figure, list[Axes]]:
-    figure, axes = mpl.pyplot.subplots(
-        1, count, figsize=(1.0 + width * count, height), squeeze=False, sharey=share, layout="constrained"
-    )
-    return figure, list(axes[0])
-
-
-def _legend(axis: Axes) -> None:
-    sns.move_legend(axis, "center left", bbox_to_anchor=(1.02, 0.5), title=None, frameon=False)
+    return kit.panels(count, 0, width, height, share, 1.0)
 
 
 def _ticks(axis: Axes, places: Sequence[float]) -> None:
@@ -53,46 +38,44 @@ def _ticks(axis: Axes, places: Sequence[float]) -> None:
 def ratios(table: pd.DataFrame, panel: str, group: str) -> Figure:
     """Draw left over right side per bound as boxes with 95 % whiskers, one panel per setting; 1 is the bound."""
     panels = list(table[panel].unique())
-    with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(panels), share=True)
-        for axis, name in zip(axes, panels, strict=True):
-            sns.boxplot(
-                table[table[panel] == name],
-                x=group,
-                y="worst",
-                hue="bound",
-                palette="colorblind",
-                whis=(2.5, 97.5),
-                showfliers=False,
-                linewidth=0.8,
-                ax=axis,
-                legend=name == panels[-1],
-            )
-            axis.axhline(1, color="black", lw=0.9, ls="--")
-            axis.set(title=f"{panel}: {name}", xlabel="", ylabel="largest left / right side", yscale="log")
-            axis.tick_params(axis="x", rotation=20)
-        _legend(axes[-1])
+    figure, axes = _panels(len(panels), share=True)
+    for axis, name in zip(axes, panels, strict=True):
+        sns.boxplot(
+            table[table[panel] == name],
+            x=group,
+            y="worst",
+            hue="bound",
+            palette="colorblind",
+            whis=(2.5, 97.5),
+            showfliers=False,
+            linewidth=0.8,
+            ax=axis,
+            legend=name == panels[-1],
+        )
+        axis.axhline(1, color="black", lw=0.9, ls="--")
+        axis.set(title=f"{panel}: {name}", xlabel="", ylabel="largest left / right side", yscale="log")
+        axis.tick_params(axis="x", rotation=20)
+    kit.legend(axes[-1])
     return figure
 
 
 def controls(table: pd.DataFrame) -> Figure:
     """Draw every control beside its honest twin; the bound is broken right of the line."""
-    with mpl.rc_context(STYLE):
-        figure, (axis,) = _panels(1, 7.5, 0.9 + 0.34 * table["control"].nunique())
-        sns.boxplot(
-            table,
-            y="control",
-            x="worst",
-            hue="kind",
-            palette={"control": BAD, "honest twin": GOOD},
-            whis=(2.5, 97.5),
-            showfliers=False,
-            linewidth=0.8,
-            ax=axis,
-        )
-        axis.axvline(1, color="black", lw=0.9, ls="--")
-        axis.set(xscale="log", xlabel="largest left / right side", ylabel="")
-        _legend(axis)
+    figure, (axis,) = _panels(1, 7.5, 0.9 + 0.34 * table["control"].nunique())
+    sns.boxplot(
+        table,
+        y="control",
+        x="worst",
+        hue="kind",
+        palette={"control": BAD, "honest twin": GOOD},
+        whis=(2.5, 97.5),
+        showfliers=False,
+        linewidth=0.8,
+        ax=axis,
+    )
+    axis.axvline(1, color="black", lw=0.9, ls="--")
+    axis.set(xscale="log", xlabel="largest left / right side", ylabel="")
+    kit.legend(axis)
     return figure
 
 
@@ -110,18 +93,17 @@ def orders(
     ``measures`` maps a column to its words and the exponent of the line, which ``guide`` names.  Points are medians
     over replicates, bars their 95 % intervals; ``paired`` slopes follow every replicate along ``x``.
     """
-    with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(measures))
-        for axis, (column, (words, order)) in zip(axes, measures.items(), strict=True):
-            groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue)]
-            colours = sns.color_palette("colorblind", len(groups))
-            for colour, (name, part) in zip(colours, groups, strict=True):
-                slope = log_slope(part[x], part[column], part["replicate"] if paired else None)
-                _medians(axis, part, x, column, colour, f"{name} slope {slope}".strip())
-            _line(axis, table, x, column, order, guide)
-            axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
-            _ticks(axis, [float(place) for place in table[x].unique()])
-            axis.legend(fontsize=7, frameon=False)
+    figure, axes = _panels(len(measures))
+    for axis, (column, (words, order)) in zip(axes, measures.items(), strict=True):
+        groups = [("", table)] if hue is None else [(str(k), part) for k, part in table.groupby(hue)]
+        colours = sns.color_palette("colorblind", len(groups))
+        for colour, (name, part) in zip(colours, groups, strict=True):
+            slope = log_slope(part[x], part[column], part["replicate"] if paired else None)
+            _medians(axis, part, x, column, colour, f"{name} slope {slope}".strip())
+        _line(axis, table, x, column, order, guide)
+        axis.set(xscale="log", yscale="log", xlabel=label or x, title=words)
+        _ticks(axis, [float(place) for place in table[x].unique()])
+        axis.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -154,74 +136,53 @@ def lines(
 ) -> Figure:
     """Draw means over replicates with 95 % intervals; ``log`` names the logarithmic axes; ``own``: a legend a panel."""
     panels: Sequence[object] = [None] if panel is None else list(table[panel].unique())
-    with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(panels))
-        for axis, name in zip(axes, panels, strict=True):
-            part = table if panel is None else table[table[panel] == name]
-            sns.lineplot(
-                part,
-                x=x,
-                y=y,
-                hue=hue,
-                palette="colorblind",
-                errorbar=("ci", 95),
-                seed=0,
-                n_boot=300,
-                marker="o",
-                markersize=4,
-                lw=1.2,
-                ax=axis,
-                legend=own or name == panels[-1],
-            )
-            axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
-            if "x" in log:
-                axis.set_xscale("log")
-                _ticks(axis, [float(place) for place in part[x].unique()])
-            if "y" in log:
-                axis.set_yscale("log")
-        for axis in axes if own else []:
-            axis.legend(fontsize=7, frameon=False)
-        if not own:
-            _legend(axes[-1])
+    figure, axes = _panels(len(panels))
+    for axis, name in zip(axes, panels, strict=True):
+        part = table if panel is None else table[table[panel] == name]
+        look = kit.looks([str(value) for value in part[hue].unique()], list(STRATEGIES))
+        kit.curves(axis, part.astype({hue: str}), x, y, hue, look, marker="o", ms=4, lw=1.2)
+        axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
+        if "x" in log:
+            axis.set_xscale("log")
+            _ticks(axis, [float(place) for place in part[x].unique()])
+        if "y" in log:
+            axis.set_yscale("log")
+    for axis in axes if own else []:
+        axis.legend(fontsize=7, frameon=False)
+    if not own:
+        kit.legend(axes[-1])
     return figure
 
 
 def bars(table: pd.DataFrame, x: str, y: str, hue: str | None, label: str = "", line: float | None = None) -> Figure:
     """Draw means per category as points with 95 % intervals."""
     names = table[y].unique()
-    with mpl.rc_context(STYLE):
-        figure, (axis,) = _panels(1, 4.2 + 0.07 * max(len(str(name)) for name in names), 1.2 + 0.34 * len(names))
-        sns.pointplot(
-            table,
-            x=x,
-            y=y,
-            hue=hue,
-            palette="colorblind" if hue else None,
-            errorbar=("ci", 95),
-            seed=0,
-            n_boot=300,
-            ls="none",
-            dodge=0.4 if hue else False,
-            ms=4,
-            capsize=0.15,
-            err_kws={"linewidth": 1.1},
-            ax=axis,
-        )
-        if line is not None:
-            axis.axvline(line, color="black", lw=0.8, ls="--")
-        axis.set(xlabel=label or x, ylabel="")
-        if hue:
-            _legend(axis)
+    figure, (axis,) = _panels(1, 4.2 + 0.07 * max(len(str(name)) for name in names), 1.2 + 0.34 * len(names))
+    sns.pointplot(
+        table,
+        x=x,
+        y=y,
+        hue=hue,
+        palette="colorblind" if hue else None,
+        errorbar=lambda values: kit.student(values)[1:],
+        ls="none",
+        dodge=0.4 if hue else False,
+        ms=4,
+        capsize=0.15,
+        err_kws={"linewidth": 1.1},
+        ax=axis,
+    )
+    if line is not None:
+        axis.axvline(line, color="black", lw=0.8, ls="--")
+    axis.set(xlabel=label or x, ylabel="")
+    if hue:
+        kit.legend(axis)
     return figure
 
 
 def intervals(estimates: Mapping[str, Estimate], label: str, line: float) -> Figure:
     """Draw estimates with their intervals, a row each."""
-    with mpl.rc_context(STYLE):
-        figure, (axis,) = _panels(1, 4.2 + 0.07 * max(map(len, estimates)), 1.2 + 0.34 * len(estimates))
-        for place, estimate in enumerate(reversed(list(estimates.values()))):
-            axis.plot([estimate.low, estimate.high], [place, place], color=GOOD, lw=1.6)
-            axis.plot(estimate.value, place, "o", color=GOOD, ms=5)
-        axis.axvline(line, color="black", lw=0.8, ls="--")
-        axis.set(xlabel=label, yticks=range(len(estimates)), yticklabels=list(estimates)[::-1])
+    figure, (axis,) = _panels(1, 4.2 + 0.07 * max(map(len, estimates)), 1.2 + 0.34 * len(estimates))
+    kit.intervals(axis, estimates, line)
+    axis.set(xlabel=label)
     return figure

@@ -425,8 +425,11 @@ def compare(
     lower_is_better: bool = True,
     scale: Scale = "difference",
     unmet: Mapping[tuple[str, str], str] | None = None,
+    more: Sequence[tuple[str, str]] = (),
 ) -> pd.DataFrame:
     """Compare every contender's label efficiency with a baseline's, replicate by replicate, on every truth.
+
+    ``more`` are further pairs of (contender, baseline), judged jointly with the others.
 
     ``effect`` is the mean paired difference, or (``scale="ratio"``, for errors) the geometric mean of the paired
     ratios; ``low`` and ``high`` are t intervals at 95 % jointly over all rows (Bonferroni).  ``verdict`` and ``reason``
@@ -438,24 +441,24 @@ def compare(
         truth: group.pivot(index="replicate", columns="contender", values=measure)
         for truth, group in scores.groupby("truth", sort=False)
     }
-    rivals = [c for c in scores["contender"].unique() if c != baseline]
-    level = joint_level(len(wide) * len(rivals))
+    pairs = [*((c, baseline) for c in scores["contender"].unique() if c != baseline), *more]
+    level = joint_level(len(wide) * len(pairs))
     margin = math.log1p(EQUIVALENT) if scale == "ratio" else None
     rows = []
     for truth, table in wide.items():
-        for rival in rivals:
-            ours, theirs = table[rival].to_numpy(), table[baseline].to_numpy()
+        for rival, against in pairs:
+            ours, theirs = table[rival].to_numpy(), table[against].to_numpy()
             with np.errstate(divide="ignore", invalid="ignore"):
                 effect = mean(np.log(ours) - np.log(theirs) if scale == "ratio" else ours - theirs, level)
-            why = [(unmet or {}).get((str(truth), name), "") for name in (rival, baseline)]
-            effect = effect.but(unmet=", ".join(f"{n}: {w}" for n, w in zip((rival, baseline), why, strict=True) if w))
+            why = {name: (unmet or {}).get((str(truth), name), "") for name in (rival, against)}
+            effect = effect.but(unmet=", ".join(f"{name}: {reason}" for name, reason in why.items() if reason))
             word, reason = decide(effect, lower_is_better, level, margin)
             shown = [math.exp(v) if scale == "ratio" else v for v in (effect.value, effect.low, effect.high)]
             rows.append(
                 {
                     "truth": truth,
                     "contender": rival,
-                    "baseline": baseline,
+                    "baseline": against,
                     "measure": measure,
                     "difference": float((ours - theirs).mean()),
                     "effect": shown[0],

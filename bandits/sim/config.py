@@ -244,9 +244,21 @@ class Simulation:
 
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
-    "quick": ("which duels to label: 7 strategies, 2 truths, 16 replicates (about 2 minutes)", Simulation()),
+    "quick": (
+        "which duels to label: 4 strategies, 2 truths, 72 replicates, the propositions measured",
+        Simulation(contenders=("random", "activedpo", "activedpo-identity", "label-entropy"), replicates=72),
+    ),
+    "headline": (
+        "what the README says: ActiveDPO, Random and V = identity, 3 truths, 96 replicates (--inputs skewed: its pool)",
+        Simulation(
+            contenders=("random", "activedpo", "activedpo-identity"),
+            truths=("ntk", "mlp", "square"),
+            replicates=96,
+            audit=False,
+        ),
+    ),
     "skewed": (
-        "a pool of which most is alike: choosing has something to gain, and V is what gains it (about a minute)",
+        "a pool of which most is alike, V ablated",
         Simulation(
             contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
             truths=("ntk", "mlp"),
@@ -256,7 +268,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "regret": (
-        "which arms to duel: neural and linear UCB, TS, CoLSTIM on short horizons (about 1 minute)",
+        "which arms to duel: neural and linear UCB, TS, CoLSTIM on short horizons",
         Simulation(
             experiment="regret",
             contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),
@@ -273,7 +285,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "control": (
-        "three duels asked again and again by honest and dishonest oracles: the bound check can fail (half a minute)",
+        "three duels asked again and again by honest and dishonest oracles: the bound check can fail",
         Simulation(
             contenders=("random",),
             truths=("ntk", "ntk@flipped"),
@@ -295,7 +307,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "ndb": (
-        "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU (2 minutes a strategy)",
+        "the synthetic protocol of Neural Dueling Bandits: T = 2000, 20 replicates, 2 x 50 ReLU",
         Simulation(
             experiment="regret",
             contenders=("ucb", "ts", "linear:ucb", "linear:ts", "linear:colstim", "random"),

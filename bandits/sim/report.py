@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits.runs.directory import RunDirectory
+from bandits.runs.figures import picture
 from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
-from bandits.runs.stats import CONVERGED, at_least, compare, empirical_multiplier, halved, judge, summarise, unconverged
+from bandits.runs.stats import (
+    CONVERGED,
+    at_least,
+    compare,
+    empirical_multiplier,
+    halved,
+    judge,
+    replicates_needed,
+    summarise,
+    unconverged,
+)
 from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
 from bandits.sim.audit import VERSIONS, coverage
@@ -116,18 +126,27 @@ def _span(values: pd.Series, digits: int) -> str:
 
 
 def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Simulation) -> list[str]:
-    """Say in sentences what became of Proposition 1."""
-    lines = []
+    """Say in sentences what became of the propositions."""
+    needed, lines = replicates_needed(1 - simulation.delta), []
+    able = simulation.replicates >= needed
+    if not able:
+        honest = verdicts[verdicts["claim"] != CONTROL]
+        lines.append(
+            f"With {simulation.replicates} replicates no coverage of {1 - simulation.delta:g} can be supported: "
+            f"{needed}, all covered, are needed. Of {len(honest)} judgements "
+            f"{(honest['verdict'] == 'refuted').sum()} came out refuted."
+        )
     for truth, part in numbers.groupby("truth", sort=False):
         judged = verdicts[(verdicts["truth"] == truth) & (verdicts["claim"] == "exact bound, κ from the data")]
-        words = ", ".join(f"{word} ({count})" for word, count in judged["verdict"].value_counts().items())
+        counts = ", ".join(f"{word} ({count})" for word, count in judged["verdict"].value_counts().items())
+        words = f"The exact bound for the linearised learner, with κ from the data, is {counts}. " if able else ""
         correlation = part["rank_correlation"]
         word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
         lines.append(
             f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median "
             f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have "
-            f"covered {1 - simulation.delta:.0%} of the replicates. The exact bound for the linearised learner, with κ "
-            f"from the data, is {words}. Width {word} error: rank correlation {_span(correlation, 2)}."
+            f"covered {1 - simulation.delta:.0%} of the replicates. {words}Width {word} error: rank correlation "
+            f"{_span(correlation, 2)}."
         )
     failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]
     if len(failed):
@@ -161,22 +180,23 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
             weak=rounds["cumulative_weak_regret"] / rounds["round"],
         )
     measures = MEASURES + (["cumulative_average_regret", "cumulative_weak_regret"] if regret else [])
+    fits = {
+        (str(truth), str(contender)): unconverged(part["gradient_norm"])
+        for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
+    }
     if regret:  # a cumulative quantity is compared at its end, not averaged over rounds
         last = rounds[rounds["round"] == rounds["round"].max()]
         comparison = compare(last, "cumulative_average_regret", "random", scale="ratio")
         unit = "cumulative average regret"
     else:
-        fits = {
-            (str(truth), str(contender)): unconverged(part["gradient_norm"])
-            for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
-        }
-        comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits)
+        variants = [("activedpo", name) for name in simulation.contenders if name.startswith("activedpo-")]
+        more = variants if "activedpo" in simulation.contenders else ()
+        comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits, more=more)
         unit = "error of reward differences (mean over rounds)"
     pictures: list[Picture] = []
 
     def show(name: str, caption: str, figure: Figure) -> None:
-        pictures.append(Picture(name, caption, plots.png(figure)))
-        plt.close(figure)
+        pictures.append(picture(name, caption, figure))
 
     if regret:
         show(
@@ -216,9 +236,9 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     if len(comparison):
         show(
             "paired",
-            f"{unit[0].upper()}{unit[1:]} over Random's: geometric means of paired ratios with joint 95 % intervals; "
-            "left of 1 is better.",
-            plots.paired_ratios(comparison, f"{unit.split(' (')[0]}, over Random's"),
+            f"{unit[0].upper()}{unit[1:]} over the baseline's (Random's unless another is named): geometric means of "
+            "paired ratios with joint 95 % intervals; left of 1 is better.",
+            plots.paired_ratios(comparison, f"{unit.split(' (')[0]}, ratio"),
         )
     context: dict[str, object] = {}
     if len(bounds):
@@ -244,8 +264,10 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
             "network is from it.",
             plots.error_split(bounds),
         )
+        able = simulation.replicates >= replicates_needed(1 - simulation.delta)
         context = {
-            "verdicts": verdicts,
+            "able": able,
+            "verdicts": verdicts if able else verdicts[verdicts["verdict"] == "refuted"],
             "numbers": numbers,
             "bound_findings": bound_findings(numbers, verdicts, simulation),
         }
@@ -255,9 +277,15 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     write_frame(directory.path / "rounds.csv", rounds)
     write_frame(directory.path / "summary.csv", summary)
     write_frame(directory.path / "comparison.csv", comparison)
-    for picture in pictures:
-        write_bytes(directory.path / "figures" / f"{picture.name}.png", picture.content)
+    for drawn in pictures:
+        write_bytes(directory.path / "figures" / f"{drawn.name}.png", drawn.content)
     lines = findings(comparison, unit)
+    if regret and any(fits.values()):
+        lines.append(
+            "Regret is of the duels asked, so it is compared although fits did not converge: "
+            + "; ".join(f"{contender} on “{truth}”, {why}" for (truth, contender), why in fits.items() if why)
+            + "."
+        )
     write_json(directory.path / "findings.json", lines + list(context.get("bound_findings", [])))  # type: ignore[call-overload]
     final = summary[(summary["round"] == summary["round"].max())]
     page = render(

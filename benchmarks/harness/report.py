@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bandits.core.errors import InputError
+from bandits.runs.figures import GOOD, NEUTRAL, panels
 from bandits.runs.files import read_json, write_frame, write_json
-from bandits.sim.figures import STYLE
 from benchmarks.harness.measure import Measured, Timing
 from benchmarks.harness.row import Row, Target
 from benchmarks.rows.growth import AXES
@@ -234,29 +232,27 @@ def terminal(entry: Record) -> str:
 
 def growth(entry: Record) -> Figure:
     """Draw seconds against each size, with the measured exponent."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(AXES), figsize=(3.1 * len(AXES), 2.9))
-        for place, axis in zip(axes, AXES, strict=True):
-            x, y = np.array(entry["curves"][f"x:{axis.name}"]), np.array(entry["curves"][f"y:{axis.name}"])
-            slope = entry["figures"][f"slope_{axis.name}"]
-            place.plot(x, y, "o-", color="#0072b2", ms=4)
-            place.plot(x, y[-1] * (x / x[-1]) ** axis.promised, ":", color="0.5", lw=1)
-            place.set(
-                xscale="log",
-                yscale="log",
-                xlabel=axis.label,
-                title=f"{axis.name}: exponent {slope:.2f} (≤ {axis.promised:g})",
-            )
-            place.title.set_fontsize(10)
-            ends = [x[0], x[len(x) // 2], x[-1]]
-            place.set_xticks(ends, [f"{size:.3g}" if size < 1000 else f"{size:.0f}" for size in ends])
-            place.xaxis.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
-            place.set_ylim(y.min() / 1.6, y.max() * 1.6)
-            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if y.max() / y.min() < 10 else (1,)))
-            place.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-            place.yaxis.set_minor_formatter(NullFormatter())
-        axes[0].set_ylabel("seconds")
-        figure.tight_layout()
+    figure, axes = panels(len(AXES), 0, 3.1, 2.9, legend=0)
+    for place, axis in zip(axes, AXES, strict=True):
+        x, y = np.array(entry["curves"][f"x:{axis.name}"]), np.array(entry["curves"][f"y:{axis.name}"])
+        slope = entry["figures"][f"slope_{axis.name}"]
+        place.plot(x, y, "o-", color=GOOD, ms=4)
+        place.plot(x, y[-1] * (x / x[-1]) ** axis.promised, ":", color=NEUTRAL, lw=1)
+        place.set(
+            xscale="log",
+            yscale="log",
+            xlabel=axis.label,
+            title=f"{axis.name}: exponent {slope:.2f} (≤ {axis.promised:g})",
+        )
+        place.title.set_fontsize(10)
+        ends = [x[0], x[len(x) // 2], x[-1]]
+        place.set_xticks(ends, [f"{size:.3g}" if size < 1000 else f"{size:.0f}" for size in ends])
+        place.xaxis.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
+        place.set_ylim(y.min() / 1.6, y.max() * 1.6)
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if y.max() / y.min() < 10 else (1,)))
+        place.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        place.yaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylabel("seconds")
     return figure
 
 

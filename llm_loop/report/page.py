@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bandits.core.errors import InputError
 from bandits.runs.command import guard, say
 from bandits.runs.directory import TIMING, Ledger
+from bandits.runs.figures import picture
 from bandits.runs.files import DamagedError, read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
 from bandits.runs.text import loads
-from bandits.sim import figures as core_plots
 from llm_loop import tables
 from llm_loop.data.chat import Prompt, text_of
 from llm_loop.report import figures as plots
@@ -239,8 +238,7 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     drawn: list[Picture] = []
 
     def show(name: str, caption: str, figure: Figure) -> None:
-        drawn.append(Picture(name, caption, core_plots.png(figure)))
-        plt.close(figure)
+        drawn.append(picture(name, caption, figure))
 
     paired = bands(table)
     thin = " Thin: the single seeds; where they cross, the strategies do not differ reliably."
@@ -306,8 +304,8 @@ def write(folder: Path) -> Path:
         said.append(f"Prompts left out: {run.left_out}.")
     for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
         write_frame(folder / f"{name}.csv", frame)
-    for picture in drawn:
-        write_bytes(folder / "figures" / f"{picture.name}.png", picture.content)
+    for drawing in drawn:
+        write_bytes(folder / "figures" / f"{drawing.name}.png", drawing.content)
     write_json(folder / "findings.json", [headline, *health, *said])
     page = render("llm_loop.report", "timing.html.j2", seconds=seconds(run, folder), manifest=run.manifest)
     write_text(folder / "timing.html", page)
@@ -326,7 +324,7 @@ def write(folder: Path) -> Path:
         baseline=BASELINE,
         does={name: run.manifest["parts"]["strategies"][name]["summary"] for name in run.strategies},
         means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
-        pictures={picture.name: picture for picture in drawn},
+        pictures={drawing.name: drawing for drawing in drawn},
         selection=chosen[chosen["round"] == run.last],
         diagnostics=words.told(loop, run.strategies),
         why=why(run),
