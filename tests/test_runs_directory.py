@@ -128,6 +128,15 @@ class TestLedger:
         Ledger(tmp_path).close("a")
         assert {p.name for p in tmp_path.rglob("*")} == {"a", "ledger.json", "timing.json"}
 
+    def test_work_is_not_over_before_what_is_not_listed_is_gone(self, tmp_path, monkeypatch):
+        """A run killed while it tidies up leaves a cell that is played again, not a whole one with leftovers."""
+        write_bytes(tmp_path / "a", b"x")
+        write_bytes(tmp_path / "leftover", b"x")
+        monkeypatch.setattr(Ledger, "tidy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Ledger(tmp_path).close("a")
+        assert not Ledger(tmp_path).whole
+
 
 DAMAGES = ["cut", "emptied", "altered", "gone"]
 

@@ -118,7 +118,7 @@ class TestRun:
 
 class TestAlarms:
     def test_a_control_that_is_not_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setitem(trials.ORACLES, "flipped", btl.BTL())
+        monkeypatch.setitem(trials.ORACLES._parts, "flipped", btl.BTL())
         names = ["--claims", "controls/flipped labels"]
         assert command.main(["smoke", *names, "--output", str(tmp_path), "--jobs", "1"]) == 1
         assert "alarm: controls/flipped labels is supported" in capsys.readouterr().err
@@ -137,7 +137,7 @@ class TestBadInput:
         [
             (["quik"], "did you mean 'quick'"),
             (["smoke", "--claims", "contrls"], "the nearest is 'controls'"),
-            (["smoke", "--claims", "exact/default/random/strait"], "the nearest is 'exact/default/random/extended'"),
+            (["smoke", "--claims", "exact/default/random/extend"], "the nearest is 'exact/default/random/extended'"),
             (["smoke", "--claims", "exact", "--backend", "dask", "--address", "tcp://127.0.0.1:9"], "cannot reach"),
         ],
     )

@@ -202,8 +202,9 @@ class Ledger:
 
     def close(self, *names: str) -> None:
         """List these files and no others, and that the work is over; remove whatever else is in the folder."""
-        self._write(self._hashes(names), 1.0, True)
-        self.tidy()
+        self._write(self._hashes(names), 1.0, False)
+        self.tidy()  # before the work is over: who is killed here plays the cell again, and leaves nothing behind
+        self._write(self.files, 1.0, True)
 
     def _hashes(self, names: Iterable[str]) -> dict[str, str]:
         found = {name: files.file_sha256(self.folder / name) for name in names}
