@@ -321,11 +321,11 @@ class Policy:
         return text
 
     def decode(self, response: Sequence[int]) -> str:
-        """Return a response's text, without its end token and NULs."""
+        """Return a response's text, without its end token."""
         if response and response[-1] in self.ends:
             response = response[:-1]
         text: str = self.tokenizer.decode(response, skip_special_tokens=True)
-        return text.replace("\0", "\ufffd")  # readers of tables take a NUL for an end
+        return text
 
     def padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Return token ids padded on the right, ``(n, T)``, and where the responses' tokens are (booleans)."""

@@ -17,14 +17,14 @@ import transformers
 from bandits.core.errors import InputError
 from bandits.core.oracles import Oracle
 from bandits.core.rng import Key
-from bandits.runs.files import file_sha256
 from bandits.selector import Strategy
 from llm_loop.agreement import settle
 from llm_loop.arena import TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
-from llm_loop.data.prompts import PromptSet
+from llm_loop.data.files import hashes, located
+from llm_loop.data.prompts import SOURCES, PromptSet
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, check_device, load_policy
@@ -120,12 +120,16 @@ def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:
 
 
 def inputs(alignment: Alignment) -> dict[str, str | None]:
-    """Return the SHA-256 of every file of one's own that a run reads, by setting and path."""
+    """Return the SHA-256 of every file of one's own that a run reads, by setting and path; named things are pinned."""
     found: dict[str, str | None] = {}
     for setting in ("model", "prompts", "reward", "judge"):
-        path = Path(getattr(alignment, setting))
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        found |= {f"{setting}: {file.relative_to(path.parent)}": file_sha256(file) for file in files if file.is_file()}
+        name = getattr(alignment, setting)
+        if setting == "prompts":
+            path = None if name in SOURCES else located(name)
+        else:
+            path = Path(name) if Path(name).exists() else None
+        if path is not None:
+            found |= {f"{setting}: {file}": digest for file, digest in hashes(path).items()}
     return found
 
 

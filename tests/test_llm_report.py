@@ -423,6 +423,31 @@ def test_damaged_and_unfinished_runs_are_one_line(
         assert error.count("\n") == 1
 
 
+def test_a_foreign_folder_is_one_line_and_nothing_is_written_there(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    config = manifest["config"]
+    foreign = ["noise", [], None, {}, 3, {"config": config}, {"config": {"strategies": ["a"], "seeds": 1}}]
+    foreign += [manifest | {"config": config | change} for change in ({"strategies": []}, {"seeds": 0}, {"reward": 3})]
+    foreign += [manifest | {"config": {k: v for k, v in config.items() if k != "labels"}}, manifest | {"parts": {}}]
+    for number, content in enumerate(foreign):
+        folder = tmp_path / str(number)
+        shutil.copytree(run / "cells", folder / "cells")
+        (folder / "manifest.json").write_text(content if content == "noise" else json.dumps(content))
+        before = sorted(folder.rglob("*"))
+        assert report.main([str(folder)]) == 2, content
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "manifest.json" in error
+        assert error.count("\n") == 1
+        assert sorted(folder.rglob("*")) == before
+    (tmp_path / "file").write_text("hello")
+    for name in ("file", "nowhere"):
+        assert report.main([str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     slopes = {"random": 0.3, "activedpo": 0.6, "apo": 0.3, "aplp": 0.0, "ucb": 0.3}
     folder = made_up(tmp_path, slopes, seeds=6)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_llm_report import made_up
+from test_llm_report import close, made_up
 
 from bandits.core.errors import InputError
 from bandits.runs import text as texts
 from llm_loop import tables
+from llm_loop.__main__ import main
 from llm_loop.data.chat import Message, text_of
 from llm_loop.report import page
 from llm_loop.tables import Candidate, Preference, Sample
@@ -139,6 +140,7 @@ def test_a_page_shows_every_text_escaped(tmp_path: Path) -> None:
         pool = tables.read(Candidate, cell)
         texts = [replace(row, response_1=AWKWARD[row.candidate % 11], response_2="\ud800\0") for row in pool]
         tables.write(Candidate, cell, texts)
+        close(cell)
     page.write(folder)
     html = (folder / "index.html").read_bytes().decode("utf-8")
     for text in AWKWARD[: page.SHOWN_SAMPLES]:
@@ -152,3 +154,27 @@ def test_what_is_shown_of_a_conversation() -> None:
     assert text_of((Message("user", "Why?"),)) == "Why?"
     assert text_of((Message("system", "Be brief."), Message("user", "Why?"))) == "System: Be brief.\n\nUser: Why?"
     assert page.visible("a\0b\rc\ud800") == "a␀b␍c\\ud800"
+
+
+def test_a_run_on_awkward_prompts_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """From the file through samples, candidates, preferences and page; then from its first round on once more."""
+    file = tmp_path / "prompts.jsonl"
+    asked = [f"{n} {text} end" for n, text in enumerate(AWKWARD[:4] + AWKWARD[5:9] + AWKWARD[10:]) for n in (n, n + 20)]
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked), encoding="utf-8")
+    arguments = ["smoke", "--prompts", str(file), "--heldout", "3", "--heldout-duels", "2", "--jobs", "1"]
+    arguments += ["--strategies", "random", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    (folder,) = (tmp_path / "out" / "llm").iterdir()
+    cell = folder / "cells" / "random--seed0"
+    for kind in (Sample, Candidate, Preference):
+        prompts = set(tables.frame(kind, cell)["prompt"])
+        assert prompts
+        assert prompts <= set(asked)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "timing" not in path.name}
+    (folder / "index.html").unlink()
+    for name in ("samples.jsonl", "records/round-02.json"):
+        (cell / name).unlink()
+    assert main(arguments) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    file.write_text(file.read_text(encoding="utf-8").replace("end", "End"), encoding="utf-8")
+    assert main(arguments) == 2  # the file's content is part of what the run is

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from bandits.loop import play
+from bandits.runs.text import lines
 from bandits.selector import STRATEGIES
 from bandits.sim.config import PRESETS, Simulation, blocks
 from bandits.sim.run import build, run_cell

@@ -68,7 +68,7 @@ def inside(folder: Path) -> list[Path]:
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
-def located(name: str, known: str) -> Path:
+def located(name: str, known: str = "a registered prompt set") -> Path:
     """Return the path of a prompt file or folder, ``~`` expanded; ``InputError`` says what else it could have been."""
     try:
         path = Path(name).expanduser()

@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 
 from bandits.core.errors import InputError
 from bandits.runs.command import guard, say
-from bandits.runs.directory import TIMING, Ledger
+from bandits.runs.directory import TIMING, Ledger, config_of
 from bandits.runs.figures import picture
 from bandits.runs.files import DamagedError, read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import summarise
 from bandits.runs.text import loads
 from llm_loop import tables
+from llm_loop.config import Alignment
 from llm_loop.data.chat import Prompt, text_of
 from llm_loop.report import figures as plots
 from llm_loop.report import findings as words
@@ -101,8 +102,13 @@ def read(folder: Path) -> Run:
     try:
         config = manifest["config"]
         cells = [folder / "cells" / f"{name}--seed{k}" for name in config["strategies"] for k in range(config["seeds"])]
+        known = _known(config_of(Alignment()), config) and all(
+            isinstance(manifest["parts"]["strategies"][name]["summary"], str) for name in config["strategies"]
+        )
     except (KeyError, TypeError):
-        raise DamagedError(f"{folder / 'manifest.json'} is not that of a language model's run") from None
+        known = False
+    if not (known and cells):
+        raise DamagedError(f"{folder / 'manifest.json'} is not that of a language model's run")
     for ledger in map(Ledger, cells):
         if faults := ledger.faults():
             raise DamagedError(f"{faults[0]}; the command of this run makes it anew")
@@ -113,6 +119,14 @@ def read(folder: Path) -> Run:
     left_out = loads(ledger.read(first).decode())["left_out"] if ledger.holds(first) else ""
     kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
     return Run(manifest, **{kind.table: tables.frame(kind, *cells) for kind in kinds}, left_out=left_out)
+
+
+def _known(ours: Any, theirs: Any) -> bool:
+    """Whether a config has all settings that ours has, of their kinds."""
+    if isinstance(ours, dict):
+        return isinstance(theirs, dict) and all(name in theirs and _known(ours[name], theirs[name]) for name in ours)
+    numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
+    return numbers or type(ours) is type(theirs)
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -302,13 +316,7 @@ def write(folder: Path) -> Path:
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
     if run.left_out:
         said.append(f"Prompts left out: {run.left_out}.")
-    for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
-        write_frame(folder / f"{name}.csv", frame)
-    for drawing in drawn:
-        write_bytes(folder / "figures" / f"{drawing.name}.png", drawing.content)
-    write_json(folder / "findings.json", [headline, *health, *said])
-    page = render("llm_loop.report", "timing.html.j2", seconds=seconds(run, folder), manifest=run.manifest)
-    write_text(folder / "timing.html", page)
+    timing = render("llm_loop.report", "timing.html.j2", seconds=seconds(run, folder), manifest=run.manifest)
     page = render(
         "llm_loop.report",
         "report.html.j2",
@@ -337,6 +345,12 @@ def write(folder: Path) -> Path:
         span=words.span,
         visible=visible,
     )
+    for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
+        write_frame(folder / f"{name}.csv", frame)
+    for drawing in drawn:
+        write_bytes(folder / "figures" / f"{drawing.name}.png", drawing.content)
+    write_json(folder / "findings.json", [headline, *health, *said])
+    write_text(folder / "timing.html", timing)
     write_text(folder / "index.html", page)
     return folder / "index.html"
 
