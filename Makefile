@@ -97,10 +97,10 @@ $(LLM): $(CORE)
 	@touch $@
 
 $(DEV): $(LLM)
-	$(PIP) install --constraint constraints.txt --editable '.[llm,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[llm,dev,docs]'
 	@touch $@
 
 $(BENCH): $(DEV) benchmarks/peers.txt
-	$(PIP) install --constraint constraints.txt --editable '.[llm,dev,bench]'
+	$(PIP) install --constraint constraints.txt --editable '.[llm,dev,docs,bench]'
 	$(PIP) install --no-deps --requirement benchmarks/peers.txt
 	@touch $@
