@@ -1,3 +1,54 @@
-"""The simulator: duels, oracles, networks, the design matrix, the selector, and the loop."""
+"""Active choice of preference pairs: oracles, the design matrix, the selector, the loop, and a simulator around them.
+
+The loop (:func:`play`) asks an :class:`Arena` for duels and labels, a :class:`Learner` for rewards and gradients, and a
+:class:`Strategy` for picks.  Strategies, oracles, ground truths and learners are registered by name.
+"""
+
+from bandits.core.duels import Duels, Items, Labelled, Offer
+from bandits.core.errors import InputError
+from bandits.core.oracles import BTL, ORACLES, Oracle, kappa
+from bandits.core.rng import Key
+from bandits.loop import Arena, Learner, Ridges, Round, Schedule, play
+from bandits.selector import STRATEGIES, ActiveDPO, FeatureSpace, Pool, ScoreStrategy, Strategy, select
+from bandits.sim.learners import LEARNERS, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
+from bandits.sim.networks import MLP
+from bandits.sim.problem import Inputs, Problem, SyntheticArena
+from bandits.sim.truths import TRUTHS, GroundTruth
 
 __version__ = "0.1.0"
+__all__ = [
+    "BTL",
+    "LEARNERS",
+    "MLP",
+    "ORACLES",
+    "STRATEGIES",
+    "TRUTHS",
+    "ActiveDPO",
+    "Arena",
+    "Duels",
+    "FeatureSpace",
+    "GroundTruth",
+    "InputError",
+    "Inputs",
+    "Items",
+    "Key",
+    "Labelled",
+    "Learner",
+    "LinearLearner",
+    "NeuralLearner",
+    "Offer",
+    "Oracle",
+    "PolicyLearner",
+    "Pool",
+    "Problem",
+    "Ridges",
+    "Round",
+    "Schedule",
+    "ScoreStrategy",
+    "Strategy",
+    "SyntheticArena",
+    "TangentLearner",
+    "kappa",
+    "play",
+    "select",
+]

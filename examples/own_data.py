@@ -1,17 +1,15 @@
 """The loop as a library, on data of one's own: embeddings of responses, and somebody who answers.
 
-``python examples/own_data.py`` asks for 40 labels on a pool of 60 prompts with 4 responses each.  The embeddings and the
-answers are made up here; put your own arrays and your own ``prefer`` in their place.
+``python examples/own_data.py`` asks for 40 labels on a pool of 60 prompts with 4 responses each.  The embeddings and
+the answers are made up here; put your own arrays and your own ``prefer`` in their place.
 """
 
 from collections.abc import Callable
 
 import torch
-from bandits.sim.problem import Inputs
 from torch import Tensor
 
-from bandits import STRATEGIES, Arena, Duels, Key, Labelled, Offer, Ridges, Schedule, play
-from bandits.sim.learners import LinearLearner
+from bandits import STRATEGIES, Arena, Duels, Inputs, Key, Labelled, LinearLearner, Offer, Ridges, Schedule, play
 
 PROMPTS, RESPONSES, DIM = 60, 4, 12
 

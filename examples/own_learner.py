@@ -4,7 +4,6 @@ import sys
 from typing import Self
 
 import torch
-from bandits.sim.problem import Inputs
 from torch import Tensor
 
 from bandits import LEARNERS
@@ -12,6 +11,7 @@ from bandits.__main__ import main
 from bandits.core.duels import Labelled
 from bandits.core.rows import Dense
 from bandits.sim.learners import At, Fit, Layer, LinearLearner, Start
+from bandits.sim.problem import Inputs
 
 
 class Quadratic(LinearLearner):

@@ -16,9 +16,8 @@ def main(folder: Path) -> None:
         table = part.pivot(index="replicate", columns="contender", values="error")
         for contender in table.columns.drop("random"):
             gap = mean((table[contender] - table["random"]).to_numpy(), 0.95)
-            print(
-                f"{truth} {contender}: error less Random's {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] (n = {gap.n})"
-            )
+            interval = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+            print(f"{truth} {contender}: error less Random's {interval} (n = {gap.n})")
 
 
 if __name__ == "__main__":
