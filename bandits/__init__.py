@@ -4,6 +4,7 @@ The loop (:func:`play`) asks an :class:`Arena` for duels and labels, a :class:`L
 :class:`Strategy` for picks.  Strategies, oracles, ground truths and learners are registered by name.
 """
 
+from bandits._version import __version__
 from bandits.core.duels import Duels, Items, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import BTL, ORACLES, Oracle, kappa
@@ -15,7 +16,6 @@ from bandits.sim.networks import MLP
 from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS, GroundTruth
 
-__version__ = "0.1.0"
 __all__ = [
     "BTL",
     "LEARNERS",
@@ -48,6 +48,7 @@ __all__ = [
     "Strategy",
     "SyntheticArena",
     "TangentLearner",
+    "__version__",
     "kappa",
     "play",
     "select",

@@ -96,7 +96,7 @@ def sources(package: str) -> str:
 
 def version() -> str:
     """Return this project's version."""
-    from bandits import __version__
+    from bandits._version import __version__
 
     return __version__
 
