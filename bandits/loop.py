@@ -16,12 +16,12 @@ from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checka
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.core.design import Design, DiagonalDesign, FixedDesign, GramDesign, Posterior, WhitenedDesign
+from bandits.core.design import Design, Posterior
 from bandits.core.duels import Duels, I, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, Rows
+from bandits.core.rows import Rows
 from bandits.selector import FeatureSpace, Pool, Quantity, Strategy, select
 
 F = TypeVar("F")
@@ -162,7 +162,7 @@ class DesignState:
         """Return the duels on offer as seen through ``V⁻¹`` of the past ones."""
         rows = self.rows(learner, offer.items, offer.duels)
         if self.design is None or not self.grows:
-            self.design = self._new(rows, self.small(offer))
+            self.design = Design.of(rows, self.ridge, self.space.metric, self.small(offer))
             if past and not self.grows:
                 self.design.append(self.rows(learner, past.items, past.duels))
         return self.design.condition(rows)
@@ -177,18 +177,8 @@ class DesignState:
             self.design.extend(seen.take(picks))
         elif self.grows:
             rows = self.rows(learner, past.batches[-1].items, past.batches[-1].duels)
-            self.design = self.design or self._new(rows, small=False)
+            self.design = self.design or Design.of(rows, self.ridge, self.space.metric)
             self.design.append(rows)
-
-    def _new(self, rows: Rows, small: bool) -> Design:
-        """Choose the form of ``V`` that suits these rows."""
-        match self.space.metric:
-            case "identity":
-                return FixedDesign(self.ridge)
-            case "diagonal":
-                return DiagonalDesign(self.ridge)
-            case "full":
-                return WhitenedDesign(self.ridge) if small and isinstance(rows, Dense) else GramDesign(self.ridge)
 
 
 def play(

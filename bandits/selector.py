@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from bandits.core.design import Posterior, greedy
+from bandits.core.design import Metric, Posterior
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
+from bandits.core.greedy import greedy
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 
@@ -45,7 +46,7 @@ class FeatureSpace:
     gradients: Literal["current", "initial", "stale"] = "current"
     normalise: Literal["none", "response", "duel"] = "none"
     weight: Literal["none", "fisher"] = "none"
-    metric: Literal["full", "diagonal", "identity"] = "full"
+    metric: Metric = "full"
     ridge: float | None = None
 
     def described(self) -> list[str]:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from bandits.core import oracles as btl
 from bandits.core.bounds import interpolation_norm, linearised, proposition
-from bandits.core.design import DiagonalDesign, FixedDesign, GramDesign, WhitenedDesign, greedy
+from bandits.core.design import Design, DiagonalDesign, GramDesign, IdentityDesign, PrimalDesign, WhitenedDesign
 from bandits.core.duels import Duels, gather
 from bandits.core.errors import InputError
+from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher
 from bandits.sim.networks import MLP
@@ -32,10 +33,12 @@ def reference_design(past: torch.Tensor, ridge: float) -> torch.Tensor:
     return ridge * torch.eye(past.shape[-1], dtype=past.dtype) + past.mT @ past
 
 
-def reference_greedy(pool: torch.Tensor, v: torch.Tensor, count: int) -> list[int]:
+def reference_greedy(pool: torch.Tensor, v: torch.Tensor, count: int, metric: str = "full") -> list[int]:
+    """Pick one by one with an explicit ``V``, of which only what the metric keeps is used."""
     picks: list[int] = []
     for _ in range(count):
-        inverse = torch.linalg.inv(v)
+        kept = {"full": v, "diagonal": torch.diag(v.diagonal()), "identity": torch.eye(len(v), dtype=v.dtype)}[metric]
+        inverse = torch.linalg.inv(kept)
         widths = [float(f @ inverse @ f) if i not in picks else -1.0 for i, f in enumerate(pool)]
         picks.append(int(np.argmax(widths)))
         v = v + torch.outer(pool[picks[-1]], pool[picks[-1]])
@@ -198,7 +201,9 @@ class TestRows:
 
 
 class TestDesign:
-    @pytest.mark.parametrize(("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128)])
+    @pytest.mark.parametrize(
+        ("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128), (PrimalDesign, 128)]
+    )
     @given(seed=seeds, ridge=st.floats(0.05, 20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
     def test_widths_and_information_are_those_of_the_explicit_matrix(self, kind, panel, seed, ridge, sizes):
         with mock.patch("bandits.core.design.PANEL", panel):
@@ -278,17 +283,24 @@ class TestDesign:
             potential += min(1.0, width**2)
         assert potential <= 2 * float(design.information()) + 1e-9
 
-    @given(seed=seeds, ridge=st.floats(0.1, 10), past=st.integers(0, 5), count=st.integers(1, 6))
-    def test_greedy_is_the_naive_one(self, seed, ridge, past, count):
+    @given(
+        seed=seeds,
+        ridge=st.floats(0.1, 10),
+        past=st.integers(0, 5),
+        count=st.integers(1, 6),
+        metric=st.sampled_from(["full", "diagonal", "identity"]),
+        many=st.booleans(),
+    )
+    def test_greedy_is_the_naive_one_under_every_metric(self, seed, ridge, past, count, metric, many):
         pool, old = rows(seed, 8, 3, (2,)), rows(seed + 1, past, 3, (2,))
-        design = GramDesign(ridge)
+        design = Design.of(Dense(pool), ridge, metric, many)
         if past:
             design.append(Dense(old))
         available = torch.ones(2, 8, dtype=torch.bool)
         ties = Key(seed, (0, 1)).uniform(8)
         picks = greedy(design.condition(Dense(pool)), count, available, ties)
         for r in range(2):
-            assert picks[r].tolist() == reference_greedy(pool[r], reference_design(old[r], ridge), count)
+            assert picks[r].tolist() == reference_greedy(pool[r], reference_design(old[r], ridge), count, metric)
 
     def test_greedy_is_within_its_guarantee_of_the_best_batch(self):
         from itertools import combinations
@@ -318,12 +330,47 @@ class TestDesign:
 
     def test_orthogonal_designs_for_the_controls(self):
         pool, past = Dense(rows(0, 5, 3)), Dense(rows(1, 6, 3))
-        fixed, diagonal = FixedDesign(2.0), DiagonalDesign(2.0)
+        fixed, diagonal = IdentityDesign(2.0), DiagonalDesign(2.0)
         fixed.append(past)
         diagonal.append(past)
         torch.testing.assert_close(fixed.widths(pool), pool.squares().sqrt() / math.sqrt(2.0))
         v = torch.diag(reference_design(past.values, 2.0))
         torch.testing.assert_close(diagonal.widths(pool), (pool.values.square() / v).sum(-1).sqrt())
+
+    @pytest.mark.parametrize(
+        ("metric", "many", "dim", "form"),
+        [
+            ("full", False, 3, GramDesign),
+            ("full", True, 3, PrimalDesign),
+            ("full", True, 80, WhitenedDesign),
+            ("diagonal", True, 3, DiagonalDesign),
+            ("identity", False, 3, IdentityDesign),
+        ],
+    )
+    def test_the_form_follows_from_the_rows_and_the_metric(self, metric, many, dim, form):
+        """And none is a kind of another: a check for one form is not met by the next."""
+        design = Design.of(Dense(rows(0, 5, dim)), 1.0, metric, many)
+        assert type(design) is form
+        forms = {GramDesign, WhitenedDesign, PrimalDesign, DiagonalDesign, IdentityDesign}
+        assert not any(isinstance(design, other) for other in forms - {form})
+
+    @given(seed=seeds, ridge=st.floats(0.05, 20))
+    def test_weights_are_repeated_rows(self, seed, ridge):
+        phi, past = Dense(rows(seed, 6, 3, (2,))), GramDesign(ridge)
+        counts = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (2, 6))).double()
+        design = PrimalDesign.weighted(phi, counts, ridge)
+        past.append(phi.scaled(counts.sqrt()))
+        torch.testing.assert_close(design.widths(phi), past.widths(phi))
+        torch.testing.assert_close(design.information(), past.information())
+        more = Dense(rows(seed + 1, 2, 3, (2,)))
+        design.append(more)
+        past.append(more)
+        torch.testing.assert_close(design.widths(phi), past.widths(phi))
+
+    def test_widths_are_computed_once(self):
+        """A posterior is asked for its widths duel by duel by pages; the rows are passed over once."""
+        posterior = GramDesign(1.0).condition(Dense(rows(0, 5, 3)))
+        assert posterior.widths is posterior.widths
 
     def test_a_ridge_must_be_positive(self):
         for bad in (0.0, -1.0, math.inf, math.nan):

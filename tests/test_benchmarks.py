@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandits.core.design import GramDesign, greedy
+from bandits.core.design import GramDesign
 from bandits.core.errors import InputError
+from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, ShiftSketch
 from benchmarks import __main__ as command

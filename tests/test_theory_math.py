@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from bandits.core.bounds import interpolation_norm
-from bandits.core.design import GramDesign
+from bandits.core.design import GramDesign, PrimalDesign
 from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa, loss
@@ -41,7 +41,6 @@ from theory_checks.maths import certificate
 from theory_checks.maths.predictors import predictors
 from theory_checks.maths.tangent import (
     Counts,
-    DenseDesign,
     ExtendedLink,
     Logistic,
     Setting,
@@ -145,10 +144,10 @@ class TestTangentWorld:
         counts = Counts(zero, zero).add(picks, won)
         theta, _ = fit(phi, counts, torch.full((2,), 0.7, dtype=F64), Logistic(), torch.zeros(2, 6, dtype=F64))
         torch.testing.assert_close(times(phi, theta), every.difference(learner.rewards(items)), rtol=1e-7, atol=1e-8)
-        design, reference = DenseDesign.of(phi, counts.asked, 3.0), GramDesign(3.0)
+        design, reference = PrimalDesign.weighted(Dense(phi), counts.asked, 3.0), GramDesign(3.0)
         reference.append(rows.differences(every.take(picks)))
-        torch.testing.assert_close(design.widths(phi), reference.widths(rows.differences(every)))
-        torch.testing.assert_close(design.information, reference.information())
+        torch.testing.assert_close(design.widths(Dense(phi)), reference.widths(rows.differences(every)))
+        torch.testing.assert_close(design.information(), reference.information())
 
     @given(limit=st.floats(0.2, 6), margin=st.floats(-12, 12))
     def test_the_extended_link_is_logistic_inside_and_never_flatter_than_kappa(self, limit, margin):

@@ -1,6 +1,7 @@
-"""Owns the design matrix ``V = ridge·I + Σ φφᵀ`` of the answered duels: widths, conditioning, information.
+"""Owns the design matrix ``V = ridge·I + Σ φφᵀ`` of the answered duels: widths, posterior, information.
 
-Only inner products of rows are used; no ``P x P`` matrix is formed.  With ``S`` answered duels,
+:meth:`Design.of` chooses among five forms.  All but the primal one use inner products of rows only; no ``P x P`` matrix
+is formed.  With ``S`` answered duels,
 ``Φ`` their features and ``K = ΦΦᵀ = L Lᵀ - ridge·I``,
 
     ridge · ⟨φ, φ'⟩_{V⁻¹} = ⟨φ, φ'⟩ - ⟨L⁻¹Φφ, L⁻¹Φφ'⟩          (Woodbury)
@@ -14,33 +15,38 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bandits.core.duels import gather
 from bandits.core.errors import InputError
 from bandits.core.rows import Dense, Differences, Rows
 
+Metric = Literal["full", "diagonal", "identity"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Posterior:
     """Rows as seen through ``V⁻¹``: ``ridge·⟨φ_i, φ_j⟩_{V⁻¹} = ⟨φ_i, φ_j⟩ - ⟨c_i, c_j⟩``.
 
-    ``projections`` holds the ``c``'s as columns, ``(*r, S, n)``.
+    ``projections`` holds the ``c``'s as columns, ``(*r, S, n)``; there are none where the rows are those of
+    ``√ridge V^{-½}φ``.  ``metric`` says what becomes of ``V`` when a row is added: all of it, its diagonal, nothing.
     """
 
     rows: Rows
     projections: Float[Tensor, "*r s n"]
     ridge: float
+    metric: Metric = "full"
 
-    @property
+    @cached_property
     def residuals(self) -> Float[Tensor, "*r n"]:
         """``ridge · ‖φ‖²_{V⁻¹}``."""
         return (self.rows.squares() - self.projections.square().sum(-2)).clamp(min=0)
 
-    @property
+    @cached_property
     def widths(self) -> Float[Tensor, "*r n"]:
         """``‖φ‖_{V⁻¹}``; zero for a duel of identical items, never above ``‖φ‖/√ridge``."""
         return (self.residuals / self.ridge).sqrt()
@@ -48,7 +54,7 @@ class Posterior:
     def take(self, index: Int64[Tensor, "*r k"]) -> Posterior:
         """Return the rows at these positions, replicate by replicate."""
         kept = torch.take_along_dim(self.projections, index.unsqueeze(-2), -1)
-        return Posterior(self.rows.take(index), kept, self.ridge)
+        return Posterior(self.rows.take(index), kept, self.ridge, self.metric)
 
     def column(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r n"]:
         """Return ``ridge·⟨φ_i, φ_pick⟩_{V⁻¹}`` for all ``i``, one pick per replicate."""
@@ -66,6 +72,23 @@ class Design(ABC):
         if not (ridge > 0 and math.isfinite(ridge)):
             raise InputError(f"design: the ridge must be positive and finite, got {ridge}")
         self.ridge = ridge
+
+    @staticmethod
+    def of(rows: Rows, ridge: float, metric: Metric = "full", many: bool = False) -> Design:
+        """Return the empty design that suits such rows.
+
+        ``many`` says that rows will be conditioned and extended a few at a time, very often: dense rows are then kept
+        whitened, or, if they have at most ``FEW`` coordinates, as ``V`` itself.
+        """
+        match metric:
+            case "identity":
+                return IdentityDesign(ridge)
+            case "diagonal":
+                return DiagonalDesign(ridge)
+            case "full" if many and isinstance(rows, Dense):
+                return PrimalDesign(ridge) if rows.values.shape[-1] <= FEW else WhitenedDesign(ridge)
+            case "full":
+                return GramDesign(ridge)
 
     def append(self, rows: Rows) -> None:
         """Add ``Σ φφᵀ`` of these rows to ``V``."""
@@ -102,6 +125,7 @@ class _FactorDesign(Design):
         """Return ``L⁻¹Φφ`` of the rows, as columns."""
 
 
+FEW = 64  # coordinates up to which V itself is kept: its factor is renewed in O(p³), whatever was answered
 PANEL = 128  # answered rows that are kept together when they come one by one
 
 
@@ -205,6 +229,54 @@ class WhitenedDesign(_FactorDesign):
         return self._information
 
 
+class PrimalDesign(Design):
+    """The primal form for dense rows of few coordinates ``p``: keeps ``V`` as its Cholesky factor ``L``, ``p x p``.
+
+    Conditioning costs ``O(p²)`` a row and appending ``O(p³)``, however much was answered.  Rows may have weights.
+    """
+
+    def __init__(self, ridge: float) -> None:
+        """Begin with no answered duel."""
+        super().__init__(ridge)
+        self._factor: Tensor | None = None
+
+    @classmethod
+    def weighted(cls, rows: Dense, weights: Float[Tensor, "*r n"], ridge: float) -> PrimalDesign:
+        """Return ``ridge·I + Σ weight φφᵀ`` (counts, or counts times slopes)."""
+        design = cls(ridge)
+        matrix = rows.values.mT @ (rows.values * weights.unsqueeze(-1))
+        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        design._factor = torch.linalg.cholesky(matrix)
+        return design
+
+    @property
+    def factor(self) -> Float[Tensor, "*r p p"]:
+        """The Cholesky factor of ``V``; there must have been rows."""
+        assert self._factor is not None
+        return self._factor
+
+    def extend(self, seen: Posterior) -> None:
+        """Turn ``L`` into ``L chol(I + Σ ψψᵀ / ridge)``, ``ψ = √ridge L⁻¹φ`` the rows as they were seen."""
+        rows = seen.rows.dense().values
+        matrix = rows.mT @ rows / self.ridge
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        gain = torch.linalg.cholesky(matrix)
+        self._factor = gain * math.sqrt(self.ridge) if self._factor is None else self._factor @ gain
+
+    def condition(self, rows: Rows) -> Posterior:
+        """Return the rows as ``√ridge L⁻¹φ``."""
+        values = rows.dense().values
+        if self._factor is not None:
+            values = math.sqrt(self.ridge) * torch.linalg.solve_triangular(self.factor, values.mT, upper=False).mT
+        return Posterior(Dense(values), values.new_zeros((*values.shape[:-2], 0, rows.count)), self.ridge)
+
+    def information(self) -> Tensor | float:
+        """Return ``log det(V / ridge)``."""
+        if self._factor is None:
+            return 0.0
+        return (2 * self.factor.diagonal(dim1=-2, dim2=-1).log() - math.log(self.ridge)).sum(-1)
+
+
 class DiagonalDesign(Design):
     """``diag(V)`` in place of ``V``: the shortcut of public NeuralUCB code, kept as a control.  Dense rows only."""
 
@@ -226,124 +298,25 @@ class DiagonalDesign(Design):
         values = rows.dense().values
         if self._diagonal is not None:
             values = values * (self.ridge / self._diagonal).sqrt().unsqueeze(-2)
-        return Posterior(Dense(values), values.new_zeros((*values.shape[:-2], 0, rows.count)), self.ridge)
+        none = values.new_zeros((*values.shape[:-2], 0, rows.count))
+        return Posterior(Dense(values), none, self.ridge, "diagonal")
 
     def information(self) -> Tensor | float:
         """Return ``log det(diag(V) / ridge)``."""
         return 0.0 if self._diagonal is None else (self._diagonal / self.ridge).log().sum(-1)
 
 
-class FixedDesign(GramDesign):
+class IdentityDesign(Design):
     """``V = ridge·I`` whatever was answered: widths are ``‖φ‖/√ridge``, the control without a memory."""
 
     def extend(self, seen: Posterior) -> None:
         """Forget the rows."""
 
+    def condition(self, rows: Rows) -> Posterior:
+        """Return the rows as they are."""
+        squares = rows.squares()
+        return Posterior(rows, squares.new_zeros((*squares.shape[:-1], 0, rows.count)), self.ridge, "identity")
 
-def greedy(
-    pool: Posterior, count: int, available: Bool[Tensor, "*r n"], ties: Float[Tensor, "*r n"], update: bool = True
-) -> Int64[Tensor, "*r count"]:
-    """Pick ``count`` rows, each time ``argmax ‖φ‖_{V⁻¹}``, then ``V ← V + φφᵀ`` at once (unless not ``update``).
-
-    This is greedy maximisation of ``log det V`` (D-optimality), done as a pivoted Cholesky factorisation of the
-    conditioned Gram matrix: with ``w = column/√(ridge + residual)`` every residual drops by ``w²``.
-    Cost ``O(count · n · (d + S + count))``; one large pool costs less, see :func:`_front`.  Equal widths are decided by
-    the larger tie number.
-    """
-    residual = pool.residuals
-    if not update:
-        return _steps(pool, residual, count, available, ties, update)[0]
-    front = max(8 * count, residual.shape[-1] // 32)
-    picked = torch.empty((*residual.shape[:-1], 0), dtype=torch.int64, device=residual.device)
-    factor = residual.new_empty((*residual.shape, 0))
-    available = available.clone()
-    while residual.dim() == 1 and 4 * front < len(residual):
-        picks = _front(pool, residual, factor, front, count - len(picked), available, ties)
-        picked = torch.cat([picked, picks])
-        if len(picked) == count:
-            return picked
-        available[picks] = False
-        factor = torch.cat([factor, _block(pool, picks, factor)], -1)
-        residual = (residual - factor[:, -len(picks) :].square().sum(-1)).clamp(min=0)
-        if len(picks) < PATIENCE:
-            front *= 2
-    rest = _steps(pool, residual, count - picked.shape[-1], available, ties, update, factor)[0]
-    return torch.cat([picked, rest], -1)
-
-
-PATIENCE = 6  # picks that a front must last, or it is made larger: a new one costs about two passes over the pool
-
-
-def _front(
-    pool: Posterior,
-    residual: Float[Tensor, " n"],
-    factor: Float[Tensor, "n k"],
-    size: int,
-    count: int,
-    available: Bool[Tensor, " n"],
-    ties: Float[Tensor, " n"],
-) -> Int64[Tensor, " picks"]:
-    """Pick as many of the ``count`` rows as can be told from the ``size`` rows of largest residual; at least one.
-
-    Remainders only fall (``log det`` is submodular: Minoux 1978), so while the best row of this front exceeds the
-    largest residual outside it, it is the best of all, and the other rows need no pass.
-    """
-    first = best(residual, available, ties)
-    order = torch.where(available, residual, -torch.inf)
-    order[first] = torch.inf
-    top = order.topk(size + 1)
-    members, outside = top.indices[:size], top.values[size]
-    part = Posterior(pool.rows.take(members), pool.projections[:, members], pool.ridge)
-    picks, values = _steps(part, residual[members], count, available[members], ties[members], True, factor[members])
-    # The first is the best of all rows, by its tie number too; a later one must exceed what lies outside.
-    lasts = int((values[1:] > outside).long().cumprod(0).sum()) + 1
-    return members[picks[:lasts]]
-
-
-def _block(pool: Posterior, picks: Int64[Tensor, " k"], factor: Float[Tensor, "n t"]) -> Float[Tensor, "n k"]:
-    """Return the next columns of the pivoted Cholesky factor for all rows, by one pass over them."""
-    columns = pool.rows.inner(pool.rows.take(picks)) - pool.projections.mT @ pool.projections[:, picks]
-    columns = columns - factor @ factor[picks].mT
-    pivot = columns[picks]
-    pivot.diagonal().add_(pool.ridge)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(pivot), columns.mT, upper=False).mT
-
-
-def _steps(
-    pool: Posterior,
-    residual: Float[Tensor, "*r n"],
-    count: int,
-    available: Bool[Tensor, "*r n"],
-    ties: Float[Tensor, "*r n"],
-    update: bool,
-    known: Float[Tensor, "*r n k"] | None = None,
-) -> tuple[Int64[Tensor, "*r count"], Float[Tensor, "*r count"]]:
-    """Pick step by step; return the picks and their residuals when picked.  ``known`` are earlier picks' columns."""
-    taken = ~available
-    picks, values = [], []
-    start = 0 if known is None else known.shape[-1]
-    factor = residual.new_empty((*residual.shape, start + count))
-    if known is not None:
-        factor[..., :start] = known
-    for step in range(start, start + count):
-        pick = best(residual, ~taken, ties)
-        index = pick.unsqueeze(-1)
-        picks.append(pick)
-        values.append(residual.gather(-1, index).squeeze(-1))
-        taken = taken.scatter(-1, index, True)
-        if not update or step == start + count - 1:
-            continue
-        earlier = factor[..., :step]
-        column = pool.column(pick) - (earlier @ gather(earlier, index).mT).squeeze(-1)
-        factor[..., step] = column / (pool.ridge + residual.gather(-1, index)).sqrt()
-        residual = (residual - factor[..., step].square()).clamp(min=0)
-    return torch.stack(picks, -1), torch.stack(values, -1)
-
-
-def best(
-    scores: Float[Tensor, "*r n"], available: Bool[Tensor, "*r n"], ties: Float[Tensor, "*r n"]
-) -> Int64[Tensor, "*r"]:
-    """Return the available position of the highest score; equal scores are decided by the larger tie number."""
-    scores = torch.where(available, scores, -torch.inf)
-    top = scores == scores.max(-1, keepdim=True).values
-    return torch.where(top & available, ties, -1.0).argmax(-1)
+    def information(self) -> float:
+        """Return 0."""
+        return 0.0

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.core.design import GramDesign, WhitenedDesign, greedy
+from bandits.core.design import GramDesign, WhitenedDesign
+from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from benchmarks.harness.limit import at_peak

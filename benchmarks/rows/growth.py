@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.core.design import GramDesign, greedy
+from bandits.core.design import GramDesign
+from bandits.core.greedy import greedy
 from bandits.core.rows import Dense
 from bandits.sim.config import PRESETS
 from bandits.sim.run import run_cell

@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bandits.core.design import Design, DiagonalDesign, GramDesign, greedy
+from bandits.core.design import Design, DiagonalDesign, GramDesign
 from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
+from bandits.core.greedy import greedy
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher, Rows
@@ -114,7 +115,7 @@ class Scene:
         design.append(asked)
         seen = design.condition(pool)
         free = torch.ones_like(self.ties, dtype=torch.bool)
-        picks = greedy(seen, PICKS, free, self.ties, update=isinstance(design, GramDesign))
+        picks = greedy(seen, PICKS, free, self.ties)
         return Chosen(seen.widths, torch.as_tensor(design.information()), picks)
 
     def choices(self) -> dict[str, Chosen]:

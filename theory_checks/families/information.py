@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bandits.core.design import GramDesign, greedy
+from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
+from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.page import Picture

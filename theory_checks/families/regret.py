@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 from bandits.core.bounds import linearised
+from bandits.core.design import PrimalDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
+from bandits.core.rows import Dense
 from bandits.runs.page import Picture
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, bootstrap, covered, log_slope, mean
 from bandits.selector import UCB, Pool, select
 from bandits.sim.config import Simulation
 from theory_checks import figures
 from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, measured, register
-from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, Setting, TangentWorld, fit, times
+from theory_checks.maths.tangent import Counts, ExtendedLink, Setting, TangentWorld, fit, times
 from theory_checks.simulated import simulate
 
 TRUTHS = ("square", "cosine")
@@ -52,12 +54,13 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
     total, worst, bound = (rows.new_zeros(lead) for _ in range(3))
     curve = []
     for step in range(rounds):
-        design = DenseDesign.of(rows, counts.asked, ridge)
-        gamma = linearised(design.information, problem.norm, kappa(limit), ridge, regularisation, delta).total
+        design = PrimalDesign.weighted(Dense(rows), counts.asked, ridge)
+        information = torch.as_tensor(design.information())
+        gamma = linearised(information, problem.norm, kappa(limit), ridge, regularisation, delta).total
         rewards = -times(rows, theta)[..., :arms]
-        pool = Pool(every, free, arms, design.condition(rows, gamma), rewards)
+        pool = Pool(every, free, arms, design.condition(Dense(gamma[..., None, None] * rows)), rewards)
         pick = select(pool, UCB(), 1, key.fold_in("select", step))
-        asked, width = every.take(pick), design.widths(rows).gather(-1, pick).squeeze(-1)
+        asked, width = every.take(pick), design.widths(Dense(rows)).gather(-1, pick).squeeze(-1)
         won = key.fold_in("labels", step).uniform(1) < torch.sigmoid(asked.difference(truth))
         counts = counts.add(pick, won)
         both = (truth.gather(-1, asked.first) + truth.gather(-1, asked.second)).squeeze(-1)

@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from bandits.core.design import PrimalDesign
 from bandits.core.oracles import slope
-from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, fit, log_likelihood, times
+from bandits.core.rows import Dense
+from theory_checks.maths.tangent import Counts, ExtendedLink, fit, log_likelihood, times
 
 GRID = tuple(4.0**power for power in range(-6, 4))
 """prior precisions of the mixture, and precisions of the centres, in units of λ"""
@@ -82,13 +84,13 @@ class Certificate:
 
     features: Float[Tensor, "r n p"]
     centres: tuple[Centre, ...]
-    ellipsoids: tuple[DenseDesign, ...]
+    ellipsoids: tuple[PrimalDesign, ...]
     radii: tuple[Float[Tensor, r], ...]
 
     def width(self, features: Float[Tensor, "r k p"], theta: Float[Tensor, "r p"]) -> Float[Tensor, "r k"]:
         """Return the bound on ``|φᵀ(θ* - θ)|`` of any estimate: ``min_ν |φᵀ(θ_ν - θ)| + √(2R_ν) ‖φ‖_{W_ν⁻¹}``."""
         sides = [
-            times(features, centre.theta - theta).abs() + radius.unsqueeze(-1) * ellipsoid.widths(features)
+            times(features, centre.theta - theta).abs() + radius.unsqueeze(-1) * ellipsoid.widths(Dense(features))
             for centre, ellipsoid, radius in zip(self.centres, self.ellipsoids, self.radii, strict=True)
         ]
         return torch.stack(sides).amin(0)
@@ -103,12 +105,12 @@ def evidence(features: Float[Tensor, "r n p"], counts: Counts, centres: tuple[Ce
     bounds = []
     for centre in centres:
         nu, p = centre.precision, features.shape[-1]
-        posterior = DenseDesign.of(features, counts.asked * slope(centre.margins), nu)
-        variance = posterior.widths(features).square()
+        posterior = PrimalDesign.weighted(Dense(features), counts.asked * slope(centre.margins), nu)
+        variance = posterior.widths(Dense(features)).square()
         expected = (counts.won * centre.margins - counts.asked * expected_softplus(centre.margins, variance)).sum(-1)
         inverse = torch.linalg.solve_triangular(posterior.factor, torch.eye(p, dtype=features.dtype), upper=False)
         trace = inverse.square().sum((-1, -2))
-        divergence = (nu * trace - p + nu * centre.theta.square().sum(-1) + posterior.information) / 2
+        divergence = (nu * trace - p + nu * centre.theta.square().sum(-1) + posterior.information()) / 2
         bounds.append(expected - divergence)
     return torch.logsumexp(torch.stack(bounds), 0) - math.log(len(bounds))
 
@@ -148,7 +150,9 @@ def certify(
         (2 * (known + centre.precision * norm.square() / 2 - centre.loss)).clamp(min=0).sqrt() for centre in centres
     )
     ellipsoids = tuple(
-        DenseDesign.of(features, counts.asked * secant(centre.margins, ExtendedLink(limit)), centre.precision)
+        PrimalDesign.weighted(
+            Dense(features), counts.asked * secant(centre.margins, ExtendedLink(limit)), centre.precision
+        )
         for centre in centres
     )
     return Certificate(features, centres, ellipsoids, radii)

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bandits.core.design import PrimalDesign
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
+from bandits.core.rows import Dense
 from bandits.runs.stats import rank_correlation
-from theory_checks.maths.tangent import Counts, DenseDesign, TangentWorld, times
+from theory_checks.maths.tangent import Counts, TangentWorld, times
 
 NAMES = {
     "width": "width ‖φ‖ in V⁻¹",
@@ -38,7 +40,7 @@ def predictors(
     phi = problem.features
     margins = times(phi, theta)
     information = counts.asked * slope(margins)
-    hessian = DenseDesign.of(phi, information, regularisation)
+    hessian = PrimalDesign.weighted(Dense(phi), information, regularisation)
     solved = torch.cholesky_solve(phi.mT, hessian.factor)  # H⁻¹Φᵀ
     noise = ((phi @ solved).square() * information.unsqueeze(-2)).sum(-1).sqrt()
 
@@ -47,9 +49,9 @@ def predictors(
 
     plug, true = bias(theta), bias(problem.theta)
     return {
-        "width": DenseDesign.of(phi, counts.asked, ridge).widths(phi),
+        "width": PrimalDesign.weighted(Dense(phi), counts.asked, ridge).widths(Dense(phi)),
         "norm": torch.linalg.vector_norm(phi, dim=-1),
-        "fisher": hessian.widths(phi),
+        "fisher": hessian.widths(Dense(phi)),
         "noise": noise,
         "bias": plug,
         "both": (noise.square() + plug.square()).sqrt(),

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from bandits.core.design import Posterior
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
@@ -295,45 +294,3 @@ def fit(
             length = torch.where(bad, length / 2, length)
         theta, value, margin = trial, trial_value, trial_margin
     return theta, size
-
-
-@dataclass(frozen=True)
-class DenseDesign:
-    """``V = ridge·I + Σ weight φφᵀ`` held as its Cholesky factor; widths and information of any rows."""
-
-    factor: Float[Tensor, "*r p p"]
-    ridge: Float[Tensor, "*r"] | float
-
-    @classmethod
-    def of(
-        cls, features: Float[Tensor, "*r n p"], weights: Float[Tensor, "*r n"], ridge: Tensor | float
-    ) -> DenseDesign:
-        """Build ``V`` from weights (counts, or counts times slopes) of the duels."""
-        matrix = features.mT @ (features * weights.unsqueeze(-1))
-        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge)
-        return cls(torch.linalg.cholesky(matrix), ridge)
-
-    def whitened(self, features: Float[Tensor, "*r n p"]) -> Float[Tensor, "*r n p"]:
-        """Return ``L⁻¹φ`` with ``V = LLᵀ``: inner products of these are those of φ in ``V⁻¹``."""
-        return torch.linalg.solve_triangular(self.factor, features.mT, upper=False).mT
-
-    def widths(self, features: Float[Tensor, "*r n p"]) -> Float[Tensor, "*r n"]:
-        """Return ``‖φ‖_{V⁻¹}``."""
-        return torch.linalg.vector_norm(self.whitened(features), dim=-1)
-
-    def condition(self, features: Float[Tensor, "*r n p"], scale: Float[Tensor, "*r"] | float = 1.0) -> Posterior:
-        """Return the duels as the selector sees them, with widths ``scale`` times as large."""
-        scale = torch.as_tensor(scale, dtype=features.dtype)
-        rows = scale[..., None, None] * self.whitened(features)
-        return Posterior(Dense(rows), rows.new_zeros((*rows.shape[:-2], 0, rows.shape[-2])), 1.0)
-
-    def norm(self, vector: Float[Tensor, "*r p"]) -> Float[Tensor, "*r"]:
-        """Return ``‖v‖_{V⁻¹}``."""
-        return self.widths(vector.unsqueeze(-2)).squeeze(-1)
-
-    @property
-    def information(self) -> Float[Tensor, "*r"]:
-        """``log det(V / ridge)`` in nats."""
-        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
-        ridge = torch.as_tensor(self.ridge, dtype=diagonal.dtype)
-        return (2 * diagonal.log()).sum(-1) - diagonal.shape[-1] * ridge.log()

@@ -17,14 +17,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bandits.core.bounds import check_delta, linearised, proposition
-from bandits.core.design import Posterior
+from bandits.core.design import Posterior, PrimalDesign
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES, kappa, slope
 from bandits.core.rng import Key
+from bandits.core.rows import Dense
 from bandits.selector import ActiveDPO, FeatureSpace, Pool, Random, ScoreStrategy, Strategy, select
 from theory_checks.maths.certificate import Centre, certify, fit_centres
 from theory_checks.maths.predictors import correlations
-from theory_checks.maths.tangent import Counts, DenseDesign, ExtendedLink, Logistic, Setting, TangentWorld, fit, times
+from theory_checks.maths.tangent import Counts, ExtendedLink, Logistic, Setting, TangentWorld, fit, times
 
 Columns = dict[str, np.ndarray]
 Sampling = Literal["random", "active", "adversary", "repeated", "fisher", "certificate"]
@@ -150,8 +151,9 @@ def play(trial: Trial, key: Key) -> Columns:
     counts, noise = Counts(zero, zero), torch.zeros_like(problem.theta)
     plain = straight = torch.zeros_like(problem.theta)
     centres: tuple[Centre, ...] = ()
-    design = DenseDesign.of(rows, zero, trial.ridge)
-    widths, posterior = design.widths(rows), design.condition(rows)
+    design = PrimalDesign.weighted(Dense(rows), zero, trial.ridge)
+    posterior = design.condition(Dense(rows))
+    widths = posterior.widths
     scores = {"adversary": zero, "repeated": truth.abs()}
     scores["certificate"] = torch.linalg.vector_norm(problem.features, dim=-1)
     information = potential = chain = zero.sum(-1)
@@ -178,8 +180,9 @@ def play(trial: Trial, key: Key) -> Columns:
             fit(problem.features, seen, pull, ExtendedLink(limit), plain, centre) if beyond else (plain, first)
         )
         weights = asked.to(zero.dtype) if trial.corruption == "unrecorded" else counts.asked
-        design = DenseDesign.of(rows, weights, trial.ridge)
-        widths, information = design.widths(rows), design.information
+        design = PrimalDesign.weighted(Dense(rows), weights, trial.ridge)
+        seen_through = design.condition(Dense(rows))
+        widths, information = seen_through.widths, torch.as_tensor(design.information())
         least = torch.where(asked, slope(torch.maximum(fitted.abs(), truth.abs())), 0.25).amin(-1)
         error = (fitted - truth).abs()
         extended = times(problem.features, straight)
@@ -190,16 +193,16 @@ def play(trial: Trial, key: Key) -> Columns:
         paper = proposition(information, norm, trial.kappa, trial.regularisation, trial.delta)
         scores["adversary"] = _ratio(error, widths)
         if trial.sampling == "active":
-            posterior = design.condition(rows)
+            posterior = seen_through
         track.note("plain", error, exact.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("audited", error, safe.total.unsqueeze(-1) * widths, widths, fitted)
         track.note("extended", (extended - truth).abs(), exact.total.unsqueeze(-1) * widths, widths, extended)
         track.note("proposition", error, paper.total.unsqueeze(-1) * widths, widths, fitted)
-        track.note("noise", design.norm(noise).unsqueeze(-1), (exact.noise * trial.kappa).unsqueeze(-1))
+        track.note("noise", design.widths(Dense(noise.unsqueeze(-2))), (exact.noise * trial.kappa).unsqueeze(-1))
         track.assume(least, torch.maximum(first, second))
         if trial.sampling == "fisher":
-            fisher = DenseDesign.of(problem.features, seen.asked * slope(fitted), trial.regularisation)
-            posterior = fisher.condition(slope(fitted).sqrt().unsqueeze(-1) * problem.features)
+            fisher = PrimalDesign.weighted(Dense(problem.features), seen.asked * slope(fitted), trial.regularisation)
+            posterior = fisher.condition(Dense(slope(fitted).sqrt().unsqueeze(-1) * problem.features))
         if step in moments or trial.sampling == "certificate":
             centres = fit_centres(problem.features, counts, trial.regularisation, limit, centres)
             certificate = certify(problem.features, counts, centres, norm, limit, trial.delta)
