@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate llm-run theory alarms bench test test-fast faults lint smoke docs wheel assets reward-model clean
+.PHONY: help setup simulate llm-run theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ test: $(DEV)  ## run the tests
 
 test-fast: $(DEV)  ## run the tests that need no subprocess, cluster or long simulation (under a minute)
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+
+numbers: $(DEV)  ## run the cheap commands whose numbers README and findings quote  (ARGS=--all: every one, hours)
+	$(BIN)/python tests/quoted_numbers.py $(ARGS)
 
 faults: $(DEV)  ## kill runs at every write, damage their files, give them bad input: N survived, M failed
 	$(BIN)/python -m faults $(ARGS)

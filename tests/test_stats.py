@@ -24,7 +24,6 @@ from bandits.runs.stats import (
     decide,
     empirical_multiplier,
     halved,
-    holm,
     joint_level,
     judge,
     kappa_failed,
@@ -38,7 +37,6 @@ from bandits.runs.stats import (
     share,
     unconverged,
     vacuous,
-    worst,
 )
 
 DRAWS = 2000
@@ -174,7 +172,7 @@ class TestEstimates:
     def test_values_that_are_not_finite_are_never_judged(self, bad):
         sample = [1.0, 2, bad, 4, 5, 6, 7, 8]
         others = [1.0] * 8
-        for estimate in (mean(sample), median(sample), worst(sample), log_ratio(sample, others),
+        for estimate in (mean(sample), median(sample), log_ratio(sample, others),
                          bootstrap([sample], np.mean)):  # fmt: skip
             assert "1 of 8 values are not finite" in estimate.unmet
             for threshold in (at_least(-1e9), at_most(-1e9)):
@@ -226,19 +224,6 @@ class TestEstimates:
         """50 values try it: a share of at most about one half is told from 0.95 with certainty."""
         needed = 1 + np.random.default_rng(seed).pareto(0.5, 100)
         assert judge(halved(needed), at_least(0.95)).word == "refuted"
-
-    @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-    def test_holm_is_no_milder_than_none_and_no_stricter_than_bonferroni(self, p):
-        corrected, p = holm(p), np.array(p)
-        assert (corrected >= p - 1e-15).all()
-        assert (corrected <= np.minimum(p * len(p), 1) + 1e-15).all()
-        assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= -1e-15).all()
-        assert corrected.min() == pytest.approx(min(1, p.min() * len(p)))
-
-    def test_holm_errs_at_all_in_5_percent(self):
-        rng = np.random.default_rng(0)
-        errors = sum(holm(rng.uniform(size=20)).min() <= 0.05 for _ in range(DRAWS))
-        assert 1 - errors / DRAWS >= least(DRAWS)
 
     @given(level=st.floats(0.5, 0.999))
     def test_replicates_needed_is_the_least_number_that_can_support(self, level):

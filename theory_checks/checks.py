@@ -19,7 +19,7 @@ import pandas as pd
 from bandits.core.errors import InputError
 from bandits.core.registry import Registry
 from bandits.runs.page import Picture
-from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, judge, replicates_needed
+from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, joint_level, judge, replicates_needed
 
 ERROR_RATE = 0.01
 """Probability that any claim of a preset that should hold raises an alarm, if all of them are true."""
@@ -95,7 +95,7 @@ def alarm_level(checks: Sequence[Check]) -> float:
     Bonferroni: ``n`` such claims err on their one side with probability ``ERROR_RATE/n`` each, and with at most
     ``ERROR_RATE`` all together.
     """
-    return 1 - 2 * ERROR_RATE / max(1, sum(check.expect == "holds" for check in checks))
+    return joint_level(sum(check.expect == "holds" for check in checks), 1 - 2 * ERROR_RATE)
 
 
 def at(table: Table, **values: object) -> Table:

@@ -62,16 +62,6 @@ def joint_level(tests: int, level: float = LEVEL) -> float:
     return 1 - (1 - level) / max(1, tests)
 
 
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Return p-values corrected for their number: rejecting those <= α errs at all with probability <= α (Holm)."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(steps, 1.0)
-    return corrected
-
-
 def _sample(values: ArrayLike) -> tuple[np.ndarray, str]:
     """Return the values, and what is wrong with them."""
     kept = np.asarray(values, dtype=np.float64).ravel()
@@ -82,7 +72,10 @@ def _sample(values: ArrayLike) -> tuple[np.ndarray, str]:
 
 
 def mean(values: ArrayLike, level: float = LEVEL) -> Estimate:
-    """Estimate a mean with Student's t interval."""
+    """Estimate a mean with Student's t interval.
+
+    It covers at its level for normal values from 2 on; for exponential ones it covers 0.90 of 0.95 at 16, 0.94 at 64.
+    """
     sample, wrong = _sample(values)
     if wrong:
         return Estimate(math.nan, math.nan, math.nan, len(sample), wrong)
@@ -132,15 +125,6 @@ def covered(holds: ArrayLike, level: float = LEVEL) -> Estimate:
     return share(int(held.sum()), len(held), level)
 
 
-def worst(values: ArrayLike) -> Estimate:
-    """Return the largest of values that must all keep a limit (an identity, an inequality): it is its own interval."""
-    sample, wrong = _sample(values)
-    if wrong:
-        return Estimate(math.nan, math.nan, math.nan, len(sample), wrong)
-    extreme = float(sample.max())
-    return Estimate(extreme, extreme, extreme, len(sample))
-
-
 def bootstrap(
     samples: Sequence[ArrayLike],
     statistic: Callable[..., np.ndarray],
@@ -152,8 +136,8 @@ def bootstrap(
     """Estimate a smooth statistic of one or more samples by the BCa bootstrap (Efron 1987).
 
     For what has no interval of its own, such as a ratio of means: ``statistic(*samples, axis=-1)``.  ``paired`` draws
-    whole replicates.  It covers below its level where replicates are few (0.92 to 0.94 of 0.95 at 16), so prefer
-    ``mean``, ``median`` and ``log_ratio``.
+    whole replicates.  It covers below its level where replicates are few and skewed (0.90 of 0.95 at 16, 0.92 at 64,
+    0.94 at 200), so prefer ``mean``, ``median`` and ``log_ratio``.
     """
     arrays = [np.asarray(s, dtype=np.float64) for s in samples]
     n = min(len(a) for a in arrays)
