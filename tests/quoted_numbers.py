@@ -1,8 +1,8 @@
 """Compare the numbers that the documents quote with what their commands print.
 
 ``docs/numbers.toml`` lists commands; under each the quotes: a file, a text in it, and the beginning of the line of the
-run's ``findings.json`` that prints the text's numbers.  ``python tests/quoted_numbers.py`` runs the cheap commands,
-``python tests/quoted_numbers.py --all`` every one (hours), ``python tests/quoted_numbers.py headline`` those with that word.
+run's ``findings.json`` that prints the text's numbers.  ``python tests/quoted_numbers.py`` runs the cheap ones, with
+``--all`` every one (hours), with a word those commands that hold it.
 """
 
 from __future__ import annotations
