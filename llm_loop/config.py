@@ -87,6 +87,10 @@ class Alignment:
     """per prompt"""
     model: str = "smollm2-135m"
     """a fetched asset, a tiny random model, a local directory or a hub id"""
+    chat: Literal["auto", "yes", "no"] = "no"
+    """prompts that are texts are the user's message of a chat, by the tokenizer's template (auto: if it has one)"""
+    trust_remote_code: bool = False
+    """run code that a model's folder brings"""
     adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter()
     prompts: str = "plots"
     """plots, news, tldr, webgpt, builtin, or a file or folder of JSON lines, JSON or Parquet"""

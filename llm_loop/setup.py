@@ -21,13 +21,14 @@ from bandits.selector import Strategy
 from llm_loop.agreement import settle
 from llm_loop.arena import TextArena
 from llm_loop.config import Alignment
+from llm_loop.data import assets
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
 from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Policy, check_device, load_policy
+from llm_loop.models import Policy, check_device, load_policy, weights_hash
 from llm_loop.rewards.scorers import Scorer, load_scorer
 
 _scorer = lru_cache(maxsize=4)(load_scorer)  # they keep no state, so the cells of a worker share them
@@ -66,7 +67,15 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     """
     shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
     texts = prompt_sets.load(alignment.prompts, shared, alignment.skip_bad_rows)
-    policy = load_policy(alignment.model, alignment.adapter, key, alignment.device, alignment.dtype)
+    policy = load_policy(
+        alignment.model,
+        alignment.adapter,
+        key,
+        alignment.device,
+        alignment.dtype,
+        alignment.chat,
+        alignment.trust_remote_code,
+    )
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
@@ -107,6 +116,8 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
 def check(alignment: Alignment) -> None:
     """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
     check_device(alignment.device)
+    if alignment.model in assets.models():
+        assets.find(alignment.model)
     _check_prompts(alignment, prompt_sets.load(alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows))
 
 
@@ -120,16 +131,13 @@ def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:
 
 
 def inputs(alignment: Alignment) -> dict[str, str | None]:
-    """Return the SHA-256 of every file of one's own that a run reads, by setting and path; named things are pinned."""
-    found: dict[str, str | None] = {}
-    for setting in ("model", "prompts", "reward", "judge"):
-        name = getattr(alignment, setting)
-        if setting == "prompts":
-            path = None if name in SOURCES else located(name)
-        else:
-            path = Path(name) if Path(name).exists() else None
-        if path is not None:
-            found |= {f"{setting}: {file}": digest for file, digest in hashes(path).items()}
+    """Return the SHA-256 of what a run reads beside the packages and the assets, whose bytes are pinned, by name."""
+    trust = alignment.trust_remote_code
+    found: dict[str, str | None] = {name: scorer_hash(name, trust) for name in (alignment.reward, alignment.judge)}
+    if alignment.model not in assets.models():
+        found[alignment.model] = weights_hash(alignment.model, trust)
+    if alignment.prompts not in SOURCES:
+        found |= hashes(located(alignment.prompts))
     return found
 
 

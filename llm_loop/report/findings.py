@@ -123,13 +123,11 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
     A strategy counts as better or worse only if both outcomes (last round, mean over rounds) do not contradict it.
     """
     rose = [row["strategy"] for row in rows if row["last"]["reward"]["change_low"] > 0]
-    if len(rose) == len(rows):
-        said = "Held-out reward rose above the initial model's " + ("for every strategy" if len(rows) > 1 else "")
-    elif rose:
-        said = f"Held-out reward rose above the initial model's for {named(rose)} only"
-    else:
-        said = "Held-out reward did not rise above the initial model's beyond its interval, for any strategy"
-    said = said.strip() + "."
+    whose = "every strategy" if len(rows) > 1 else rows[0]["strategy"]
+    said = "Held-out reward did not rise above the initial model's beyond its interval over prompts, for any policy."
+    if rose:
+        whose = whose if len(rose) == len(rows) else f"{len(rose)} of {len(rows)} strategies ({named(rose)})"
+        said = f"Held-out reward rose above the initial model's for the policies of {whose}."
     if comparison.empty:
         return said
     verdicts: dict[str, set[str]] = {}
@@ -218,8 +216,8 @@ def together(rows: Sequence[dict[str, Any]], labels: int) -> str:
     least, most = ((number(row["last"]["reward"]["mean"], sign=False), row["strategy"]) for row in (ends[0], ends[-1]))
     return (
         f"Held-out reward began at {number(rows[0]['start']['reward'], sign=False)} and ended, after {labels} labels, "
-        f"between {least[0]} ({least[1]}) and {most[0]} ({most[1]}). It rose beyond its interval over prompts for "
-        f"{rose} of {len(rows)} strategies, the judge for {follow}."
+        f"between {least[0]} ({least[1]}) and {most[0]} ({most[1]}). It rose beyond its interval over prompts, "
+        f"for these very policies, with {rose} of {len(rows)} strategies, the judge with {follow}."
     )
 
 

@@ -260,7 +260,8 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
         "reward",
         "Mean reward of responses to held-out prompts, by labels bought (left) and by tokens generated, "
         "scored, run through for gradients and trained on (right). Thick: mean over seeds; its band is the 95 % "
-        "interval, over prompts, of the change from the initial model."
+        "interval, over prompts, of the change from the initial model: for these very policies, so whether two bands "
+        "overlap says nothing of two strategies."
         + (thin if len(run.strategies) <= words.FEW and len(run.seeds) > 1 else ""),
         plots.reward_curves(
             run.evaluations,
