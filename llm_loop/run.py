@@ -24,7 +24,8 @@ from llm_loop.journal import Journal, Record
 from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
-from llm_loop.setup import Setup, build, check, inputs, quiet_libraries
+from llm_loop.rewards.scorers import SCORERS
+from llm_loop.setup import Factory, Setup, build, check, inputs, quiet_libraries
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
 """What a round's tokens are counted under, by column; measuring on held-out prompts is not counted."""
@@ -49,18 +50,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class AlignmentStudy:
-    """A run: its config, and the strategies and the oracle that the config names, which travel to the workers."""
+    """A run: its config, and the strategies, oracle and scorers that the config names, which travel to the workers."""
 
     alignment: Alignment
     strategies: Mapping[str, Strategy]
     oracle: Oracle
+    scorers: Mapping[str, Factory]
+    """those that are registered"""
     experiment: str = "llm"
 
     @classmethod
     def of(cls, alignment: Alignment) -> AlignmentStudy:
         """Look the names up."""
         strategies = {name: STRATEGIES[name] for name in alignment.strategies}
-        return cls(alignment, strategies, ORACLES[alignment.labels])
+        scorers = {name: SCORERS[name] for name in (alignment.reward, alignment.judge) if name in SCORERS}
+        return cls(alignment, strategies, ORACLES[alignment.labels], scorers)
 
     @property
     def gpu(self) -> bool:
@@ -109,7 +113,8 @@ class AlignmentStudy:
     def _play(self, cell: Cell, folder: Path) -> list[str]:
         with launch.agreed(), quiet_libraries():
             with launch.main_first():
-                setup = build(self.alignment, self.strategies[cell.strategy], self.oracle, cell.seed)
+                strategy = self.strategies[cell.strategy]
+                setup = build(self.alignment, strategy, self.oracle, cell.seed, self.scorers)
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
             play_on(setup, journal)

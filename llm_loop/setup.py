@@ -6,11 +6,10 @@ Draws nothing from the models and writes nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from types import MappingProxyType
 
 import transformers
 
@@ -30,8 +29,10 @@ from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, check_device, load_policy, weights_hash
 from llm_loop.rewards.scorers import Scorer, load_scorer
+from llm_loop.rewards.scorers import weights_hash as scorer_hash
 
-_scorer = lru_cache(maxsize=4)(load_scorer)  # they keep no state, so the cells of a worker share them
+Factory = Callable[[str], Scorer]
+"""Makes a scorer on a device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,16 @@ class Setup:
     """prompts that were left out, in a clause"""
 
 
-def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -> Setup:
+def build(
+    alignment: Alignment,
+    strategy: Strategy,
+    oracle: Oracle,
+    seed: int,
+    scorers: Mapping[str, Factory] = MappingProxyType({}),
+) -> Setup:
     """Put a cell together; cells of one seed begin with the same bytes.
 
+    ``scorers`` are those that the process may not know by name.
     Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
     """
     shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
@@ -79,7 +87,12 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
-    scorer = _scorer(alignment.reward, alignment.device, alignment.dtype)
+    scorer, judge = (
+        scorers[name](alignment.device)
+        if name in scorers
+        else load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code)
+        for name in (alignment.reward, alignment.judge)
+    )
     arena = TextArena(
         policy,
         scorer,
@@ -101,13 +114,7 @@ def build(alignment: Alignment, strategy: Strategy, oracle: Oracle, seed: int) -
         alignment.feature_tokens,
     )
     prompts = texts.heldout[: alignment.evaluation.prompts]
-    heldout = Heldout(
-        prompts,
-        policy.encode(prompts, alignment.prompt_tokens),
-        scorer,
-        _scorer(alignment.judge, alignment.device, alignment.dtype),
-        key.fold_in("heldout"),
-    )
+    heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
     learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text)
