@@ -12,9 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bandits import __main__ as command
+from bandits.core.duels import Duels
 from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.sim import run as cells
 from bandits.sim.config import PRESETS, Simulation
@@ -127,13 +131,13 @@ class TestRun:
 
 
 class TestInterruption:
+    @pytest.mark.parametrize("refit", [0.0, 1.0])  # also where the round before the stop made no fit
     @pytest.mark.parametrize(
         "contender", ["activedpo", "activedpo-stale", "policy:ucb", "tangent:ts", "linear:colstim"]
     )
-    def test_a_cell_stopped_after_any_round_ends_in_the_same_bytes(self, contender, tmp_path, monkeypatch):
-        simulation = Simulation(
-            contenders=(contender,), truths=("ntk",), replicates=2, rounds=4, batch=3, prompts=6, heldout=3, width=8
-        )
+    def test_a_cell_stopped_after_any_round_ends_in_the_same_bytes(self, contender, refit, tmp_path, monkeypatch):
+        settings = {"rounds": 4, "batch": 3, "prompts": 6, "heldout": 3, "width": 8, "refit": refit}
+        simulation = Simulation(contenders=(contender,), truths=("ntk",), replicates=2, **settings)
         cells.run_cell(simulation, "ntk", contender, tmp_path / "whole")
         monkeypatch.setattr(cells, "CHECKPOINT_SECONDS", -1.0)  # after every round
         save = cells.save
@@ -242,6 +246,93 @@ def test_a_strategy_of_ones_own_runs_in_other_processes(tmp_path):
     assert "wide-and-unsure" in shown
     rounds = pd.read_csv(next(tmp_path.rglob("quick-*/rounds.csv")))
     assert set(rounds["contender"]) == {"random", "activedpo", "wide-and-unsure"}
+
+
+OWN = """
+import sys
+from dataclasses import dataclass
+import torch
+from bandits.__main__ import main
+from bandits.core.oracles import ORACLES, Oracle
+from bandits.selector import STRATEGIES, ScoreStrategy
+from bandits.sim.learners import LEARNERS, NeuralLearner
+from bandits.sim.truths import TRUTHS, GroundTruth
+
+@dataclass(frozen=True)
+class Nearest(ScoreStrategy):
+    reads = frozenset({"reward"})
+    summary = "picks the duels whose margin is nearest to one"
+    def scores(self, pool, key):
+        return -(pool.margins.abs() - 1).abs()
+
+@dataclass(frozen=True)
+class Stubborn(Oracle):
+    def probability(self, margin, places, responses):
+        return (places[0] < places[1]).to(margin.dtype)
+
+@dataclass(frozen=True)
+class Ripple(GroundTruth):
+    waves: float = 3.0
+    def __call__(self, x, key):
+        return torch.sin(self.waves * x.sum(-1))
+
+class Doubled(NeuralLearner):
+    def rewards(self, items):
+        return 2 * super().rewards(items)
+
+STRATEGIES.register("nearest", Nearest())
+ORACLES.register("stubborn", Stubborn())
+TRUTHS.register("ripple", Ripple())
+LEARNERS.register("doubled", Doubled)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_parts_of_ones_own_run_in_one_process_and_in_others(tmp_path):
+    """Strategy, oracle, truth and learner, each registered in one place of a script; 1 and 2 jobs give equal bytes."""
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    small = ["--rounds", "2", "--batch", "2", "--prompts", "5", "--heldout", "3", "--width", "8", "--replicates", "2"]
+    named = ["--truths", "ripple@stubborn", "--contenders", "random", "nearest", "doubled:nearest", "--no-audit"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    found = []
+    for jobs in ("1", "2"):
+        run = [sys.executable, str(script), "smoke", *small, *named, "--output", str(tmp_path / jobs), "--jobs", jobs]
+        shown = subprocess.run(run, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        found.append(files(next((tmp_path / jobs / "pool").iterdir())))
+    assert found[0] == found[1]
+    rounds = pd.read_csv(next(tmp_path.glob("1/pool/*/rounds.csv")))
+    assert set(rounds["contender"]) == {"random", "nearest", "doubled:nearest"}
+    page = next(tmp_path.glob("1/pool/*/index.html")).read_text()
+    assert "nearest to one" in page
+    # The parts' code is part of the run's identity: an edited strategy never shows the old numbers.
+    script.write_text(OWN.replace(".abs() - 1)", ".abs() - 2)"))
+    run = [sys.executable, str(script), "smoke", *small, *named, "--output", str(tmp_path / "1"), "--jobs", "1"]
+    shown = subprocess.run(run, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "complete" not in shown.stdout
+
+
+class TestRegret:
+    @given(seed=st.integers(0, 10**6), prompts=st.integers(1, 4))
+    def test_it_is_against_the_best_of_each_duels_own_prompt(self, seed, prompts):
+        """Slowly, duel by duel; asking a prompt's best against any other has no weak regret."""
+        rewards = Key(seed, (0, 1)).normal(3 * prompts)
+        duels = Duels.within(prompts, 3, selves=True).expand(2)
+        found = cells.regret(duels, rewards, 3)
+        for r in range(2):
+            pairs = list(zip(duels.first[r].tolist(), duels.second[r].tolist(), strict=True))
+            own = [float(rewards[r, a // 3 * 3 : a // 3 * 3 + 3].max()) for a, _ in pairs]
+            sides = [(float(rewards[r, a]), float(rewards[r, b])) for a, b in pairs]
+            weak = sum(top - max(both) for top, both in zip(own, sides, strict=True))
+            average = sum(top - sum(both) / 2 for top, both in zip(own, sides, strict=True))
+            assert found["weak_regret"][r] == pytest.approx(weak)
+            assert found["average_regret"][r] == pytest.approx(average)
+        leaders = rewards.unflatten(-1, (-1, 3)).argmax(-1) + 3 * torch.arange(prompts)
+        best = Duels(leaders, leaders // 3 * 3 + (leaders + 1) % 3)
+        assert (cells.regret(best, rewards, 3)["weak_regret"] == 0).all()
 
 
 def test_a_skewed_pool_is_skewed_and_its_held_out_prompts_are_not():

@@ -299,7 +299,7 @@ def _remove(folder: Path, names: list[str], kept: list[str]) -> None:
 
 
 def _per_replicate(value: Tensor | float, replicates: int) -> np.ndarray:
-    return np.broadcast_to(np.asarray(torch.as_tensor(value).cpu().numpy(), dtype=np.float64), (replicates,))
+    return np.broadcast_to(np.asarray(torch.as_tensor(value).cpu().numpy(), dtype=np.float64), (replicates,)).copy()
 
 
 def _frame(truth: str, contender: str, block: range, rows: list[Columns]) -> pd.DataFrame:
@@ -317,7 +317,8 @@ def _bundle(
     """Flatten everything that a checkpoint keeps into named tensors."""
     tensors = {"picks": torch.stack(picks)}
     for number, state in states.items():
-        tensors |= {f"state/{number}/{name}": tensor for name, tensor in state.items()}
+        # copies: rounds without a fit share their θ, which the file may not
+        tensors |= {f"state/{number}/{name}": tensor.clone() for name, tensor in state.items()}
     for table, rows in tables.items():
         if rows:
             columns = {name: np.stack([np.asarray(row[name], dtype=np.float64) for row in rows]) for name in rows[0]}
