@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
+from bandits.runs.text import lines
 from llm_loop.seeding import seeded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -284,8 +285,8 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    told = [line.strip() for line in lines(str(error)) if line.strip()]
+    return (told[0] if told else type(error).__name__)[:200]
 
 
 def _first(names: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes, write_json
+from bandits.runs.text import lines
 from llm_loop import folders
 from llm_loop.data import assets
 from llm_loop.data.chat import Message, Prompt, continuable, text_of, to_json
@@ -315,7 +316,7 @@ class Policy:
         try:
             text: str = self.tokenizer.apply_chat_template(to_json(prompt), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is somebody's program
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (lines(str(error)) or [type(error).__name__])[0]
             shown = text_of(prompt)[:60]
             raise InputError(f"the chat template refuses a prompt ({reason[:120]}): {shown!r}…") from None
         return text

@@ -481,3 +481,8 @@ def test_a_set_of_one_s_own_is_registered_in_one_place(monkeypatch: pytest.Monke
     assert (len(found.train), len(found.heldout), found.dropped["shy"]) == (8, 2, 1)
     with pytest.raises(InputError, match="registered already"):
         register("mine")(mine)
+    register("riddles")(lambda dropped: [f"What has {n} legs?" for n in range(10)])
+    assert len(load("riddles", LUCK).train) == 8
+    register("empty ones")(lambda dropped: ["full", " "])
+    with pytest.raises(InputError, match="empty ones, number 2: it has an empty prompt"):
+        load("empty ones", LUCK)

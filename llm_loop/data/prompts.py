@@ -89,8 +89,11 @@ class Entry:
     heldout: bool | None = None
 
 
-Source = Callable[[Counter[str]], Iterable[Entry]]
-"""Reads a named set's prompts; what it leaves out it counts by reason."""
+Source = Callable[[Counter[str]], Iterable[Entry | Prompt]]
+"""Reads a named set's prompts: as they are, or as entries that know their place and split.
+
+What it leaves out it counts by reason in the counter that it is given.
+"""
 
 SOURCES: dict[str, Source] = {}
 """All named prompt sets."""
@@ -124,7 +127,8 @@ def load(name_or_path: str, key: Key, skip_bad_rows: bool = False) -> PromptSet:
     """
     dropped: Counter[str] = Counter({"duplicate": 0})
     if name_or_path in SOURCES:
-        return part(name_or_path, SOURCES[name_or_path](dropped), key, dropped)
+        given = enumerate(SOURCES[name_or_path](dropped), start=1)
+        return part(name_or_path, (_entry(name_or_path, number, value) for number, value in given), key, dropped)
     near = difflib.get_close_matches(name_or_path, SOURCES, 1)
     known = f"one of {', '.join(SOURCES)}" + (f"; did you mean {near[0]}?" if near else "")
     found, hashes = files.rows(files.located(name_or_path, known))
@@ -149,6 +153,15 @@ def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = 
             if not skip_bad_rows:
                 raise InputError(f"prompts: {row.place}: {error}; mend it or pass --skip-bad-rows") from None
             dropped["bad row"] += 1
+
+
+def _entry(name: str, number: int, given: Entry | Prompt) -> Entry:
+    entry = given if isinstance(given, Entry) else Entry(given, f"{name}, number {number}")
+    try:
+        prompt_of({"prompt": to_json(entry.prompt)})
+    except InputError as error:
+        raise InputError(f"prompts: {entry.place}: {error}") from None
+    return entry
 
 
 def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> PromptSet:

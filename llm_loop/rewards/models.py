@@ -159,7 +159,7 @@ def load(name: str, device: str = "cpu") -> RewardModel:
     file = WEIGHTS / f"{name}.safetensors"
     try:
         content = file.read_bytes()
-        sha256 = json.loads(RECORD.read_text())[name]["sha256"]
+        sha256 = json.loads(RECORD.read_text(encoding="utf-8"))[name]["sha256"]
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; restore it from the repository") from None
     except (ValueError, KeyError):

@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bandits.core.errors import InputError
 from bandits.core.registry import Registry, fingerprint
+from bandits.runs.text import lines
 from llm_loop import folders
 from llm_loop.data.chat import Message, Prompt, text_of, to_json
 from llm_loop.models import batches, context_of
@@ -112,7 +113,7 @@ class Classifier:
                 chat = to_json((*messages, Message("assistant", response)))
                 text = self.tokenizer.apply_chat_template(chat, tokenize=False)
             except Exception as error:  # a template is somebody's program
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+                reason = (lines(str(error)) or [type(error).__name__])[0][:120]
                 raise InputError(f"reward model {self.name}: its chat template refuses a chat: {reason}") from None
             encoded = self.tokenizer(text, add_special_tokens=False, **cut)
         else:
@@ -285,9 +286,7 @@ def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -
     except InputError:
         raise
     except Exception as error:  # whatever a foreign model raises
-        raise InputError(
-            f"{what} {name!r} cannot score a pair ({type(error).__name__}: {error})".splitlines()[0]
-        ) from None
+        raise InputError(lines(f"{what} {name!r} cannot score a pair ({type(error).__name__}: {error})")[0]) from None
     together = Classifier(name, model, tokenizer, alone.signs, alone.limit)
     try:
         off = (together(prompts, responses) - want).abs().max() / (1 + want.abs().max())

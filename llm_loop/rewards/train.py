@@ -7,7 +7,6 @@ first seed's weights ship.  A finished (model, seed) is kept in ``build/reward_m
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.files import write_bytes, write_json, write_text
+from bandits.runs.files import read_json, write_bytes, write_json, write_text
 from llm_loop.data import ratings
 from llm_loop.data.ratings import Ratings
 from llm_loop.rewards.models import (
@@ -207,7 +206,7 @@ def train(name: str, seed: int, work: Path) -> dict[str, Any]:
     record, weights = work / f"{name}-{seed}.json", work / f"{name}-{seed}.safetensors"
     recipe = RECIPES[name]
     if record.exists() and weights.exists():
-        known: dict[str, Any] = json.loads(record.read_text())
+        known: dict[str, Any] = read_json(record, dict)
         if known["recipe"] == asdict(recipe):
             return known
     key = Key(seed).fold_in(name)
@@ -232,7 +231,7 @@ def train(name: str, seed: int, work: Path) -> dict[str, Any]:
 def ship(name: str, work: Path, result: dict[str, Any]) -> None:
     """Put a model's weights into the package and record their hash and figures."""
     content = (work / f"{name}-{result['seed']}.safetensors").read_bytes()
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record = read_json(RECORD, dict) if RECORD.exists() else {}
     figures = {name: result[name] for name in ("recipe", "seed", "training_texts", "heldout")}
     write_bytes(WEIGHTS / f"{name}.safetensors", content)
     write_json(RECORD, record | {name: {"sha256": hashlib.sha256(content).hexdigest(), **figures}})
