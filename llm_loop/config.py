@@ -178,7 +178,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             evaluation=Evaluation(prompts=6, duels=4),
         ),
     ),
-    "quick": ("SmolLM2-135M continues film plots: ActiveDPO and Random on the same key, 2 seeds", Alignment()),
+    "quick": ("SmolLM2-135M continues film plots: ActiveDPO and Random, paired, 2 seeds", Alignment()),
     "study": (
         "SmolLM2-135M, all main strategies, 8 seeds, 10 rounds (hours)",
         Alignment(

@@ -72,7 +72,7 @@ def _front(
     available: Bool[Tensor, " n"],
     ties: Float[Tensor, " n"],
 ) -> Int64[Tensor, " picks"]:
-    """Pick as many of the ``count`` rows as can be told from the ``size`` rows of largest residual; at least one.
+    """Pick as many of the ``count`` rows as can be known from the ``size`` rows of largest residual; at least one.
 
     Residuals only fall (``log det`` is submodular: Minoux 1978), so while the best row of this front exceeds the
     largest residual outside it, it is the best of all, and the other rows need no pass.

@@ -1,6 +1,6 @@
 """Owns what the project's commands share: a preset with overrides, where and how to run it, one line for a failure.
 
-Exit status: 0 well, 1 an alarm, 2 bad input, 3 stopped through nobody's input (the same command goes on), 130 Ctrl-C.
+Exit status: 0 well, 1 an alarm, 2 bad input, 3 stopped from outside (the same command goes on), 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``results/<experiment>/<preset>-<hash of the config>/`` holds ``manifest.json``, a folder per cell below ``cells/`` and,
 when all cells are done, the tables, figures and page.  Files appear whole or not at all, and every folder has a
-``ledger.json`` with the SHA-256 of each file that its owner relies on: what does not match is named and made anew,
+``ledger.json`` with the SHA-256 of each file that its owner relies on: what does not match is named and made again,
 never used.  Wall-clock times live in ``timing.json`` alone, so everything else is the same bytes on every run of the
 same config on one machine, killed and resumed or not.  Knows nothing of what the numbers mean.
 """
@@ -45,7 +45,7 @@ LEDGER = "ledger.json"
 
 
 class StoppedError(Exception):
-    """A run ended early through nobody's input (a killed worker, no memory); the same command goes on from there."""
+    """A run was stopped from outside (a killed worker, no memory); the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Ledger:
         return content
 
     def forget(self) -> None:
-        """Strike out what does not match, so that it is made anew."""
+        """Strike out what does not match, so that it is made again."""
         kept = {n: s for n, s in self.files.items() if files.file_sha256(self.folder / n) == s}
         if self.torn or kept != self.files:
             self._write(kept, 0.0, False)
@@ -499,7 +499,7 @@ class RunDirectory:
                 absent.append(cell)
             if warn:
                 for fault in faults:
-                    print(f"{fault}; it is made anew", file=sys.stderr)
+                    print(f"{fault}; it is made again", file=sys.stderr)
         return absent
 
     def frame(self, cell: str | HasKey, name: str) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def execute(
     """Play all cells that are missing (of one part), and write the page if none is missing then; return if it is there.
 
     ``jobs`` cells run side by side (0: one per core, or per GPU; on a cluster, as many as it takes).  What is damaged
-    is named and made anew.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or memory is lost.
+    is named and made again.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or memory is lost.
     """
     every = list(study.cells())
     if (prepare := getattr(study, "prepare", None)) and directory.missing(every):
@@ -146,7 +146,7 @@ def execute(
 
 def _finish(study: Study, directory: RunDirectory) -> None:
     for fault in Ledger(directory.path).faults():
-        print(f"{fault}; it is made anew", file=sys.stderr)
+        print(f"{fault}; it is made again", file=sys.stderr)
     study.finish(directory)
     directory.close()
 

@@ -138,7 +138,7 @@ def _flat(blocks: Weights) -> Float[Tensor, "*r p"]:
 
 
 class _Objective:
-    """A neural learner's loss as a function of one parameter vector, the network worked out in a precision of its own.
+    """A neural learner's loss as a function of one parameter vector, the network evaluated in a precision of its own.
 
     The vector, the loss and its gradient stay in the learner's precision.
     """
@@ -269,7 +269,7 @@ class NeuralLearner(Learner):
 
         The metric is renewed when the gradient has fallen to a tenth of ``G0``, and where steps from it fail or are
         many: a small λ lets margins grow until the curvature ``σ'`` is nothing like that at the start.  Up to ``ROUGH``
-        the network is worked out in single precision, whose gradients are good to about ``1e-7 G0``; the rest, and what
+        the network is evaluated in single precision, whose gradients are good to about ``1e-7 G0``; the rest, and what
         is said of the end, is in the precision of the items.
 
         With ReLU the minimiser sits on kinks, where the gradient jumps and never becomes small: no smooth method ends

@@ -115,7 +115,7 @@ class SimulationStudy:
 def build(
     simulation: Simulation, truth: str, contender: str, block: range | None = None, parts: Parts | None = None
 ) -> tuple[SyntheticArena, Learner, Key]:
-    """Return arena, learner and key of one cell; problems and key are the same for all contenders of a truth.
+    """Return arena, learner and key of one cell; all contenders of a truth share problems and random numbers.
 
     ``block`` names the replicates to play (default: all); ``parts`` are what the names stand for (default: looked up).
     """

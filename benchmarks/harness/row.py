@@ -23,7 +23,7 @@ class Contender:
 
     ``build(**settings)`` returns the function to be timed.  ``needs`` are modules that must be installed.  ``scale``
     multiplies the seconds of a run on a part of the workload.  ``repetitions`` overrides the row's, for slow peers; one
-    that runs once is not warmed.  ``own`` marks another form of our own: it is told, and is nobody's peer.
+    that runs once is not warmed.  ``own`` marks another form of our own: it is shown, and counts as no peer.
     """
 
     name: str

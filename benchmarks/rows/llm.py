@@ -171,7 +171,7 @@ def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], 
     """Return the check of this size: two rows alone, by autograd, through the same sketch written out.
 
     With the model in float64 the hooks must agree to 1e-5.  The timed rows, in float32, must come as near to float64 as
-    autograd does in float32 (within a factor 2, or 1e-5): rounding inside the model is nobody's error.
+    autograd does in float32 (within a factor 2, or 1e-5): rounding inside the model is not an error of ours.
     """
 
     def check(answers: Mapping[str, Answer]) -> Check:

@@ -274,7 +274,7 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     if len(comparison) and len(run.seeds) > 1:
         show(
             "paired",
-            f"Difference from {BASELINE} on the same key: a ring per seed, the mean (diamond) with its "
+            f"Difference from {BASELINE} paired by seed: a ring per seed, the mean (diamond) with its "
             "95 % interval, joint over all rows; an arrow where the interval goes on.",
             plots.seed_differences(run.evaluations, comparison, BASELINE, OUTCOMES),
         )
