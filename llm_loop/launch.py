@@ -1,7 +1,7 @@
 """Owns what several processes of one run must agree on, where ``accelerate launch`` started them.
 
-The main process runs the program; the others follow it from cell to cell, play each on the same random numbers and share the work
-of DPO alone.  Only the main one writes.
+The main process runs the program; the others follow it from cell to cell, play each on the same random numbers and
+share the work of DPO alone.  Only the main one writes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Pure functions of frames (their columns: ``llm_loop.config``).  Two kinds of interval are kept apart.  *Over
 prompts*: these very policies, other held-out prompts; every prompt's value is first averaged over the seeds, since
-seeds share prompts.  *Over seeds*: other runs of the same recipe, with other random numbers, on these prompts; it is what a
-comparison of strategies needs, and it is wide when seeds are few.
+seeds share prompts.  *Over seeds*: other runs of the same recipe, with other random numbers, on these prompts; it is
+what a comparison of strategies needs, and it is wide when seeds are few.
 """
 
 from __future__ import annotations
