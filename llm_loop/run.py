@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,12 @@ class AlignmentStudy:
         ]
 
     def prepare(self) -> None:
-        """Check what can be known without a model's weights, before anything is written."""
+        """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
         check(self.alignment)
+        with quiet_libraries():
+            setup = build(self.alignment, next(iter(self.strategies.values())), self.oracle, 0, self.scorers)
+        if slow := setup.policy.route.summary:
+            print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
 
     def play(self, cell: Cell, folder: Path) -> list[str]:
         """Play a cell from its last recorded round on; write its tables; return the files that the run relies on."""
