@@ -71,8 +71,8 @@ class TestCheck:
         assert 2 <= alarmed.sum() <= 40
 
     def test_too_few_replicates_says_how_many(self):
-        with pytest.raises(InputError, match=r"exact: 71 replicates cannot support .* at least 72 are needed"):
-            check_replicates("exact", 71, 0.05)
+        with pytest.raises(InputError, match=r"--replicates 71 cannot support .* at least 72 are needed"):
+            check_replicates("replicates", 71, 0.05)
 
 
 class TestSuite:
@@ -95,6 +95,37 @@ class TestSuite:
 
     def test_every_family_is_an_option_with_its_sizes(self):
         assert {f.name for f in fields(suite("smoke"))} == {"seed", "claims", *checks.FAMILIES}
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("option", "values"),
+        [
+            ("exact.rounds", ["0"]),
+            ("exact.replicates", ["71"]),
+            ("exact.delta", ["1"]),
+            ("network.width", ["0"]),
+            ("orders.widths", ["64"]),
+            ("orders.times", ["10"]),
+            ("orders.times", ["10", "99"]),
+            ("orders.regularisations", ["1", "2"]),
+            ("information.pools", ["1"]),
+            ("tightness.truths", ["nope"]),
+            ("tightness.prompts", ["1"]),
+            ("certificates.batch", ["500"]),
+            ("policy.betas", ["0"]),
+            ("approximations.prompts", ["20"]),
+            ("regret.exact-rounds", ["3"]),
+            ("transformers.widths", ["8", "10"]),
+            ("transformers.answers", ["99"]),
+        ],
+    )
+    def test_a_size_that_cannot_be_is_refused_by_its_option(self, option, values, tmp_path, capsys):
+        assert command.main(["smoke", f"--{option}", *values, "--output", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert f"--{option}" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 @dataclass(frozen=True)

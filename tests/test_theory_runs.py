@@ -15,7 +15,6 @@ import pytest
 from bandits.core import oracles as btl
 from bandits.core.errors import InputError
 from theory_checks import __main__ as command
-from theory_checks.families.orders import Orders
 from theory_checks.maths import trials
 from theory_checks.study import suite
 
@@ -149,11 +148,6 @@ class TestBadInput:
             status = error.code
         assert status == 2
         assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
-
-    def test_sweeps_that_have_no_slope_are_refused(self):
-        for wrong in ({"widths": (64,)}, {"times": (10,)}, {"times": (10, 99)}, {"replicates": 1}):
-            with pytest.raises(InputError):
-                Orders(**wrong)
 
     def test_a_seed_must_not_be_negative(self):
         with pytest.raises(InputError, match="seed"):

@@ -11,18 +11,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from bandits.core.errors import InputError
 from bandits.core.registry import Registry
+from bandits.runs import settings
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive
 from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, joint_level, judge, replicates_needed
+from bandits.sim.truths import TRUTHS
 
 ERROR_RATE = 0.01
 """Probability that any claim of a preset that should hold raises an alarm, if all of them are true."""
+
+Several = Annotated[int, Ge(2), Le(10**9)]
+"""a number of replicates that has an interval"""
+Counts = Annotated[tuple[Count, ...], MinLen(1), Distinct()]
+Places = Annotated[tuple[Count, ...], MinLen(2), Distinct()]
+"""where a slope is measured"""
+Positives = Annotated[tuple[Positive, ...], MinLen(1), Distinct()]
+Truths = Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(TRUTHS.__getitem__)]
 
 Table = pd.DataFrame
 Measure = Callable[[Table, float], Estimate]
@@ -128,6 +139,14 @@ class Family(ABC, Generic[C]):
     title: ClassVar[str]
     """what it is about, a sentence"""
 
+    def __post_init__(self) -> None:
+        with settings.under(self.name):
+            settings.check(self)
+            self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together; ``--width`` in it becomes ``--NAME.width``."""
+
     @abstractmethod
     def cells(self) -> Sequence[C]:
         """Return the units of work, the slowest first."""
@@ -188,11 +207,11 @@ def blocks(replicates: int, size: int) -> list[range]:
     return [range(start, min(start + size, replicates)) for start in range(0, replicates, size)]
 
 
-def check_replicates(what: str, replicates: int, delta: float) -> None:
-    """Raise ``InputError`` if a coverage of ``1 - δ`` could not be supported even with every replicate covered."""
+def check_replicates(option: str, replicates: int, delta: float) -> None:
+    """Raise ``InputError``, naming the option, if not even full coverage could support a coverage of ``1 - δ``."""
     needed = replicates_needed(1 - delta)
     if replicates < needed:
         raise InputError(
-            f"{what}: {replicates} replicates cannot support a coverage of {1 - delta:g} at {LEVEL:.0%} "
+            f"--{option} {replicates} cannot support a coverage of {1 - delta:g} at {LEVEL:.0%} "
             f"confidence; at least {needed} are needed (or a larger delta)"
         )

@@ -18,3 +18,8 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
         for path in sorted(folder.glob("*.csv"))
         if path.stem in ("rounds", "bounds", "calibration")
     }
+
+
+def memory(simulation: Simulation, family: str) -> dict[str, float]:
+    """Estimate a simulation's bytes, each part by the options of the family that has them."""
+    return {option.replace("--", f"--{family}."): size for option, size in simulation.memory().items()}

@@ -24,6 +24,7 @@ from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import CountSketch, Dense, Rademacher, Rows
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean, unconverged
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
@@ -31,8 +32,8 @@ from bandits.sim.networks import MLP
 from bandits.sim.problem import Problem, SyntheticArena
 from bandits.sim.truths import Teacher
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, measured, register
-from theory_checks.simulated import simulate
+from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, measured, register
+from theory_checks.simulated import memory, simulate
 
 EXACT = "activedpo"
 APPROXIMATIONS = {
@@ -184,22 +185,20 @@ class Approximations(Family[Sketched | Choice | Whole]):
     name = "approximations"
     title = "Practical approximations: sketches, normalisation, diagonal V, last layer, stale gradients"
 
-    replicates: int = 12
-    width: int = 64
-    prompts: int = 60
-    sizes: tuple[int, ...] = (32, 128, 512, 2048)
-    runs: int = 24
+    replicates: Several = 12
+    width: Count = 64
+    prompts: Count = 60
+    sizes: Places = (32, 128, 512, 2048)
+    runs: Several = 24
     """replicates of the whole runs that compare final errors"""
 
-    def __post_init__(self) -> None:
-        if self.replicates < 2 or self.runs < 2:
-            raise InputError("approximations: intervals need at least 2 replicates")
-        if len(set(self.sizes)) < 2 or min(self.sizes) < 4:
-            raise InputError(f"approximations: a slope needs at least two sketch sizes of at least 4, got {self.sizes}")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        if min(self.sizes) < 4:
+            raise InputError(f"--sizes must be at least 4, got {min(self.sizes)}")
         if 3 * self.prompts < 4 * PICKS:
             raise InputError(
-                f"approximations: {self.prompts} prompts leave no pool to pick {PICKS} from; use at least "
-                f"{4 * PICKS // 3 + 1}"
+                f"--prompts {self.prompts} leaves no pool to pick {PICKS} from; use at least {4 * PICKS // 3 + 1}"
             )
         self._simulation(0)
 
@@ -249,6 +248,10 @@ class Approximations(Family[Sketched | Choice | Whole]):
         moved = {"kind": "shift", "rule": "activedpo-normalised", "replicate": members}
         kept = {"overlap": overlap(*scene.shifted(shift, "response"))}
         return pd.concat([*parts, pd.DataFrame(random), pd.DataFrame(moved | kept)], ignore_index=True)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its simulation."""
+        return memory(self._simulation(0), self.name)
 
     def checks(self) -> list[Check]:
         """Declare the sketches' order, the invariance that normalising responses loses, and the costs."""

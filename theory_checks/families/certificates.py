@@ -9,8 +9,10 @@ from typing import Literal
 
 import pandas as pd
 
+from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, median
 from theory_checks import figures
 from theory_checks.checks import (
@@ -19,6 +21,7 @@ from theory_checks.checks import (
     Family,
     Measure,
     Result,
+    Several,
     Table,
     at,
     blocks,
@@ -79,16 +82,19 @@ class Certificates(Family[Block]):
     name = "certificates"
     title = "A tighter certificate: evidence and Fisher-weighted widths"
 
-    replicates: int = 80
-    block: int = 80
-    prompts: int = 40
-    width: int = 64
-    rounds: int = 8
-    batch: int = 5
-    delta: float = 0.05
+    replicates: Several = 80
+    block: Count = 80
+    prompts: Count = 40
+    width: Count = 64
+    rounds: Count = 8
+    batch: Count = 5
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.replicates, self.delta)
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("replicates", self.replicates, self.delta)
+        if self.batch > 3 * self.prompts:
+            raise InputError(f"--batch {self.batch} is more than the {3 * self.prompts} duels of --prompts")
         for case in (*DEFAULTS, *OFTEN):
             self._trial(case)
 

@@ -15,9 +15,22 @@ import pandas as pd
 
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.settings import Probability
 from bandits.runs.stats import Estimate, at_least, halved
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, measured, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Result,
+    Several,
+    Table,
+    at,
+    check_replicates,
+    measured,
+    register,
+)
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Bound, Corruption, Trial, play
 from theory_checks.measures import coverage
@@ -120,11 +133,12 @@ class Controls(Family[Played]):
     name = "controls"
     title = "Negative controls: the same code refutes what is wrong"
 
-    replicates: int = 100
-    delta: float = 0.05
+    replicates: Several = 100
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.replicates, self.delta)
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("replicates", self.replicates, self.delta)
 
     def cells(self) -> Sequence[Played]:
         """Return one per distinct trial; controls share honest twins."""

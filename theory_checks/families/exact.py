@@ -11,13 +11,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import Estimate, at_least, empirical_multiplier
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, blocks, check_replicates, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Result,
+    Several,
+    Table,
+    at,
+    blocks,
+    check_replicates,
+    register,
+)
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Bound, Sampling, Trial, play
 from theory_checks.measures import coverage
@@ -64,18 +76,17 @@ class Exact(Family[Block]):
     name = "exact"
     title = "The linearised learner obeys the exact bound, for all moments and duels at once"
 
-    replicates: int = 400
-    block: int = 200
-    rounds: int = 300
-    prompts: int = 3
-    responses: int = 3
-    width: int = 32
-    delta: float = 0.05
+    replicates: Several = 400
+    block: Count = 200
+    rounds: Count = 300
+    prompts: Count = 3
+    responses: Several = 3
+    width: Count = 32
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.replicates, self.delta)
-        if self.block < 1:
-            raise InputError(f"exact: a block needs at least 1 replicate, got {self.block}")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("replicates", self.replicates, self.delta)
         for regime in REGIMES.values():
             self._trial(regime, "random")
 

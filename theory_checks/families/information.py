@@ -14,17 +14,17 @@ import torch
 
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
-from bandits.core.errors import InputError
 from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean
 from bandits.sim.config import Simulation
 from bandits.sim.run import build
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, measured, register
-from theory_checks.simulated import simulate
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Several, Table, Truths, at, measured, register
+from theory_checks.simulated import memory, simulate
 
 CONTENDERS = ("random", "activedpo", "activedpo-fisher", "ucb")
 PICKS, POOL = 3, 10
@@ -71,15 +71,14 @@ class Information(Family[Loop | Greedy]):
     name = "information"
     title = "Information: log det V against d̃, its growth, greedy choice"
 
-    replicates: int = 16
-    truths: tuple[str, ...] = ("linear", "square", "cosine", "mlp", "ntk")
-    prompts: int = 20
-    width: int = 64
-    pools: int = 2000
+    replicates: Several = 16
+    truths: Truths = ("linear", "square", "cosine", "mlp", "ntk")
+    prompts: Count = 20
+    width: Count = 64
+    pools: Several = 2000
 
-    def __post_init__(self) -> None:
-        if min(self.replicates, self.pools) < 2:
-            raise InputError("information: an interval needs at least 2 replicates and 2 pools")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
         self._simulation(0)
 
     def _simulation(self, seed: int) -> Simulation:
@@ -109,6 +108,10 @@ class Information(Family[Loop | Greedy]):
         bounds = simulate(simulation, cell.truth, cell.contender, folder)["bounds"]
         kept = bounds[["truth", "contender", "replicate", "labels", "information", "information_current"]]
         return kept.assign(kind="loop", dimension=np.tile(_dimension(simulation, cell.truth), simulation.rounds))
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its simulation."""
+        return memory(self._simulation(0), self.name)
 
     def checks(self) -> list[Check]:
         """Declare growth, gains and how near greedy choice comes to the best."""

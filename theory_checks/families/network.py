@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import Estimate, at_least
 from bandits.sim.audit import Version
 from bandits.sim.config import Simulation
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Table, at, check_replicates, register
+from theory_checks.checks import Cell, Check, Family, Measure, Several, Table, at, check_replicates, register
 from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
 from theory_checks.simulated import simulate
 
@@ -42,13 +43,14 @@ class Network(Family[Loop]):
     name = "network"
     title = "Propositions 1 and 2 on the network"
 
-    replicates: int = 80
-    rounds: int = 60
-    width: int = 128
-    delta: float = 0.05
+    replicates: Several = 80
+    rounds: Count = 60
+    width: Count = 128
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.replicates, self.delta)
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("replicates", self.replicates, self.delta)
         for pool in POOLS:
             self._simulation(pool, 0)
 
@@ -84,6 +86,13 @@ class Network(Family[Loop]):
         """Play the loop with its audit."""
         tables = simulate(self._simulation(cell.pool, seed), "mlp", cell.strategy, folder)
         return tables["bounds"].assign(pool=cell.pool, strategy=cell.strategy)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its simulation."""
+        return {
+            option.replace("--", f"--{self.name}."): size
+            for option, size in self._simulation("repeated", 0).memory().items()
+        }
 
     def checks(self) -> list[Check]:
         """Declare coverage per pool, strategy and gradients in V."""

@@ -25,13 +25,27 @@ from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import Factored
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count
 from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, blocks, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Places,
+    Positives,
+    Result,
+    Several,
+    Table,
+    at,
+    blocks,
+    register,
+)
 
 MEASURES = {
     "epsilon": "ε = max |network - linearised| over all duels",
@@ -149,31 +163,30 @@ class Orders(Family[Place]):
     name = "orders"
     title = "The network follows its linearisation: ε, gradients, widths and log det against m, t, λ and depth"
 
-    replicates: int = 10
-    few: int = 3
+    replicates: Several = 10
+    few: Several = 3
     """replicates of networks wider than 1024"""
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
-    depths: tuple[int, ...] = (2, 3, 4)
-    deepest_width: int = 512
+    widths: Places = (64, 128, 256, 512, 1024, 2048, 4096)
+    depths: Places = (2, 3, 4)
+    deepest_width: Count = 512
     """the widest network of more than 3 weight matrices"""
-    times: tuple[int, ...] = (5, 10, 20, 40)
+    times: Places = (5, 10, 20, 40)
     """answers, in the sweep over t; the other sweeps end at the last"""
-    regularisations: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    at_width: int = 256
+    regularisations: Positives = (0.1, 0.3, 1.0, 3.0, 10.0)
+    at_width: Count = 256
     """of the sweeps over λ, t and depth"""
-    prompts: int = 20
+    prompts: Count = 20
 
-    def __post_init__(self) -> None:
-        if min(self.replicates, self.few) < 2:
-            raise InputError("orders: a slope's interval needs at least 2 replicates")
-        if len(set(self.widths)) < 2 or len(set(self.depths)) < 2 or len(set(self.times)) < 2:
-            raise InputError("orders: a slope needs at least two widths, depths and times")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        if min(self.depths) < 2:
+            raise InputError(f"--depths must be at least 2, got {min(self.depths)}")
         if min(self.regularisations) >= 1 or max(self.regularisations) <= 1 or 1.0 not in self.regularisations:
-            raise InputError("orders: the regularisations need values below, at and above 1")
+            raise InputError("--regularisations needs values below, at and above 1")
         if max(self.times) > 3 * self.prompts:
-            raise InputError(f"orders: {max(self.times)} duels are to be asked, but the pool has {3 * self.prompts}")
+            raise InputError(f"--times {max(self.times)} is more than the {3 * self.prompts} duels of --prompts")
         if any(len(self._widths(depth)) < 2 for depth in (2, *self.depths)):
-            raise InputError(f"orders: a slope needs two widths up to the deepest width, {self.deepest_width}")
+            raise InputError(f"--widths needs two up to --deepest-width {self.deepest_width}")
 
     def _widths(self, depth: int) -> list[int]:
         return [width for width in self.widths if depth <= 3 or width <= self.deepest_width]

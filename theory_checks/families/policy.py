@@ -7,13 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bandits.core.errors import InputError
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import Estimate, at_least
 from bandits.sim.audit import Version
 from bandits.sim.config import Simulation
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Positives,
+    Result,
+    Several,
+    Table,
+    at,
+    check_replicates,
+    register,
+)
 from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
 from theory_checks.simulated import simulate
 
@@ -35,17 +47,16 @@ class Policy(Family[Loop]):
     name = "policy"
     title = "The DPO case: a policy's implicit reward obeys the same bound, for several β"
 
-    replicates: int = 80
-    betas: tuple[float, ...] = (1.0, 0.2, 0.5, 2.0)
+    replicates: Several = 80
+    betas: Positives = (1.0, 0.2, 0.5, 2.0)
     """the first one is played by ActiveDPO too"""
-    rounds: int = 40
-    width: int = 32
-    delta: float = 0.05
+    rounds: Count = 40
+    width: Count = 32
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.replicates, self.delta)
-        if not self.betas or min(self.betas) <= 0:
-            raise InputError(f"policy: β must be positive, got {self.betas}")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("replicates", self.replicates, self.delta)
         for cell in self.cells():
             self._simulation(cell, 0)
 
@@ -80,6 +91,13 @@ class Policy(Family[Loop]):
         """Play the loop with its audit."""
         tables = simulate(self._simulation(cell, seed), "mlp", f"policy:{cell.strategy}", folder)
         return tables["bounds"].assign(strategy=cell.strategy, beta=cell.beta)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its simulation."""
+        return {
+            option.replace("--", f"--{self.name}."): size
+            for option, size in self._simulation(self.cells()[0], 0).memory().items()
+        }
 
     def checks(self) -> list[Check]:
         """Declare coverage per β and strategy."""

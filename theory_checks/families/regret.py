@@ -20,11 +20,24 @@ from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, bootstrap, covered, log_slope, mean
 from bandits.selector import UCB, Pool, select
 from bandits.sim.config import Simulation
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, check_replicates, measured, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Result,
+    Several,
+    Table,
+    at,
+    check_replicates,
+    measured,
+    register,
+)
 from theory_checks.maths.tangent import Counts, ExtendedLink, Setting, TangentWorld, fit, times
 from theory_checks.simulated import simulate
 
@@ -107,17 +120,18 @@ class Regret(Family[Loop | Optimism]):
     name = "regret"
     title = "Regret: NDB-UCB and NDB-TS grow sub-linearly"
 
-    replicates: int = 12
-    rounds: int = 120
-    width: int = 32
-    exact_replicates: int = 100
-    exact_rounds: int = 400
-    delta: float = 0.05
+    replicates: Several = 12
+    rounds: Count = 120
+    width: Count = 32
+    exact_replicates: Several = 100
+    exact_rounds: Count = 400
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        check_replicates(self.name, self.exact_replicates, self.delta)
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        check_replicates("exact-replicates", self.exact_replicates, self.delta)
         if self.rounds < 16 or self.exact_rounds < 16:
-            raise InputError("regret: a slope needs at least 16 rounds")
+            raise InputError("--rounds and --exact-rounds must be at least 16: a slope needs them")
         self._simulation(0, "ucb")
 
     def _simulation(self, seed: int, contender: str) -> Simulation:
@@ -158,6 +172,13 @@ class Regret(Family[Loop | Optimism]):
         rounds = simulate(self._simulation(seed, cell.contender), cell.truth, cell.contender, folder)["rounds"]
         kept = ["truth", "contender", "replicate", "labels", "cumulative_average_regret", "cumulative_weak_regret"]
         return rounds[kept].assign(kind="loop")
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its simulation."""
+        return {
+            option.replace("--", f"--{self.name}."): size
+            for option, size in self._simulation(0, CONTROL).memory().items()
+        }
 
     def checks(self) -> list[Check]:
         """Declare sub-linear growth (random as the control) and the optimistic step."""

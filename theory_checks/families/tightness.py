@@ -16,9 +16,24 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Probability
 from bandits.runs.stats import Threshold, at_least, at_most, empirical_multiplier, mean, median
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, measured, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Counts,
+    Family,
+    Measure,
+    Positives,
+    Result,
+    Several,
+    Table,
+    Truths,
+    at,
+    measured,
+    register,
+)
 from theory_checks.maths.predictors import NAMES
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
@@ -45,24 +60,25 @@ class Tightness(Family[Point]):
     name = "tightness"
     title = "Tightness: how loose the bound is, and whether width predicts error"
 
-    replicates: int = 100
-    prompts: int = 30
-    width: int = 64
-    labels: int = 60
-    more: tuple[int, ...] = (15, 60, 240, 960)
+    replicates: Several = 100
+    prompts: Count = 30
+    width: Count = 64
+    labels: Count = 60
+    more: Counts = (15, 60, 240, 960)
     """labels, in the sweep over them"""
-    largest: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    largest: Positives = (0.5, 1.0, 2.0, 4.0)
     """Δmax, hence κ"""
-    regularisations: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    regularisations: Positives = (0.01, 0.1, 1.0, 10.0)
     """λ; scaling the reward by β is the same as dividing λ by β² and B by β"""
-    truths: tuple[str, ...] = ("linear", "square", "cosine", "mlp", "ntk")
-    delta: float = 0.05
+    truths: Truths = ("linear", "square", "cosine", "mlp", "ntk")
+    delta: Probability = 0.05
 
-    def __post_init__(self) -> None:
-        if self.replicates < 2:
-            raise InputError("tightness: an interval needs at least 2 replicates")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
         if LARGEST not in self.largest or 1.0 not in self.regularisations or "mlp" not in self.truths:
-            raise InputError("tightness: the sweeps must hold the default (Δmax 2, λ 1, truth mlp)")
+            raise InputError("--largest needs 2, --regularisations 1 and --truths mlp: the default")
+        if 3 * self.prompts < max(5, max(self.more) // 15):
+            raise InputError(f"--prompts {self.prompts} has too few duels for 5, or a 15th of --more, a round")
         for cell in self.cells():
             self._trial(cell)
 

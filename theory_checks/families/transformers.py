@@ -24,10 +24,11 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.rng import Key
 from bandits.runs.page import Picture
+from bandits.runs.settings import Count, Positive
 from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
 from bandits.sim.learners import newton_step
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Result, Table, at, register
+from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, register
 
 VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
 MODULES = ("q", "k", "v", "o")
@@ -234,22 +235,23 @@ class Transformers(Family[Point]):
     name = "transformers"
     title = "Transformers (Remark 1): does a LoRA-trained policy follow its linearisation?"
 
-    replicates: int = 6
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
-    ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
-    prompts: int = 8
-    answers: int = 16
-    regularisation: float = 1.0
-    at_width: int = 64
+    replicates: Several = 6
+    widths: Places = (16, 32, 64, 128, 256)
+    ranks: Places = (2, 4, 8, 16, 32)
+    prompts: Count = 8
+    answers: Count = 16
+    regularisation: Positive = 1.0
+    at_width: Count = 64
     """of the sweep over the rank"""
 
-    def __post_init__(self) -> None:
-        if self.replicates < 2 or len(set(self.widths)) < 2 or len(set(self.ranks)) < 2:
-            raise InputError("transformers: a slope needs two widths, two ranks and two replicates")
-        if any(width % HEADS for width in (*self.widths, self.at_width)) or min(self.ranks) < 1:
-            raise InputError(f"transformers: widths must be multiples of {HEADS} and ranks at least 1")
-        if not 1 <= self.answers <= 3 * self.prompts:
-            raise InputError(f"transformers: {self.answers} answers from {3 * self.prompts} duels cannot be asked")
+    def check_sizes(self) -> None:
+        """Raise ``InputError`` for sizes that do not go together."""
+        if any(width % HEADS for width in (*self.widths, self.at_width)):
+            raise InputError(f"--widths and --at-width must be multiples of {HEADS}")
+        if self.answers > 3 * self.prompts:
+            raise InputError(
+                f"--answers {self.answers} is more than the {3 * self.prompts} duels of --prompts {self.prompts}"
+            )
 
     def cells(self) -> Sequence[Point]:
         """Return one per point of a sweep; the largest first."""
