@@ -427,7 +427,7 @@ def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path: Path) -> None:
         (
             "a.json",
             b'{"rows": [{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": ["prompt"]}]}',
-            "cut its prompt",
+            r"cut cells of it short: \[.prompt.\]",
         ),
     ],
 )
@@ -486,3 +486,38 @@ def test_a_set_of_one_s_own_is_registered_in_one_place(monkeypatch: pytest.Monke
     register("empty ones")(lambda dropped: ["full", " "])
     with pytest.raises(InputError, match="empty ones, number 2: it has an empty prompt"):
         load("empty ones", LUCK)
+
+
+@given(
+    st.sampled_from(["a.jsonl", "a.json", "viewer.json", "a.parquet", "a.jsonl.gz"]),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=4)), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, name: str, cuts: list[tuple[float, int, bytes]], skip: bool
+) -> None:
+    rows = [{"prompt": f"p {n}"} for n in range(6)]
+    file = write_lines(tmp_path_factory.mktemp("damaged") / "a.jsonl", rows).with_name(name)
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif name == "viewer.json":
+        viewed = [{"row_idx": n, "row": row, "truncated_cells": []} for n, row in enumerate(rows)]
+        file.write_text(json.dumps({"rows": viewed}))
+    elif name == "a.json":
+        file.write_text(json.dumps(rows))
+    elif name == "a.jsonl.gz":
+        file.write_bytes(gzip.compress(file.with_name("a.jsonl").read_bytes()))
+    content = file.read_bytes()
+    for where, length, instead in cuts:
+        start = int(where * len(content))
+        content = content[:start] + instead + content[start + length :]
+    file.write_bytes(content)
+    try:
+        found = load(str(file), LUCK, skip)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert found.train
+    assert "\n" not in message
+    assert len(message) < 700

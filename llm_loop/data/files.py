@@ -140,7 +140,7 @@ def _rows(file: Path, content: bytes, split: str | None) -> Iterator[Found]:
         place = f"{file}, row {number}"
         if isinstance(entry, dict) and isinstance(entry.get("row"), dict) and "row_idx" in entry:
             cut = entry.get("truncated_cells")
-            yield Found(entry["row"], place, split, f"the viewer cut its {', '.join(cut)} short" if cut else "")
+            yield Found(entry["row"], place, split, f"the viewer cut cells of it short: {str(cut)[:80]}" if cut else "")
         else:
             yield Found(entry, place, split)
 
