@@ -87,8 +87,8 @@ class Alignment:
     """per prompt"""
     model: str = "smollm2-135m"
     """a fetched asset, a tiny random model, a local directory or a hub id"""
-    chat: Literal["auto", "yes", "no"] = "no"
-    """prompts that are texts are the user's message of a chat, by the tokenizer's template (auto: if it has one)"""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """texts are the user's message of a chat; auto: of a file, if the tokenizer has a template (named sets go on)"""
     trust_remote_code: bool = False
     """run code that a model's folder brings"""
     adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import transformers
 
@@ -81,7 +82,7 @@ def build(
         key,
         alignment.device,
         alignment.dtype,
-        alignment.chat,
+        _chat(alignment),
         alignment.trust_remote_code,
     )
     policy.batch_tokens = alignment.score_tokens
@@ -118,6 +119,11 @@ def build(
     learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text)
+
+
+def _chat(alignment: Alignment) -> Literal["auto", "yes", "no"]:
+    """Return whether texts are messages: those of named sets are openings, which a model is to go on with."""
+    return "no" if alignment.chat == "auto" and alignment.prompts in prompt_sets.SOURCES else alignment.chat
 
 
 def check(alignment: Alignment) -> None:

@@ -27,7 +27,7 @@ import bandits.runs.files
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
-from bandits.core.oracles import Noiseless
+from bandits.core.oracles import ORACLES, Noiseless
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.directory import Ledger
@@ -631,3 +631,24 @@ class TestAlignment:
             "activedpo-normalised--seed0",
             "random--seed0",
         ]
+
+
+@pytest.mark.parametrize(
+    ("chat", "prompts", "want"),
+    [("auto", "builtin", False), ("auto", "file", True), ("no", "file", False), ("yes", "builtin", True)],
+)
+def test_texts_of_a_file_are_messages_to_a_chat_model_and_openings_are_not(chat, prompts, want, tmp_path):
+    from llm_loop.models import byte_tokenizer, tiny_model
+    from llm_loop.setup import build
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+    tiny_model("tiny-llama", Key(0)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    if prompts == "file":
+        prompts = str(tmp_path / "prompts.jsonl")
+        Path(prompts).write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(60)))
+    alignment = replace(SMOKE, model=str(tmp_path / "model"), prompts=prompts, chat=chat, prompt_tokens=128)
+    setup = build(alignment, STRATEGIES["random"], ORACLES["btl"], 0)
+    read = [setup.policy.tokenizer.decode(ids) for ids in setup.arena.encoded]
+    assert all(text.startswith("[user]") and text.endswith("[assistant]") for text in read) == want
