@@ -1,7 +1,11 @@
 """What a claim is: how it is judged, when it raises an alarm, and that a family of one's own is added in one place."""
 
 import pickle
+import re
+import subprocess
+import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,7 @@ from theory_checks import alarms, checks
 from theory_checks.checks import ERROR_RATE, Cell, Check, Family, Result, alarm_level, check_replicates, measured
 from theory_checks.study import PRESETS, TheoryStudy, suite
 
+ROOT = Path(__file__).parents[1]
 EXPECTS = ("holds", "fails", "open")
 
 
@@ -188,6 +193,17 @@ class TestOwnFamily:
 
         with pytest.raises(InputError, match="Python name"):
             checks.register(smoke=Odd(), quick=Odd(), full=Odd())
+
+
+def test_the_recipe_of_the_documentation_runs(tmp_path):
+    """A claim of one's own, as docs/how-to-add.md says it: from a script, outside the checkout."""
+    text = (ROOT / "docs/how-to-add.md").read_text(encoding="utf-8")
+    (tmp_path / "coins.py").write_text(
+        re.findall(r"```python\n(.*?)```", text.partition("## A claim of the theory")[2], re.S)[0]
+    )
+    run = subprocess.run([sys.executable, "coins.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "2 claims, 0 alarms" in run.stdout
 
 
 class TestAlarms:
