@@ -420,7 +420,7 @@ def test_bad_rows_are_skipped_and_counted_if_asked(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16-be"), "is UTF-16; save it as UTF-8"),
         ("a.json", b"[" * 100_000, "is not JSON .it is nested too deep"),
         ("a.json", b'[{"prompt": "caf\xe9"}]', "is not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9], "a damaged gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-9], "a damaged gzip file"),
         ("a.parquet", b"cut", "is no Parquet file"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-LFS pointer"),
         ("a.csv", b"prompt\na\n", r"is not a \.jsonl"),
