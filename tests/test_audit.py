@@ -126,7 +126,7 @@ class TestControls:
 
 class TestVerdicts:
     def table(self, **columns) -> pd.DataFrame:
-        base = {"replicate": np.repeat(np.arange(80), 2), "gradient_norm": 0.0, "kappa_network": 0.2}
+        base = {"replicate": np.repeat(np.arange(80), 2), "gradient_norm": 0.0, "kappa_network": 0.2, "norm": 1.0}
         return pd.DataFrame(base | {"violations": 0, "sharpest": 0.5} | columns)
 
     def word(self, **columns) -> tuple[str, str]:
@@ -143,6 +143,7 @@ class TestVerdicts:
         assert "vacuous" in self.word(sharpest=2.0)[1]
         assert self.word(sharpest=2.0, violations=broken)[0] == "refuted", "a bound that fails is no vacuous one"
         assert "not finite" in self.word(sharpest=math.nan)[1]
+        assert "B is not available" in self.word(norm=math.nan, sharpest=math.nan)[1]
 
     def test_one_violation_anywhere_costs_the_replicate(self):
         table = self.table(violations=np.arange(160) == 7)
@@ -167,6 +168,22 @@ class TestVerdicts:
         for (version, words), claim in zip(PROPOSITIONS.values(), list(VERSIONS)[:2], strict=True):
             theory = audited_coverage(table, version, 2.0, 0.95)
             assert judge(theory, at_least(0.95)).word == page.loc[claim, "verdict"], words
+
+
+@pytest.mark.parametrize("responses", [2, 3])
+def test_items_that_coincide_cost_the_bound_alone(responses, tmp_path):
+    """In one dimension all items lie on two points: B is not available, what needs no B is there, and finite."""
+    sizes = {"replicates": 2, "rounds": 2, "batch": 3, "prompts": 8, "heldout": 4, "width": 16}
+    simulation = Simulation(contenders=("random",), truths=("mlp",), dim=1, responses=responses, **sizes)
+    run_cell(simulation, "mlp", "random", tmp_path)
+    table = pd.read_csv(tmp_path / "bounds.csv")
+    assert table[["norm", "gamma", "exact", "audited"]].isna().all(axis=None)
+    free = ["information", "error", "epsilon", "needed_network", "needed_tangent", "rank_correlation"]
+    assert np.isfinite(table[free]).all(axis=None)
+    assert (table[free].abs() < 1e6).all(axis=None), "two equal items have no width and no error, so need no multiplier"
+    verdicts = bound_verdicts(table, simulation).set_index("claim").loc[list(VERSIONS)]
+    assert (verdicts["verdict"] == "not informative").all()
+    assert verdicts["reason"].str.contains("B is not available").all()
 
 
 def test_interpolation_reaches_the_truth(network, key, arena):

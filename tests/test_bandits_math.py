@@ -372,6 +372,14 @@ class TestDesign:
         posterior = GramDesign(1.0).condition(Dense(rows(0, 5, 3)))
         assert posterior.widths is posterior.widths
 
+    @pytest.mark.parametrize("many", [False, True])
+    @pytest.mark.parametrize("dim", [2, 80])
+    def test_a_ridge_lost_in_rounding_is_refused_by_its_option(self, many, dim):
+        """The same large row again and again, beside a ridge that float64 cannot add to its square."""
+        row = Dense(rows(0, 1, dim).repeat(3, 1) * 1e8)
+        with pytest.raises(InputError, match="--ridge"):
+            Design.of(row, 1e-6, "full", many).append(row)
+
     def test_a_ridge_must_be_positive(self):
         for bad in (0.0, -1.0, math.inf, math.nan):
             with pytest.raises(InputError, match="ridge"):
@@ -395,8 +403,13 @@ class TestBounds:
     def test_coinciding_items_are_named(self, key, network):
         x = key.fold_in("x").normal(1, 4).expand(3, 6, 4).contiguous()
         gradient = network.value_and_gradient(network.initial(key), x)[1]
-        with pytest.raises(InputError, match="singular"):
+        with pytest.raises(InputError, match=r"singular: items \d \(prompt .* and \d .* coincide"):
             interpolation_norm(gradient, key.normal(6), 3)
+
+    def test_too_few_parameters_are_told(self, key):
+        """Two inputs and a linear kernel of rank 2: three differences cannot be independent."""
+        with pytest.raises(InputError, match="too few parameters for 4 items"):
+            interpolation_norm(Dense(key.normal(4, 2)), key.normal(4), 4)
 
     @given(kappa=st.floats(0.01, 0.25), lam=st.floats(0.01, 10), delta=st.floats(0.001, 0.5))
     def test_the_two_forms_of_the_exact_multiplier_agree(self, kappa, lam, delta):

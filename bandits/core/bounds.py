@@ -71,24 +71,56 @@ def linearised(
     return Radius(noise, regularisation * norm / (math.sqrt(ridge) * kappa))
 
 
+PIVOT = 1e-12  # share of a duel's ‖φ‖² that must lie outside the span of those before it: less is rounding
+
+
+def base_duels(rows: Rows, responses: int) -> Duels:
+    """Return the duels of every response against its prompt's first one, in every replicate: they span all duels."""
+    squares = rows.squares()
+    others = torch.arange(rows.count, device=squares.device)
+    others = others[others % responses != 0]
+    return Duels(others, others - others % responses).expand(*squares.shape[:-1])
+
+
+def gram_factor(rows: Rows, responses: int) -> Float[Tensor, "*r k k"]:
+    """Return the Cholesky factor of the Gram matrix ``G`` of the base duels of these items.
+
+    Raises ``InputError`` if ``G`` is singular, naming two items that coincide where there are such: then no ``θ`` need
+    have the true reward differences on these items, and ``B`` is not available.
+    """
+    pairs = rows.differences(base_duels(rows, responses))
+    gram = pairs.inner(pairs)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300)
+    if bool((failed > 0).any()) or float(pivots.min()) < PIVOT:
+        raise InputError(f"the items' Gram matrix is singular: {_coinciding(rows, responses)}")
+    return factor
+
+
+def _coinciding(rows: Rows, responses: int) -> str:
+    """Name the two items whose gradients are nearest, if they are equal up to rounding."""
+    gram = rows.inner(rows)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    distance = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram
+    distance = distance / squares.amax(-1)[..., None, None].clamp(min=1e-300)
+    distance = distance.flatten(0, -3).amin(0) if distance.dim() > 2 else distance
+    distance.fill_diagonal_(torch.inf)
+    i, j = divmod(int(distance.argmin()), rows.count)
+    if float(distance.min()) > 1e-10:
+        return (
+            f"no two items coincide, so the network has too few parameters for {rows.count} items; widen it or show "
+            "fewer items"
+        )
+    where = " and ".join(f"{k} (prompt {k // responses}, response {k % responses})" for k in (i, j))
+    return f"items {where} coincide; drop one of them"
+
+
 def interpolation_norm(rows: Rows, rewards: Float[Tensor, "*r n"], responses: int) -> Float[Tensor, "*r"]:
     """Return the smallest ``B``: the norm of the least ``θ - θ0`` with the true reward *differences* on these items.
 
-    ``B² = dᵀ G⁻¹ d`` over the duels of every response against its prompt's first one, ``G`` their Gram matrix.  It is
-    at most NDB's ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` if ``G``
-    is singular (two items coincide, or the network has too few parameters to tell the items apart).
+    ``B² = dᵀ G⁻¹ d`` with the differences ``d`` of the base duels and their Gram matrix ``G``.  It is at most NDB's
+    ``√(rᵀ H⁻¹ r)``, since adding ``c(x)`` to the reward changes nothing.  Raises ``InputError`` as ``gram_factor``.
     """
-    count = rows.count
-    others = torch.arange(count, device=rewards.device)
-    others = others[others % responses != 0]
-    duels = Duels(others, others - others % responses).expand(*rewards.shape[:-1])
-    pairs = rows.differences(duels)
-    difference = duels.difference(rewards).unsqueeze(-1)
-    factor, failed = torch.linalg.cholesky_ex(pairs.inner(pairs))
-    if bool((failed > 0).any()):
-        raise InputError(
-            "bound: the items' Gram matrix is singular; two items coincide or the network has too few parameters for "
-            f"{count} items: widen it or show fewer items"
-        )
-    white = torch.linalg.solve_triangular(factor, difference, upper=False)
-    return white.squeeze(-1).square().sum(-1).sqrt()
+    difference = base_duels(rows, responses).difference(rewards).unsqueeze(-1)
+    white = torch.linalg.solve_triangular(gram_factor(rows, responses), difference, upper=False)
+    return torch.linalg.vector_norm(white.squeeze(-1), dim=-1)

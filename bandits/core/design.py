@@ -125,6 +125,18 @@ class _FactorDesign(Design):
         """Return ``L⁻¹Φφ`` of the rows, as columns."""
 
 
+def factorised(matrix: Float[Tensor, "*r b b"], ridge: float) -> Float[Tensor, "*r b b"]:
+    """Return the Cholesky factor of a part of ``V``, to which the ridge is already added; refuse one that has none."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool((failed > 0).any()) or not bool(matrix.isfinite().all()):
+        largest = float(matrix.diagonal(dim1=-2, dim2=-1).max())
+        raise InputError(
+            f"design: beside features of squared norm {largest:.3g} a ridge of {ridge:g} is lost in rounding; raise it "
+            "(--ridge, or --regularisation, of which the default ridge is a multiple)"
+        )
+    return factor
+
+
 FEW = 64  # coordinates up to which V itself is kept: its factor is renewed in O(p³), whatever was answered
 PANEL = 128  # answered rows that are kept together when they come one by one
 
@@ -155,7 +167,7 @@ class GramDesign(_FactorDesign):
         rows, left = seen.rows, seen.projections.mT
         gram = rows.inner(rows)
         own = gram + self.ridge * torch.eye(rows.count, dtype=gram.dtype, device=gram.device)
-        corner = torch.linalg.cholesky(own - left @ left.mT)
+        corner = factorised(own - left @ left.mT, self.ridge)
         last = self._panels[-1] if self._panels else None
         if last is None or last.rows.count + rows.count > PANEL:
             self._panels.append(_Panel(rows, left.contiguous(), corner))
@@ -203,7 +215,8 @@ class WhitenedDesign(_FactorDesign):
         """Orthogonalise the new rows against ``W`` (block Gram-Schmidt under the ridge)."""
         rows, values, c = seen.rows, seen.rows.dense().values, seen.projections
         gram = values @ values.mT - c.mT @ c
-        corner = torch.linalg.cholesky(gram + self.ridge * torch.eye(rows.count, dtype=gram.dtype, device=gram.device))
+        eye = torch.eye(rows.count, dtype=gram.dtype, device=gram.device)
+        corner = factorised(gram + self.ridge * eye, self.ridge)
         new = values if self._buffer is None else values - c.mT @ self._buffer[..., : self._count, :]
         new = torch.linalg.solve_triangular(corner, new, upper=False)
         end = self._count + rows.count
@@ -246,7 +259,7 @@ class PrimalDesign(Design):
         design = cls(ridge)
         matrix = rows.values.mT @ (rows.values * weights.unsqueeze(-1))
         matrix.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        design._factor = torch.linalg.cholesky(matrix)
+        design._factor = factorised(matrix, ridge)
         return design
 
     @property
@@ -260,7 +273,7 @@ class PrimalDesign(Design):
         rows = seen.rows.dense().values
         matrix = rows.mT @ rows / self.ridge
         matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        gain = torch.linalg.cholesky(matrix)
+        gain = factorised(matrix, self.ridge)
         self._factor = gain * math.sqrt(self.ridge) if self._factor is None else self._factor @ gain
 
     def condition(self, rows: Rows) -> Posterior:

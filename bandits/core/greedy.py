@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.core.design import Posterior
+from bandits.core.design import Posterior, factorised
 from bandits.core.duels import gather
 
 
@@ -95,7 +95,7 @@ def _block(pool: Posterior, picks: Int64[Tensor, " k"], factor: Float[Tensor, "n
     columns = columns - factor @ factor[picks].mT
     pivot = columns[picks]
     pivot.diagonal().add_(pool.ridge)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(pivot), columns.mT, upper=False).mT
+    return torch.linalg.solve_triangular(factorised(pivot, pool.ridge), columns.mT, upper=False).mT
 
 
 def _steps(

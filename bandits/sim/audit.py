@@ -21,7 +21,8 @@ from bandits.core.design import GramDesign
 from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
-from bandits.runs.stats import LEVEL, Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
+from bandits.core.rows import Rows
+from bandits.runs.stats import LEVEL, ROUNDING, Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
 from bandits.sim.learners import Fit, NeuralLearner, TangentLearner
 from bandits.sim.problem import Inputs
 
@@ -65,7 +66,7 @@ class Audit:
         """Prepare for duels of the given items (pool and held-out), of known true rewards.
 
         ``norm`` is ``B`` where it is known exactly; otherwise it is computed by interpolation on these items, which
-        must then include every item that is asked.
+        must then include every item that is asked (NaN where their Gram matrix is singular).
         """
         self.bounds, self._learner, self._items = bounds, learner, items
         self._duels = Duels.within(items.prompts, items.responses).expand(rewards.shape[0])
@@ -77,8 +78,7 @@ class Audit:
         self._past = Labelled[Inputs]()
         self._past_true = self._true[..., :0]
         self._last: tuple[Tensor, Tensor] | None = None
-        known = norm if norm is not None else interpolation_norm(start, rewards, items.responses)
-        self.norm = known
+        self.norm = _norm(start, rewards, items.responses) if norm is None else norm
 
     def observe(self, past: Labelled[Inputs], true: Float[Tensor, "r b"]) -> None:
         """Take the history after a round, with the true margins of that round's duels."""
@@ -109,7 +109,7 @@ class Audit:
         second = proposition(moved_information, self.norm, b.kappa, b.regularisation, b.delta)
         exact = linearised(information, self.norm, b.kappa, b.ridge, b.regularisation, b.delta)
         safe = linearised(information, self.norm, realised, b.ridge, b.regularisation, b.delta)
-        error, statistical = (network - self._true).abs(), (tangent - self._true).abs()
+        error, statistical = self._error(network), self._error(tangent)
         gap = (network - tangent).abs()
         # Each multiplier, with the left side, the width and the fitted differences that its bound is about.
         sides = {
@@ -153,6 +153,11 @@ class Audit:
         self._last = (widths, error)
         return table
 
+    def _error(self, fitted: Tensor) -> Tensor:
+        """Return ``|fitted - true|``; 0 where it is rounding, as for two equal items, whose width is 0 too."""
+        error = (fitted - self._true).abs()
+        return torch.where(error > ROUNDING * self.bounds.largest_margin, error, 0.0)
+
     def _least_slope(self, fitted: Tensor) -> Tensor:
         """Return ``min σ'`` over the segments between true and fitted margins of the answered duels."""
         return slope(torch.maximum(fitted.abs(), self._past_true.abs())).min(-1).values
@@ -173,6 +178,14 @@ class Audit:
                 }
             )
         return rows
+
+
+def _norm(rows: Rows, rewards: Float[Tensor, "r n"], responses: int) -> Float[Tensor, r]:
+    """Return ``B``, or NaN where it is not available: bounds that rest on it are then not judged, the rest is."""
+    try:
+        return interpolation_norm(rows, rewards, responses)
+    except InputError:
+        return rewards.new_full(rewards.shape[:-1], torch.nan)
 
 
 def _ratio(error: Tensor, widths: Tensor) -> Tensor:
@@ -210,7 +223,9 @@ def coverage(table: pd.DataFrame, version: Version, kappa: float, level: float =
     unmet = [unconverged(table[version.fit])]
     if version.slopes:
         unmet.append(kappa_failed(replicates[version.slopes].min(), kappa))
-    if not np.isfinite(table[f"sharpest{version.suffix}"]).all():
+    if table["norm"].isna().any():
+        unmet.append("B is not available, since the items' gradients are not linearly independent")
+    elif not np.isfinite(table[f"sharpest{version.suffix}"]).all():
         unmet.append("numbers are not finite")
     return covered(replicates[f"violations{version.suffix}"].max() == 0, level).but(
         unmet=", ".join(filter(None, unmet)), vacuous=vacuous(replicates[f"sharpest{version.suffix}"].min())

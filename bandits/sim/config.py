@@ -159,24 +159,6 @@ class Simulation:
         if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()):
             raise InputError(f"--device {self.device!r} is not available here; use cpu")
 
-    def check_audit(self) -> None:
-        """Raise ``InputError`` if the audit could not be made.
-
-        Its constant B is the norm of an interpolant, which needs items that the network can tell apart.
-        """
-        audited = any(split(contender)[0] in ("neural", "policy") for contender in self.contenders)
-        if not self.audit or not audited or all(split_truth(truth)[0] == "ntk" for truth in self.truths):
-            return
-        if self.dim == 1 and self.inputs != "cube":
-            raise InputError("--dim 1 puts all items on two points, whose bound cannot be audited: set --no-audit")
-        differences = ((self.rounds if self.fresh else 1) * self.prompts + self.heldout) * (self.responses - 1)
-        parameters = sum(rows * columns for rows, columns in self.network.shapes)
-        if differences > parameters:
-            raise InputError(
-                f"--width and --depth make {parameters} parameters, too few to tell {differences} differences apart: "
-                "raise them, lower --prompts, or set --no-audit"
-            )
-
     @property
     def selves(self) -> bool:
         """Whether an arm may be asked against itself (an algorithm that has converged does so)."""

@@ -281,10 +281,12 @@ class NeuralLearner(Learner):
         rows = self._scaled(exact.initial.gradient())
         reference = _scale(rows.differences(exact.duels).squares())
         # Items asked against themselves leave nothing but rounding: no gradient is small beside that.
-        reference = torch.maximum(reference, 1e-8 * _scale(rows.squares()))
+        whole = _scale(rows.squares())
+        reference = torch.maximum(reference, 1e-8 * whole)
         stages: tuple[tuple[_Objective, float], ...] = ((exact, 0.0),)
         if self.network.smooth:
-            sound = bool((reference.square() < SINGLE * self.regularisation).all())
+            # By the items too: what cancels in their differences leaves their rounding.
+            sound = bool((torch.maximum(reference, whole).square() < SINGLE * self.regularisation).all())
             rough = exact.to(torch.float32) if sound else exact
             stages = (rough, 0.1), (rough, ROUGH), *stages
         theta, left = _flat(self.weights), torch.full_like(reference, self.iterations, dtype=torch.int64)

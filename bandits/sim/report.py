@@ -142,10 +142,15 @@ def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Si
         words = f"The exact bound for the linearised learner, with κ from the data, is {counts}. " if able else ""
         correlation = part["rank_correlation"]
         word = "hardly predicts" if correlation.abs().max() < 0.3 else "predicts in part"
+        right = (
+            f"the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median duel, last "
+            f"round); γ is {_span(part['gamma'], 0)} where"
+        )
+        if part["norm"].isna().any():
+            right = "γ is open, since items or their gradients coincide and B is not available:"
         lines.append(
-            f"On “{truth}” the right side of Proposition 1 is {_span(part['tightness'], 0)} times the left (median "
-            f"duel, last round); γ is {_span(part['gamma'], 0)} where {_span(part['needed_network'], 1)} would have "
-            f"covered {1 - simulation.delta:.0%} of the replicates. {words}Width {word} error: rank correlation "
+            f"On “{truth}” {right} {_span(part['needed_network'], 1)} would have covered "
+            f"{1 - simulation.delta:.0%} of the replicates. {words}Width {word} error: rank correlation "
             f"{_span(correlation, 2)}."
         )
     failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]

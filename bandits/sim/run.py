@@ -63,8 +63,7 @@ class SimulationStudy:
 
     @classmethod
     def of(cls, simulation: Simulation) -> SimulationStudy:
-        """Look the names up; ``InputError`` for an audit that could not be made."""
-        simulation.check_audit()
+        """Look the names up."""
         pairs = [(truth, contender) for truth in simulation.truths for contender in simulation.contenders]
         return cls(simulation, {pair: Parts.of(*pair) for pair in pairs})
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from bandits.core.bounds import base_duels, gram_factor
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
@@ -131,50 +132,17 @@ def coordinates(rows: Rows, responses: int) -> Dense:
     ``G = L Lᵀ`` is the Gram matrix of the duels of every response against its prompt's first; row ``i`` of ``L`` is
     duel ``i``.  Raises ``InputError`` if ``G`` is singular, naming two items that coincide where there are such.
     """
-    first, second = _bases(rows, responses)
-    pairs = rows.differences(Duels(first, second))
-    gram = pairs.inner(pairs)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300)
-    if bool((failed > 0).any()) or float(pivots.min()) < 1e-12:
-        raise InputError(f"the items' Gram matrix is singular: {_coinciding(rows, responses)}")
-    count = rows.count
-    values = factor.new_zeros((*factor.shape[:-2], count, factor.shape[-1]))
-    others = torch.arange(count)[torch.arange(count) % responses != 0]
-    values[..., others, :] = factor
+    factor = gram_factor(rows, responses)
+    values = factor.new_zeros((*factor.shape[:-2], rows.count, factor.shape[-1]))
+    others = torch.arange(rows.count, device=factor.device)
+    values[..., others[others % responses != 0], :] = factor
     return Dense(values)
-
-
-def _bases(rows: Rows, responses: int) -> tuple[Tensor, Tensor]:
-    others = torch.arange(rows.count)
-    others = others[others % responses != 0]
-    lead = rows.squares().shape[:-1]
-    return others.expand(*lead, -1), (others - others % responses).expand(*lead, -1)
-
-
-def _coinciding(rows: Rows, responses: int) -> str:
-    """Name the two items whose gradients are nearest, if they are equal up to rounding."""
-    gram = rows.inner(rows)
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    distance = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram
-    distance = distance / squares.amax(-1)[..., None, None].clamp(min=1e-300)
-    distance = distance.flatten(0, -3).amin(0) if distance.dim() > 2 else distance
-    distance = distance + torch.eye(rows.count, dtype=distance.dtype) * 1e9
-    i, j = divmod(int(distance.argmin()), rows.count)
-    if float(distance.min()) > 1e-10:
-        return (
-            f"no two items coincide, so the network has too few parameters for {rows.count} items; widen it or show "
-            "fewer items"
-        )
-    where = " and ".join(f"{k} (prompt {k // responses}, response {k % responses})" for k in (i, j))
-    return f"items {where} coincide; drop one of them"
 
 
 def interpolate(items: Dense, rewards: Float[Tensor, "r n"], responses: int) -> Float[Tensor, "r p"]:
     """Return the least θ with ``⟨item_i - item_first, θ⟩ = reward_i - reward_first`` for every item: ``L⁻¹ d``."""
-    first, second = _bases(items, responses)
-    factor = items.differences(Duels(first, second)).values
-    difference = Duels(first, second).difference(rewards).unsqueeze(-1)
+    base = base_duels(items, responses)
+    factor, difference = items.differences(base).values, base.difference(rewards).unsqueeze(-1)
     return torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
 
 
