@@ -25,7 +25,7 @@ from llm_loop.data import assets
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
 from llm_loop.data.files import hashes, located
-from llm_loop.data.prompts import SOURCES, PromptSet
+from llm_loop.data.prompts import PromptSet
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, check_device, load_policy, weights_hash
@@ -149,7 +149,9 @@ def inputs(alignment: Alignment) -> dict[str, str | None]:
     found: dict[str, str | None] = {name: scorer_hash(name, trust) for name in (alignment.reward, alignment.judge)}
     if alignment.model not in assets.models():
         found[alignment.model] = weights_hash(alignment.model, trust)
-    if alignment.prompts not in SOURCES:
+    if alignment.prompts in prompt_sets.SOURCES:  # a registered one may read what it likes
+        found["prompts"] = prompt_sets.load(alignment.prompts, Key(alignment.seed)).digest
+    else:
         found |= hashes(located(alignment.prompts))
     return found
 
