@@ -1,12 +1,14 @@
 """The batched minimiser against SciPy, one problem at a time, in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from bandits.core.solvers import minimise
+from bandits.core.solvers import minimise, newton
 
 
 def problem(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,3 +135,47 @@ def test_a_step_that_is_too_long_needs_no_gradient(seed):
 
     found = minimise(evaluate, torch.zeros_like(b), lambda v: 100 * v, torch.full((1,), 1e-6).double(), 50)
     assert asked["gradients"] <= int(found.iterations) + 1 < asked["values"]
+
+
+@given(seed=st.integers(0, 10**6), dim=st.integers(1, 7), far=st.sampled_from([0.0, 50.0]))
+def test_newton_ends_at_every_replicates_minimum_and_never_rises(seed, dim, far):
+    """From near and from far, where full steps overshoot: SciPy's minimum, and values that only fall."""
+    a, b, c = (torch.from_numpy(part) for part in problem(seed, dim))
+    taken = []
+
+    def objective(x):
+        margins = c * x
+        value = 0.5 * (x.unsqueeze(-2) @ a @ x.unsqueeze(-1)).flatten() - (b * x).sum(-1)
+        return value + torch.nn.functional.softplus(margins).sum(-1), margins
+
+    def derivatives(x, margins):
+        taken.append(objective(x)[0])
+        gradient = (a @ x.unsqueeze(-1)).squeeze(-1) - b + c * torch.sigmoid(margins)
+        flat = torch.diag_embed(c.square() * torch.sigmoid(margins) * torch.sigmoid(-margins))
+        return gradient, gradient.norm(dim=-1), lambda: -torch.linalg.solve(a + flat, gradient)
+
+    x, size, steps = newton(objective, derivatives, torch.full_like(b, far), 1e-9, 100)
+    assert (size <= 1e-9).all()
+    assert steps == len(taken) - 1
+    for before, after in pairwise(taken):
+        assert (after <= before + 1e-12 * (1 + before.abs())).all()
+    for r, (a, b, c) in enumerate(zip(*problem(seed, dim), strict=True)):
+        best = optimize.minimize(
+            lambda x, a=a, b=b, c=c: 0.5 * x @ a @ x - b @ x + np.logaddexp(0, c * x).sum(), np.zeros(dim), tol=1e-12
+        )
+        np.testing.assert_allclose(x[r].numpy(), best.x, atol=1e-4)
+
+
+def test_newton_leaves_a_replicate_where_its_step_does_not_help():
+    """The second replicate is given an uphill direction: it stays, and its size tells; the first goes on to its end."""
+    sign = torch.tensor([[-1.0], [1.0]]).double()
+    x, size, _ = newton(
+        lambda x: (x.square().sum(-1), x),
+        lambda x, margins: (2 * x, 2 * x.abs().squeeze(-1), lambda: sign * x / 2),
+        torch.ones(2, 1).double(),
+        1e-6,
+        60,
+    )
+    assert float(size[0]) <= 1e-6
+    assert float(x[1]) == 1
+    assert float(size[1]) == 2

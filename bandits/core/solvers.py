@@ -1,4 +1,4 @@
-"""Owns the batched minimisers: limited-memory BFGS from a given metric, every replicate on its own steps.
+"""Owns the batched minimisers: limited-memory BFGS from a given metric, and damped Newton, every replicate on its own.
 
 Knows nothing of networks or losses.  SciPy's and torch's L-BFGS take one problem at a time and start from a multiple of
 the identity; the fits here are many at once, and a metric that is nearly the Hessian is at hand.
@@ -19,6 +19,7 @@ NUMBERS = 2**25  # of all kept steps
 TRIES = 3  # lengths tried in the first leg: a good metric needs one or two; at a kink no number helps
 LATER_TRIES = 6  # in later legs: the metric was not good
 FRESH_TRIES = 12  # along a direction of the metric alone, which is one of descent: only at a kink do so many fail
+HALVINGS = 30  # of a Newton step
 LEG = 50  # iterations after which the metric is renewed
 GAIN = (
     1e-3  # share of the value that a leg must gain, unless it halves the gradient, for another to be worth its metric
@@ -168,3 +169,41 @@ def _inverse_hessian(gradient: Vector, steps: tuple[Step, ...], precondition: Pr
         again = step.inverse * _inner(step.gradient, vector)
         vector = vector + (weight - again).unsqueeze(-1) * step.x
     return vector
+
+
+def newton(
+    objective: Callable[[Vector], tuple[Float[Tensor, "*r"], Tensor]],
+    derivatives: Callable[[Vector, Tensor], tuple[Vector, Float[Tensor, "*r"], Callable[[], Vector]]],
+    start: Vector,
+    tolerance: float,
+    iterations: int,
+) -> tuple[Vector, Float[Tensor, "*r"], int]:
+    """Minimise by Newton steps, halved until the value falls enough; return the end, its gradient sizes, the steps.
+
+    ``objective`` returns values and margins; ``derivatives``, at a point with its margins, the gradient, its size (to
+    which ``tolerance`` applies) and what works out the step.  A step is taken where the value is at most that before,
+    plus 1e-4 of what the slope promises (Armijo), plus rounding; a replicate where no halving helps stays where it is.
+    """
+    x = start
+    value, margins = objective(x)
+    spent = 0
+    while True:
+        gradient, size, direction = derivatives(x, margins)
+        if spent == iterations or bool((size <= tolerance).all()):
+            return x, size, spent
+        spent += 1
+        step = direction()
+        slope, length = _inner(gradient, step), torch.ones_like(value)
+        for _ in range(HALVINGS):
+            trial = x + length.unsqueeze(-1) * step
+            trial_value, trial_margins = objective(trial)
+            rounding = 1e-12 * (1 + value.abs())
+            bad = ~(trial_value <= value + 1e-4 * length * slope + rounding)
+            if not bool(bad.any()):
+                break
+            length = torch.where(bad, length / 2, length)
+        if bool(bad.all()):
+            return x, size, spent
+        held = bad.unsqueeze(-1)
+        x, margins = torch.where(held, x, trial), torch.where(held, margins, trial_margins)
+        value = torch.where(bad, value, trial_value)

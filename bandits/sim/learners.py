@@ -21,7 +21,7 @@ from bandits.core.oracles import loss, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Differences, Factored, Rows
-from bandits.core.solvers import Step, minimise
+from bandits.core.solvers import Step, minimise, newton
 from bandits.runs.stats import CONVERGED
 from bandits.sim.networks import MLP, Pass, Weights
 from bandits.sim.problem import Inputs
@@ -441,27 +441,17 @@ class TangentLearner(Learner):
             margin = (gram @ a.unsqueeze(-1)).squeeze(-1)
             return loss(margin, won) + lam / 2 * (a * margin).sum(-1), margin
 
-        def norm(a: Tensor) -> Tensor:  # of the gradient Σ a_s φ_s
-            return (a * (gram @ a.unsqueeze(-1)).squeeze(-1)).sum(-1).clamp(min=0).sqrt()
-
         reference = _scale(gram.diagonal(dim1=-2, dim2=-1))
-        value, margin = objective(alpha)
-        gradient, spent = torch.zeros_like(value), 0
-        for spent in range(self.iterations + 1):
+
+        def derivatives(a: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
             residual = torch.sigmoid(margin) - y
-            gradient = norm(residual + lam * alpha) / reference
-            if spent == self.iterations or bool((gradient <= self.tolerance).all()):
-                break
-            target = newton_step(gram, slope(margin).clamp(min=1e-12), margin, residual, lam)
-            length = torch.ones_like(value)
-            for _ in range(30):
-                trial = alpha + length.unsqueeze(-1) * (target - alpha)
-                trial_value, trial_margin = objective(trial)
-                bad = ~(trial_value <= value + 1e-12 * value.abs())
-                if not bool(bad.any()):
-                    break
-                length = torch.where(bad, length / 2, length)
-            alpha, value, margin = trial, trial_value, trial_margin
+            dual = residual + lam * a  # the gradient is Σ dual_s φ_s
+            pull = (gram @ dual.unsqueeze(-1)).squeeze(-1)
+            norm = (dual * pull).sum(-1).clamp(min=0).sqrt()
+            flat = slope(margin).clamp(min=1e-12)
+            return pull, norm / reference, lambda: newton_step(gram, flat, margin, residual, lam) - a
+
+        alpha, gradient, spent = newton(objective, derivatives, alpha, self.tolerance, self.iterations)
         self._alpha = alpha
         assert isinstance(rows, Differences)
         self._shift = rows.items.combined(_scatter(rows.duels, alpha, rows.items.count))
@@ -546,25 +536,13 @@ class LinearLearner(Learner):
             margin = (phi @ theta.unsqueeze(-1)).squeeze(-1)
             return loss(margin, won) + lam / 2 * theta.square().sum(-1), margin
 
-        value, margin = objective(self.theta)
-        gradient, spent = torch.zeros_like(value), 0
-        for spent in range(self.iterations + 1):
+        def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
             residual = torch.sigmoid(margin) - y
-            slope_at = (residual.unsqueeze(-2) @ phi).squeeze(-2) + lam * self.theta
-            gradient = torch.linalg.vector_norm(slope_at, dim=-1) / reference
-            if spent == self.iterations or bool((gradient <= self.tolerance).all()):
-                break
+            pull = (residual.unsqueeze(-2) @ phi).squeeze(-2) + lam * theta
             hessian = (phi * slope(margin).unsqueeze(-1)).mT @ phi + eye
-            step = torch.linalg.solve(hessian, slope_at)
-            length = torch.ones_like(value)
-            for _ in range(30):
-                trial = self.theta - length.unsqueeze(-1) * step
-                trial_value, trial_margin = objective(trial)
-                bad = ~(trial_value <= value + 1e-12 * value.abs())
-                if not bool(bad.any()):
-                    break
-                length = torch.where(bad, length / 2, length)
-            self.theta, value, margin = trial, trial_value, trial_margin
+            return pull, torch.linalg.vector_norm(pull, dim=-1) / reference, lambda: -torch.linalg.solve(hessian, pull)
+
+        self.theta, gradient, spent = newton(objective, derivatives, self.theta, self.tolerance, self.iterations)
         return Fit(gradient, spent)
 
     def state(self) -> dict[str, Tensor]:

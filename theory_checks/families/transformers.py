@@ -23,6 +23,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.rng import Key
+from bandits.core.solvers import newton
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count, Positive
 from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
@@ -127,29 +128,20 @@ def fit(
         margin = duels.difference(rewards(at))
         return loss(margin, first_won) + regularisation / 2 * at.square().sum(), margin
 
-    value, margin = objective(theta)
-    rows = _differences(jacobian(theta), duels)
-    reference = float(torch.linalg.vector_norm((0.5 - y) @ rows))
-    size = math.inf
-    for spent in range(iterations + 1):
-        residual = torch.sigmoid(margin) - y
-        pull = residual @ rows + regularisation * theta
-        size = float(torch.linalg.vector_norm(pull)) / reference
-        if size <= tolerance or spent == iterations:
-            break
-        alpha = newton_step(rows @ rows.mT, slope(margin), rows @ theta, residual, regularisation)
-        step = alpha @ rows - theta
-        descent, length = float(pull @ step), 1.0
-        while length > 1e-8:
-            trial, trial_margin = objective(theta + length * step)
-            if trial <= value + 1e-4 * length * descent + 1e-14 * value.abs():
-                break
-            length /= 2
-        else:
-            break
-        theta, value, margin = theta + length * step, trial, trial_margin
-        rows = _differences(jacobian(theta), duels)
-    return theta, size
+    start = _differences(jacobian(torch.zeros_like(theta)), duels)
+    reference = torch.linalg.vector_norm((0.5 - y) @ start)
+
+    def derivatives(at: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        rows, residual = _differences(jacobian(at), duels), torch.sigmoid(margin) - y
+        pull = residual @ rows + regularisation * at
+
+        def step() -> Tensor:
+            return newton_step(rows @ rows.mT, slope(margin), rows @ at, residual, regularisation) @ rows - at
+
+        return pull, torch.linalg.vector_norm(pull) / reference, step
+
+    theta, size, _ = newton(objective, derivatives, theta, tolerance, iterations)
+    return theta, float(size)
 
 
 def _differences(rows: Tensor, duels: Duels) -> Tensor:

@@ -8,6 +8,7 @@ through two counts per duel, however often it is asked.  Knows nothing of claims
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
+from bandits.core.solvers import newton
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.problem import Problem
 from bandits.sim.truths import TRUTHS
@@ -242,23 +244,16 @@ def fit(
         return times(features.mT, residual) + lam * (theta - centre)
 
     scale = 1 + torch.linalg.vector_norm(gradient(centre, times(features, centre)), dim=-1)
-    theta = start
-    value, margin = objective(theta)
-    for spent in range(iterations + 1):
+
+    def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         pull = gradient(theta, margin)
-        size = torch.linalg.vector_norm(pull, dim=-1) / scale
-        if spent == iterations or bool((size <= tolerance).all()):
-            break
-        hessian = features.mT @ (features * (counts.asked * link.slope(margin)).unsqueeze(-1))
-        hessian.diagonal(dim1=-2, dim2=-1).add_(lam)
-        step = torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
-        length = torch.ones_like(value)
-        for _ in range(30):
-            trial = theta - length.unsqueeze(-1) * step
-            trial_value, trial_margin = objective(trial)
-            bad = ~(trial_value <= value + 1e-12 * (1 + value.abs()))
-            if not bool(bad.any()):
-                break
-            length = torch.where(bad, length / 2, length)
-        theta, value, margin = trial, trial_value, trial_margin
+
+        def step() -> Tensor:
+            hessian = features.mT @ (features * (counts.asked * link.slope(margin)).unsqueeze(-1))
+            hessian.diagonal(dim1=-2, dim2=-1).add_(lam)
+            return -torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(hessian)).squeeze(-1)
+
+        return pull, torch.linalg.vector_norm(pull, dim=-1) / scale, step
+
+    theta, size, _ = newton(objective, derivatives, start, tolerance, iterations)
     return theta, size
