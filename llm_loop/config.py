@@ -22,10 +22,10 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES
+from bandits.core.sketches import Kind
 from bandits.loop import Ridges, Schedule
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
-from llm_loop.gradients import Kind
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.sampling import Decoding

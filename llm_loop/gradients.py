@@ -8,10 +8,9 @@ Knows nothing of duels, designs or strategies.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -20,132 +19,9 @@ from torch import Tensor, nn
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, Rademacher, ShiftSketch
+from bandits.core.rows import Dense
+from bandits.core.sketches import SKETCHES, Coordinates, Kind
 from llm_loop.models import Policy, Row, batches
-
-Kind = Literal["none", "shift", "count", "sjlt", "rademacher", "factored"]
-KINDS: tuple[Kind, ...] = ("none", "shift", "count", "sjlt", "rademacher", "factored")
-SJLT_NONZEROS = 4
-
-
-class Projection(ABC):
-    """A linear map of LoRA gradients, matrix by matrix; abstract.  Inner products are kept in expectation.
-
-    ``shapes`` are the matrices' shapes (outputs, inputs) in the model's order.  One key gives one map, for all rounds.
-    """
-
-    size: int
-
-    @abstractmethod
-    def add(self, out: Float[Tensor, "n size"], matrix: int, gradient: Float[Tensor, "n o i"]) -> None:
-        """Add the image of one matrix's gradients to the rows of ``out``."""
-
-
-class Exact(Projection):
-    """No projection: the coordinates themselves."""
-
-    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
-        sizes = [a * b for a, b in shapes]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.size = sum(sizes)
-
-    def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
-        """Write the coordinates to their place."""
-        start = self._starts[matrix]
-        out[:, start : start + gradient[0].numel()] += gradient.flatten(1)
-
-
-class Shifted(Projection):
-    """Count-sketch by cyclic shifts, a map of its own for every matrix: nothing is scattered, so it is the fastest."""
-
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, key: Key, device: str) -> None:
-        self.size = size
-        draws = (ShiftSketch.draw(a * b, size, key.fold_in("matrix", i)) for i, (a, b) in enumerate(shapes))
-        self._parts = [replace(part, sign=part.sign.to(device, torch.float32)) for part in draws]
-
-    def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
-        """Add the coordinates, signed and shifted, in whole blocks."""
-        self._parts[matrix].add(out, gradient.flatten(1))
-
-
-class Counted(Projection):
-    """Count-sketch (one non-zero per coordinate) or SJLT (several): ``core.rows.CountSketch``, cut in blocks."""
-
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, nonzeros: int, key: Key, device: str) -> None:
-        sizes = [a * b for a, b in shapes]
-        whole = CountSketch.draw(sum(sizes), size, key, nonzeros)
-        self.size = size
-        self._parts = [
-            CountSketch(b.to(device), s.to(device, torch.float32), size)
-            for b, s in zip(whole.bucket.split(sizes, -1), whole.sign.split(sizes, -1), strict=True)
-        ]
-
-    def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
-        """Scatter the coordinates, signed, into their buckets."""
-        part = self._parts[matrix]
-        rows = gradient.flatten(1)
-        for bucket, sign in zip(part.bucket, part.sign, strict=True):
-            out.index_add_(-1, bucket, rows * sign)
-
-
-class Signs(Projection):
-    """Dense random signs over ``√size`` (TRAK, LESS): cost ``O(P · size)`` a row.
-
-    The ``P × size`` signs do not fit in memory for a language model, so each matrix's are drawn again when it is
-    reached; for reference, not for speed.
-    """
-
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, key: Key, device: str) -> None:
-        self.size = size
-        self._shapes, self._luck, self._device = shapes, key, device
-
-    def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
-        """Multiply by this matrix's signs."""
-        a, b = self._shapes[matrix]
-        signs = Rademacher.draw(a * b, self.size, self._luck.fold_in("matrix", matrix))
-        out += gradient.flatten(1) @ signs.matrix.to(self._device, torch.float32)
-
-
-class Sides(Projection):
-    """The wide side of each matrix by random signs, LoRA's rank side kept: ``Σ G S`` over matrices (``GᵀS`` for B).
-
-    ``S`` has ``size / rank`` columns of independent signs over ``√(size/rank)`` for every matrix, so inner products
-    between different matrices vanish in expectation.  Cost a row: ``O(P · size / rank)``.
-    """
-
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: int, rank: int, key: Key, device: str) -> None:
-        if size % rank:
-            raise InputError(f"a factored sketch needs a size divisible by LoRA's rank {rank}, got {size}")
-        self.size, self._rank = size, rank
-        self._signs = [
-            Rademacher.draw(max(shape), size // rank, key.fold_in("matrix", i)).matrix.to(device, torch.float32)
-            for i, shape in enumerate(shapes)
-        ]
-
-    def add(self, out: Tensor, matrix: int, gradient: Tensor) -> None:
-        """Project the wide side; the rank side comes first."""
-        wide = gradient if gradient.shape[1] == self._rank else gradient.mT
-        out += (wide @ self._signs[matrix]).flatten(1)
-
-
-def projection(
-    kind: Kind, shapes: Sequence[tuple[int, int]], size: int, rank: int, key: Key, device: str
-) -> Projection:
-    """Return a projection by name; ``size`` is ignored by ``none``."""
-    match kind:
-        case "none":
-            return Exact(shapes)
-        case "shift":
-            return Shifted(shapes, size, key, device)
-        case "count":
-            return Counted(shapes, size, 1, key, device)
-        case "sjlt":
-            return Counted(shapes, size, SJLT_NONZEROS, key, device)
-        case "rademacher":
-            return Signs(shapes, size, key, device)
-        case "factored":
-            return Sides(shapes, size, rank, key, device)
-    raise InputError(f"unknown sketch {kind!r}; choose from {', '.join(KINDS)}")
 
 
 @dataclass
@@ -171,7 +47,9 @@ class Gradients:
             self._matrices += [layer.lora_A["default"], layer.lora_B["default"]]
             self._sides += ["A", "B"]
         shapes = [(m.out_features, m.in_features) for m in self._matrices]
-        self.map = projection(kind, shapes, size, policy.adapter.rank, key.fold_in("sketch"), str(policy.device))
+        if kind not in SKETCHES:
+            raise InputError(f"unknown sketch {kind!r}; choose from {', '.join(SKETCHES)}")
+        self.map = SKETCHES[kind](shapes, size, policy.adapter.rank, key.fold_in("sketch"), str(policy.device))
 
     def __call__(self, rows: Sequence[Row], stage: str = "features") -> Dense:
         """Return one feature row per response, ``(n, size)`` in float64 on the CPU (float32 unsketched).
@@ -185,7 +63,7 @@ class Gradients:
 
         It is 1 while B = 0, where A has no say in what the model does.
         """
-        dtype = torch.float32 if isinstance(self.map, Exact) else torch.float64
+        dtype = torch.float32 if isinstance(self.map, Coordinates) else torch.float64
         table = torch.zeros(len(rows), self.map.size, dtype=dtype)
         zero = torch.zeros(len(rows), dtype=torch.float64)
         for places in batches([row.tokens for row in rows], self.batch_tokens if self.policy.route.padded else 1):

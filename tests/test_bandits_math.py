@@ -16,7 +16,8 @@ from bandits.core.duels import Duels, gather
 from bandits.core.errors import InputError
 from bandits.core.greedy import greedy
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, Rademacher
+from bandits.core.rows import Dense
+from bandits.core.sketches import CountSketch, Rademacher
 from bandits.sim.networks import MLP
 from bandits.sim.problem import Inputs, Problem, SyntheticArena, answer
 from bandits.sim.truths import Cosine, Linear, Square, TangentTeacher

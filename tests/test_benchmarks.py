@@ -14,7 +14,8 @@ from bandits.core.design import GramDesign
 from bandits.core.errors import InputError
 from bandits.core.greedy import greedy
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, ShiftSketch
+from bandits.core.rows import Dense
+from bandits.core.sketches import ShiftSketch
 from benchmarks import __main__ as command
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, Measured, Timing, measure, prepare

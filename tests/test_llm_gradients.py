@@ -6,8 +6,9 @@ from test_llm_models import rows_of, tiny
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, Rademacher, ShiftSketch
-from llm_loop.gradients import KINDS, Gradients, embeddings
+from bandits.core.rows import Dense
+from bandits.core.sketches import SKETCHES, CountSketch, Rademacher, ShiftSketch
+from llm_loop.gradients import Gradients, embeddings
 from llm_loop.models import TINY
 
 BETA = 0.1
@@ -40,7 +41,7 @@ def test_features_are_the_gradients_of_a_batch_of_one(policy):
     assert relative(Gradients(policy, BETA, "none", 0, Key(1))(rows).values, one_at_a_time(policy, rows)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SKETCHES)
 def test_alone_and_padded_features_are_the_same(policy, kind):
     rows = rows_of(policy)
     gradients = Gradients(policy, BETA, kind, 256, Key(1))
@@ -81,7 +82,7 @@ def test_sketches_are_their_explicit_maps(policy):
     assert relative(Gradients(policy, BETA, "factored", 96, key)(rows).values, want) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", list(SKETCHES)[1:])
 def test_sketches_keep_inner_products_in_expectation(kind):
     """Mean over 300 independent sketches within 4.5 standard errors, on six products: a false alarm in 1e-4 runs."""
     policy = tiny("tiny-llama")

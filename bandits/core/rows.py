@@ -17,8 +17,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.duels import Duels, gather
-from bandits.core.errors import InputError
-from bandits.core.rng import Key
 
 
 class Rows(ABC):
@@ -313,95 +311,3 @@ class Differences(Rows):
     def finite(self) -> bool:
         """Whether every number is finite."""
         return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
-
-
-class Sketch(ABC):
-    """A random linear map ``R^dim -> R^size`` that preserves inner products in expectation; abstract."""
-
-    @abstractmethod
-    def __call__(self, rows: Dense) -> Dense:
-        """Project the rows."""
-
-
-@dataclass(frozen=True)
-class CountSketch(Sketch):
-    """Sparse Johnson-Lindenstrauss transform: each coordinate goes, with a random sign, to ``nonzeros`` buckets.
-
-    ``S = s^{-1/2} Σ_{j<s} (signed bucket map j)``; ``E⟨Sa, Sb⟩ = ⟨a, b⟩`` and, for ``s = 1``, the variance is at most
-    ``(‖a‖²‖b‖² + ⟨a, b⟩²) / size`` (Charikar et al. 2002; Kane and Nelson 2014).  Cost ``O(n dim s)``.
-    """
-
-    bucket: Int64[Tensor, "s dim"]
-    sign: Float[Tensor, "s dim"]
-    size: int
-
-    @classmethod
-    def draw(cls, dim: int, size: int, key: Key, nonzeros: int = 1) -> CountSketch:
-        """Draw the map; the key must have no replicates (one map serves all rounds and replicates)."""
-        if size < 1 or not 1 <= nonzeros <= size:
-            raise InputError(f"a sketch needs 1 <= nonzeros <= size, got size {size} and nonzeros {nonzeros}")
-        uniform = key.uniform(2, nonzeros, dim)
-        bucket = (uniform[0] * size).long().clamp(max=size - 1)
-        return cls(bucket, torch.where(uniform[1] < 0.5, -1.0, 1.0).to(key.dtype) / nonzeros**0.5, size)
-
-    def __call__(self, rows: Dense) -> Dense:
-        """Project the rows by scattered addition."""
-        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
-        for bucket, sign in zip(self.bucket, self.sign, strict=True):
-            out.index_add_(-1, bucket, rows.values * sign.to(rows.values.dtype))
-        return Dense(out)
-
-
-@dataclass(frozen=True)
-class ShiftSketch(Sketch):
-    """Count-sketch whose buckets are cyclic shifts: coordinate ``i`` goes to ``(i + shift[i // size]) mod size``.
-
-    Signs are independent and two coordinates meet with probability at most ``1/size`` (never within a block of
-    ``size``), which is all that the mean and the variance bound of :class:`CountSketch` rest on.  But whole blocks are
-    added, and nothing is scattered: about the cost of reading the rows once.
-    """
-
-    shift: Int64[Tensor, " blocks"]
-    sign: Float[Tensor, " dim"]
-    size: int
-
-    @classmethod
-    def draw(cls, dim: int, size: int, key: Key) -> ShiftSketch:
-        """Draw the map; the key must have no replicates."""
-        if size < 1:
-            raise InputError(f"a sketch needs size >= 1, got {size}")
-        shift = (key.fold_in("shift").uniform(-(-dim // size)) * size).long().clamp(max=size - 1)
-        sign = torch.where(key.fold_in("sign").uniform(dim) < 0.5, -1.0, 1.0).to(key.dtype)
-        return cls(shift, sign, size)
-
-    def __call__(self, rows: Dense) -> Dense:
-        """Project the rows."""
-        out = rows.values.new_zeros((*rows.values.shape[:-1], self.size))
-        self.add(out, rows.values)
-        return Dense(out)
-
-    def add(self, out: Float[Tensor, "*r size"], values: Float[Tensor, "*r dim"]) -> None:
-        """Add the rows' images to ``out``, block by block, each in two parts that do not wrap round."""
-        sign = self.sign.to(values.dtype)
-        for start, shift in zip(range(0, values.shape[-1], self.size), self.shift.tolist(), strict=True):
-            wrap, end = min(start + self.size - shift, values.shape[-1]), min(start + self.size, values.shape[-1])
-            out[..., shift : shift + wrap - start].addcmul_(values[..., start:wrap], sign[start:wrap])
-            out[..., : end - wrap].addcmul_(values[..., wrap:end], sign[wrap:end])
-
-
-@dataclass(frozen=True)
-class Rademacher(Sketch):
-    """Dense random signs over ``sqrt(size)``: the projection of TRAK and LESS, correctly scaled."""
-
-    matrix: Float[Tensor, "dim size"]
-
-    @classmethod
-    def draw(cls, dim: int, size: int, key: Key) -> Rademacher:
-        """Draw the map; memory ``dim x size`` numbers."""
-        if size < 1:
-            raise InputError(f"a sketch needs size >= 1, got {size}")
-        return cls(torch.where(key.uniform(dim, size) < 0.5, -1.0, 1.0).to(key.dtype) / size**0.5)
-
-    def __call__(self, rows: Dense) -> Dense:
-        """Project the rows by a matrix product; cost ``O(n dim size)``."""
-        return Dense(rows.values @ self.matrix.to(rows.values.dtype))

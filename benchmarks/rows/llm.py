@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bandits.core.rng import Key
-from bandits.core.rows import ShiftSketch
+from bandits.core.sketches import ShiftSketch
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 SIZE, BETA = 8192, 0.1
@@ -57,9 +57,9 @@ def gradients(rows: int, length: int) -> Callable[[], Answer]:
     first = maker(items)
     spent, add = [0.0], maker.map.add
 
-    def timed(out: Tensor, matrix: int, gradient: Tensor) -> None:
+    def timed(out: Tensor, block: int, values: Tensor) -> None:
         started = time.perf_counter()
-        add(out, matrix, gradient)
+        add(out, block, values)
         spent[0] += time.perf_counter() - started
 
     maker.map.add = timed  # type: ignore[method-assign]

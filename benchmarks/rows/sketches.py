@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, ShiftSketch
+from bandits.core.rows import Dense
+from bandits.core.sketches import CountSketch, ShiftSketch
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 N, P, SIZE = 64, 921_600, 8192

@@ -22,7 +22,8 @@ from bandits.core.errors import InputError
 from bandits.core.greedy import greedy
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
-from bandits.core.rows import CountSketch, Dense, Rademacher, Rows
+from bandits.core.rows import Dense, Rows
+from bandits.core.sketches import CountSketch, Rademacher
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean, unconverged
