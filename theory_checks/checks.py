@@ -209,6 +209,8 @@ def blocks(replicates: int, size: int) -> list[range]:
 
 def check_replicates(option: str, replicates: int, delta: float) -> None:
     """Raise ``InputError``, naming the option, if not even full coverage could support a coverage of ``1 - δ``."""
+    if 1 - delta == 1:
+        raise InputError(f"--delta is too small for a coverage of 1 - delta, got {delta}")
     needed = replicates_needed(1 - delta)
     if replicates < needed:
         raise InputError(

@@ -156,6 +156,8 @@ def _one_line(box: str, program: str, arguments: Sequence[str]) -> str:
 
 def say(*lines: str) -> None:
     """Print lines; a reader that has gone away is no error, any other fault of standard output is told in one line."""
+    if sys.stdout is None:  # closed before the start
+        return
     try:
         for line in lines:
             print(line)

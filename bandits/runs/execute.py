@@ -30,6 +30,7 @@ from tqdm import tqdm
 from bandits.core.errors import InputError
 from bandits.runs.directory import Identity, Ledger, Part, RunDirectory, StoppedError
 from bandits.runs.files import HOST
+from bandits.runs.settings import SHARE, machine_memory
 
 Backend = Literal["loky", "dask", "ray"]
 PACKAGE = {"dask": "distributed", "ray": "ray"}
@@ -114,8 +115,9 @@ def execute(
 ) -> bool:
     """Play all cells that are missing (of one part), and write the page if none is missing then; return if it is there.
 
-    ``jobs`` cells run side by side (0: one per core, or per GPU; on a cluster, as many as it takes).  What is damaged
-    is named and made again.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or memory is lost.
+    ``jobs`` cells run side by side (0: one per core, or per GPU, if memory holds them; on a cluster, all it takes).
+    What is damaged is named and made again.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or
+    memory is lost.
     """
     every = list(study.cells())
     if (prepare := getattr(study, "prepare", None)) and directory.missing(every):
@@ -156,7 +158,9 @@ def _play_all(
 ) -> None:
     """Play cells, the longest first, while a line tells how far they are."""
     gpus = torch.cuda.device_count() if study.gpu and backend == "loky" else 0
-    jobs = side_by_side(jobs, gpus, joblib.cpu_count(), len(todo), local=backend == "loky")
+    fits = int(SHARE * machine_memory() / max(1.0, sum(study.memory().values())))
+    most = len(todo) if jobs > 0 else max(1, min(len(todo), fits))
+    jobs = side_by_side(jobs, gpus, joblib.cpu_count(), most, local=backend == "loky")
     order = sorted(todo, key=lambda cell: -cell.cost)  # stable: equal costs keep the study's order
     timing: dict[str, float] = {}
     calls = [(study, cell, directory.cell(cell).resolve(), gpus, os.getpid(), HOST) for cell in order]

@@ -216,12 +216,12 @@ class Simulation:
         rows = min(labels, pairs) if not self.fresh else labels
         everything = (tables if self.audit else 0) ** 2
         return {
-            "--prompts, --responses, --dim": lead * (2 * tables * self.dim + 8 * pairs),
-            "--prompts, --responses, --width, --depth": lead * 3 * (items + heldout) * sides,
-            "--width, --depth": lead * 20 * weights,
+            "--prompts, --heldout, --responses, --dim": lead * (2 * tables * self.dim + 8 * pairs),
+            "--prompts, --heldout, --responses, --width, --depth": lead * 3 * (items + heldout) * sides,
+            "--width, --depth, --dim": lead * 20 * weights,
             "--rounds, --batch": lead * rows * (2 * rows + 3 * sides),
             "--prompts, --responses, --batch, --rounds": lead * rows * items * (self.responses - 1) / 2,
-            "--prompts, --responses with --audit": lead * 2 * everything,
+            "--prompts, --heldout, --responses with --audit": lead * 2 * everything,
         }
 
 

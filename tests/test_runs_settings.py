@@ -1,0 +1,213 @@
+"""Settings: any value runs or is refused by its option's name, in every program, before anything is written."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from bandits.core.errors import InputError
+from bandits.runs import settings as kit
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Probability, check, option
+from bandits.sim.config import PRESETS, Simulation
+from bandits.sim.run import SimulationStudy, run_cell
+from theory_checks.study import suite
+
+
+def refuse(name: str) -> None:
+    if name != "known":
+        raise InputError(f"unknown thing {name!r}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    count: Count = 1
+    weight: Positive = 1.0
+    share: Probability = 0.5
+    plain: float = 0.0
+    limit: Annotated[float, Ge(0), Le(2)] | None = None
+    kind: Literal["a", "b"] = "a"
+    sizes: Annotated[tuple[Count, ...], MinLen(2), Distinct()] = (1, 2)
+    names: Annotated[tuple[str, ...], Names(refuse)] = ("known",)
+    flag: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class TestTable:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"count": 0}, "--count must be at least 1 and at most 1e+09, got 0"),
+            ({"weight": math.nan}, "--weight must be above 0 and at most 1e+09, got nan"),
+            ({"weight": math.inf}, "--weight must be above 0"),
+            ({"weight": 1e30}, "--weight must be above 0"),
+            ({"share": 1.0}, "--share must be above 0 and below 1, got 1.0"),
+            ({"plain": math.inf}, "--plain must be finite, got inf"),
+            ({"limit": 3.0}, "--limit must be at least 0 and at most 2, got 3.0"),
+            ({"kind": "c"}, "--kind must be one of a, b, got 'c'"),
+            ({"sizes": ()}, "--sizes needs at least 2 values, got 0"),
+            ({"sizes": (3, 3)}, "--sizes names 3 twice; give each value once"),
+            ({"sizes": (3, 0)}, "--sizes must be at least 1"),
+            ({"names": ("known", "a,b")}, "--names: unknown thing 'a,b'; separate several values by blanks"),
+        ],
+    )
+    def test_each_kind_of_fault_is_told_by_its_option(self, changes, said):
+        with pytest.raises(InputError, match="^" + re.escape(said)):
+            Sample(**changes)
+
+    def test_options_are_spelt_as_on_the_command_line(self):
+        assert option("fit_iterations") == "--fit-iterations"
+        assert option("at_width", "orders.") == "--orders.at-width"
+        with pytest.raises(InputError, match=r"^--exact\.count must"), kit.under("exact"):
+            Sample(count=0)
+        with pytest.raises(InputError, match=r"^--exact: too late"), kit.under("exact"):
+            raise InputError("too late")
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Draw values that a field's type has, whatever its marks say: wild numbers, empty and repeated tuples."""
+    if get_origin(hint) is Annotated:
+        return values(get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if hint is int:
+        return st.one_of(st.integers(-2, 5), st.sampled_from([0, -1, 10**11, 10**18]))
+    if hint is float:
+        return st.one_of(st.floats(), st.floats(0, 3), st.sampled_from([0.0, -1.0, 1e30, 1e-300, math.nan, math.inf]))
+    if hint is str:
+        return st.sampled_from(["random", "ntk", "mlp", "activedpo", "linear:ucb", "cosine@flipped", "", "none,"])
+    if hint is bool:
+        return st.booleans()
+    others = [argument for argument in get_args(hint) if argument is not type(None)]
+    return st.one_of(st.none(), values(others[0]))
+
+
+SMALL = replace(
+    PRESETS["smoke"][1],
+    contenders=("random", "activedpo"),
+    replicates=2,
+    rounds=2,
+    batch=2,
+    prompts=4,
+    heldout=3,
+    width=6,
+    fit_iterations=5,
+)
+
+
+def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
+    """Return what is made, or None and the refusal's words."""
+    try:
+        return make(), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def admitted(simulation: Simulation) -> SimulationStudy:
+    study = SimulationStudy.of(simulation)
+    kit.afford(study.memory(), study.count(), "--replicates, --contenders and --truths", 1, False)
+    return study
+
+
+class TestSimulation:
+    @given(data=st.data())
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_a_random_setting_is_made_or_refused_by_an_option(self, data):
+        hints = get_type_hints(Simulation, include_extras=True)
+        chosen = data.draw(st.lists(st.sampled_from([f.name for f in fields(Simulation)]), min_size=1, max_size=3))
+        changes = {name: data.draw(values(hints[name])) for name in chosen}
+        study, said = attempt(lambda: admitted(replace(SMALL, **changes)))
+        assert study.cells() if study else re.match(r"^--[a-z]", said), said
+
+    @given(data=st.data())
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_what_is_made_runs(self, data, tmp_path_factory):
+        """Every number at the ends of what its marks allow, sizes excepted, which would only take long."""
+        hints = get_type_hints(Simulation, include_extras=True)
+        changes: dict[str, Any] = {}
+        for name in ("reward_bound", "regularisation", "ridge", "delta", "beta", "refit"):
+            if data.draw(st.booleans()):
+                changes[name] = data.draw(st.sampled_from(ends(hints[name])))
+        changes["truths"] = (data.draw(st.sampled_from(["ntk", "mlp", "cosine@flipped"])),)
+        contender = data.draw(st.sampled_from(["activedpo", "policy:activedpo-stale", "tangent:ts", "linear:ucb"]))
+        study, said = attempt(lambda: admitted(replace(SMALL, contenders=("random", contender), **changes)))
+        if study is None:
+            assert re.match(r"^--[a-z]", said)
+            return
+        folder = tmp_path_factory.mktemp("cell")
+        assert "rounds.csv" in run_cell(study.simulation, study.simulation.truths[0], contender, folder)
+
+    def test_sizes_beyond_the_machine_are_refused_by_their_options_at_once(self):
+        wild = {"prompts": 10**9, "width": 10**8, "dim": 10**9, "replicates": 10**9, "depth": 1000, "heldout": 10**9}
+        for name, value in wild.items():
+            width = {"width": 10**5} if name == "depth" else {}
+            made = replace(SMALL, audit=False, **{name: value} | width)
+            with pytest.raises(InputError, match=option(name)):
+                admitted(made)
+
+    def test_presets_fit_on_a_small_machine(self, monkeypatch):
+        monkeypatch.setattr(kit, "machine_memory", lambda: 4e9)
+        for _, simulation in PRESETS.values():
+            kit.afford(simulation.memory(), simulation.count(), "--replicates", 0, False)
+
+
+def ends(hint: Any) -> list[float]:
+    """The smallest and the largest value that a number's marks allow."""
+    if get_origin(hint) is not Annotated:
+        hint = next(argument for argument in get_args(hint) if get_origin(argument) is Annotated)
+    found = []
+    for mark in get_args(hint)[1:]:
+        match type(mark).__name__:
+            case "Ge":
+                found.append(mark.ge)
+            case "Le":
+                found.append(mark.le)
+            case "Gt":
+                found.append(mark.gt + 1e-9)
+            case "Lt":
+                found.append(mark.lt - 1e-9)
+    return [float(value) for value in found]
+
+
+FAMILIES = [f.name for f in dataclasses.fields(suite("smoke")) if f.name not in ("seed", "claims")]
+
+
+class TestTheory:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @given(data=st.data())
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_a_random_size_of_a_family_is_made_or_refused_by_its_option(self, family, data):
+        made = getattr(suite("smoke"), family)
+        hints = get_type_hints(type(made), include_extras=True)
+        name = data.draw(st.sampled_from([f.name for f in fields(made)]))
+        value = data.draw(values(hints[name]))
+        changed, said = attempt(lambda: replace(made, **{name: value}))
+        assert changed or said.startswith(f"--{family}"), said
+        if changed:
+            assert changed.cells()
+            assert all(size >= 0 for size in changed.memory().values())
+
+    @pytest.mark.parametrize(
+        ("family", "changes"),
+        [
+            ("exact", {"delta": 0.0}),
+            ("orders", {"widths": (0, 16)}),
+            ("transformers", {"at_width": 0}),
+            ("information", {"pools": 0}),
+            ("tightness", {"more": ()}),
+            ("network", {"rounds": 0}),
+            ("exact", {"replicates": 10**11}),
+        ],
+    )
+    def test_values_that_broke_inside(self, family, changes):
+        with pytest.raises(InputError, match=f"^{option(next(iter(changes)), f'{family}.')} "):
+            replace(getattr(suite("smoke"), family), **changes)
