@@ -21,7 +21,7 @@ from bandits.core.duels import Duels, I, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
-from bandits.core.rows import Rows
+from bandits.core.rows import ItemRows, Rows
 from bandits.selector import FeatureSpace, Pool, Quantity, Strategy, select
 
 F = TypeVar("F")
@@ -50,7 +50,7 @@ class Learner(Protocol[I, F_co]):
     def rewards(self, items: I) -> Float[Tensor, "*r n"]:
         """Return the learner's reward of every item, in log-odds."""
 
-    def features(self, items: I, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Rows:
+    def features(self, items: I, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> ItemRows:
         """Return the gradient of every item's reward."""
 
     def entropy(self, items: I, rewards: Float[Tensor, "*r n"]) -> Float[Tensor, "*r p"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
-from bandits.core.rows import Rows
+from bandits.core.rows import ItemRows
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def linearised(
 PIVOT = 1e-12  # share of a duel's ‖φ‖² that must lie outside the span of those before it: less is rounding
 
 
-def base_duels(rows: Rows, responses: int) -> Duels:
+def base_duels(rows: ItemRows, responses: int) -> Duels:
     """Return the duels of every response against its prompt's first one, in every replicate: they span all duels."""
     squares = rows.squares()
     others = torch.arange(rows.count, device=squares.device)
@@ -82,7 +82,7 @@ def base_duels(rows: Rows, responses: int) -> Duels:
     return Duels(others, others - others % responses).expand(*squares.shape[:-1])
 
 
-def gram_factor(rows: Rows, responses: int) -> Float[Tensor, "*r k k"]:
+def gram_factor(rows: ItemRows, responses: int) -> Float[Tensor, "*r k k"]:
     """Return the Cholesky factor of the Gram matrix ``G`` of the base duels of these items.
 
     Raises ``InputError`` if ``G`` is singular, naming two items that coincide where there are such: then no ``θ`` need
@@ -97,7 +97,7 @@ def gram_factor(rows: Rows, responses: int) -> Float[Tensor, "*r k k"]:
     return factor
 
 
-def _coinciding(rows: Rows, responses: int) -> str:
+def _coinciding(rows: ItemRows, responses: int) -> str:
     """Name the two items whose gradients are nearest, if they are equal up to rounding."""
     gram = rows.inner(rows)
     squares = gram.diagonal(dim1=-2, dim2=-1)
@@ -115,7 +115,7 @@ def _coinciding(rows: Rows, responses: int) -> str:
     return f"items {where} coincide; drop one of them"
 
 
-def interpolation_norm(rows: Rows, rewards: Float[Tensor, "*r n"], responses: int) -> Float[Tensor, "*r"]:
+def interpolation_norm(rows: ItemRows, rewards: Float[Tensor, "*r n"], responses: int) -> Float[Tensor, "*r"]:
     """Return the smallest ``B``: the norm of the least ``θ - θ0`` with the true reward *differences* on these items.
 
     ``B² = dᵀ G⁻¹ d`` with the differences ``d`` of the base duels and their Gram matrix ``G``.  It is at most NDB's

@@ -3,7 +3,7 @@
 The design matrix needs inner products only.  :class:`Dense` rows hold gradients explicitly (small networks, projected
 language-model gradients).  :class:`Factored` rows hold an MLP's gradients layer by layer as outer products, so that
 ``n x n'`` inner products cost ``O(n n' (fan_in + fan_out))`` per layer and no gradient is ever formed.
-:class:`Differences` are duels of factored items.  All carry any number of leading replicate dimensions.
+:class:`PairRows` are duels of factored items.  All carry any number of leading replicate dimensions.
 """
 
 from __future__ import annotations
@@ -48,10 +48,6 @@ class Rows(ABC):
         """Return the rows, each times its weight."""
 
     @abstractmethod
-    def differences(self, duels: Duels) -> Rows:
-        """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
-
-    @abstractmethod
     def dense(self) -> Dense:
         """Return the rows explicitly."""
 
@@ -65,8 +61,16 @@ class Rows(ABC):
         return self.scaled(torch.where(norms > 0, 1 / norms, 0.0))
 
 
+class ItemRows(Rows):
+    """Rows of items, whose differences are those of duels; abstract."""
+
+    @abstractmethod
+    def differences(self, duels: Duels) -> Rows:
+        """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
+
+
 @dataclass(frozen=True)
-class Dense(Rows):
+class Dense(ItemRows):
     """Explicit rows, ``(*r, n, d)``."""
 
     values: Float[Tensor, "*r n d"]
@@ -110,7 +114,7 @@ class Dense(Rows):
 
 
 @dataclass(frozen=True)
-class Factored(Rows):
+class Factored(ItemRows):
     """Rows ``vec(left_1 right_1ᵀ) ⊕ vec(left_2 right_2ᵀ) ⊕ …``: an MLP's gradients, one outer product per layer.
 
     ``left`` holds back-propagated signals ``(*r, n, fan_out)``, ``right`` activations ``(*r, n, fan_in)``, whose inner
@@ -152,9 +156,9 @@ class Factored(Rows):
         """Return the rows, each times its weight."""
         return Factored(tuple(a * weights.unsqueeze(-1) for a in self.left), self.right)
 
-    def differences(self, duels: Duels) -> Differences:
+    def differences(self, duels: Duels) -> PairRows:
         """Return the duels' rows, kept as pairs of items."""
-        return Differences(self, duels)
+        return PairRows(self, duels)
 
     def dense(self) -> Dense:
         """Return the gradients explicitly: ``P`` numbers a row."""
@@ -214,7 +218,7 @@ def _sides_inner(ours: list[_Sides], theirs: list[_Sides] | None = None) -> Floa
 
 
 @dataclass(frozen=True)
-class Differences(Rows):
+class PairRows(Rows):
     """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
 
     items: Factored
@@ -238,7 +242,7 @@ class Differences(Rows):
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
         return self._weighted(gram, dim)
 
-    def inner(self, other: Differences | Factored) -> Tensor:
+    def inner(self, other: PairRows | Factored) -> Tensor:
         """Return all inner products with other duels or items.
 
         Those of duels come from their items', ``D G D'ᵀ``, if duels share items, else side by side.
@@ -276,32 +280,28 @@ class Differences(Rows):
         total = total.clamp(min=0)
         return total if self.weights is None else total * self.weights.square()
 
-    def take(self, index: Tensor) -> Differences:
+    def take(self, index: Tensor) -> PairRows:
         """Return the duels at these positions, with only the items that they name."""
         duels = self.duels.take(index)
         both = torch.cat([duels.first, duels.second], -1)
         place = torch.arange(duels.count, device=both.device).expand(duels.first.shape)
         weights = None if self.weights is None else self.weights.gather(-1, index)
-        return Differences(self.items.take(both), Duels(place, place + duels.count), weights)
+        return PairRows(self.items.take(both), Duels(place, place + duels.count), weights)
 
-    def join(self, other: Differences) -> Differences:
+    def join(self, other: PairRows) -> PairRows:
         """Return these duels followed by the others."""
         duels = self.duels.join(other.duels.shifted(self.items.count))
         if self.weights is None and other.weights is None:
-            return Differences(self.items.join(other.items), duels)
+            return PairRows(self.items.join(other.items), duels)
         sides = [
             side.weights if side.weights is not None else side.squares().new_ones(side.duels.first.shape)
             for side in (self, other)
         ]
-        return Differences(self.items.join(other.items), duels, torch.cat(sides, -1))
+        return PairRows(self.items.join(other.items), duels, torch.cat(sides, -1))
 
-    def scaled(self, weights: Tensor) -> Differences:
+    def scaled(self, weights: Tensor) -> PairRows:
         """Return the rows, each times its weight."""
-        return Differences(self.items, self.duels, weights if self.weights is None else self.weights * weights)
-
-    def differences(self, duels: Duels) -> Differences:
-        """Duels of duels have no meaning here."""
-        raise TypeError("these rows are differences already")
+        return PairRows(self.items, self.duels, weights if self.weights is None else self.weights * weights)
 
     def dense(self) -> Dense:
         """Return the rows explicitly."""

@@ -129,7 +129,7 @@ class Rademacher(Sketch):
         out += values @ self.matrix.to(values.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Blocks(Sketch):
     """A sketch of its own for every block, all added up."""
 

@@ -21,7 +21,7 @@ from bandits.core.design import GramDesign
 from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
-from bandits.core.rows import Rows
+from bandits.core.rows import ItemRows
 from bandits.runs.stats import LEVEL, ROUNDING, Estimate, covered, kappa_failed, rank_correlation, unconverged, vacuous
 from bandits.sim.learners import Fit, NeuralLearner, TangentLearner
 from bandits.sim.problem import Inputs
@@ -180,7 +180,7 @@ class Audit:
         return rows
 
 
-def _norm(rows: Rows, rewards: Float[Tensor, "r n"], responses: int) -> Float[Tensor, r]:
+def _norm(rows: ItemRows, rewards: Float[Tensor, "r n"], responses: int) -> Float[Tensor, r]:
     """Return ``B``, or NaN where it is not available: bounds that rest on it are then not judged, the rest is."""
     try:
         return interpolation_norm(rows, rewards, responses)

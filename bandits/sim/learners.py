@@ -20,7 +20,7 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import loss, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, Differences, Factored, Rows
+from bandits.core.rows import Dense, Factored, ItemRows, PairRows, Rows
 from bandits.core.solvers import Step, minimise, newton
 from bandits.runs.stats import CONVERGED
 from bandits.sim.networks import MLP, Pass, Weights
@@ -86,7 +86,7 @@ class Learner(ABC):
         """Return the learner's reward of every item, in log-odds; 0 at θ0."""
 
     @abstractmethod
-    def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
+    def features(self, items: Inputs, at: At, layer: Layer) -> ItemRows:
         """Return the gradient of every item's reward, at the current θ or at θ0."""
 
     def entropy(self, items: Inputs, rewards: Float[Tensor, "*r n"]) -> Float[Tensor, "*r p"]:
@@ -246,7 +246,7 @@ class NeuralLearner(Learner):
         difference = self.network.value(self.weights, items.x) - self.network.value(self.initial, items.x)
         return self.scale * difference
 
-    def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
+    def features(self, items: Inputs, at: At, layer: Layer) -> ItemRows:
         """Return ``∇r_θ(x)``; the last layer's part is dense, all layers' is factored."""
         weights = self.weights if at == "current" else self.initial
         if layer == "last":
@@ -355,7 +355,7 @@ class PolicyLearner(NeuralLearner):
         """Return the implicit reward ``β log π_θ/π_ref``."""
         return self.scale * self.log_ratio(items)
 
-    def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
+    def features(self, items: Inputs, at: At, layer: Layer) -> ItemRows:
         """Return ``∇ β log π_θ = β (∇s - E_{π_θ} ∇s)``, dense (the mean couples a prompt's items)."""
         rows = super().features(items, at, layer).dense().values.unflatten(-2, (-1, items.responses))
         if at == "current":
@@ -395,7 +395,7 @@ class TangentLearner(Learner):
         learner.temperature = start.beta
         return learner
 
-    def features(self, items: Inputs, at: At, layer: Layer) -> Rows:
+    def features(self, items: Inputs, at: At, layer: Layer) -> ItemRows:
         """Return ``∇f(x; θ0)``, the same at any θ."""
         if layer == "last":
             return Dense(self.scale * self.network.embedding(self.initial, items.x).values)
@@ -453,7 +453,7 @@ class TangentLearner(Learner):
 
         alpha, gradient, spent = newton(objective, derivatives, alpha, self.tolerance, self.iterations)
         self._alpha = alpha
-        assert isinstance(rows, Differences)
+        assert isinstance(rows, PairRows)
         self._shift = rows.items.combined(_scatter(rows.duels, alpha, rows.items.count))
         return Fit(gradient, spent)
 

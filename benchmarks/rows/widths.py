@@ -11,7 +11,7 @@ from torch import Tensor
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, Rows
+from bandits.core.rows import Dense, ItemRows
 from bandits.sim.networks import MLP, Weights
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
@@ -29,7 +29,7 @@ def scene(width: int) -> tuple[MLP, Weights, Tensor, Duels, Tensor, Duels]:
     return network, network.initial(key), pool, triples, asked, Duels(2 * place, 2 * place + 1)
 
 
-def _widths(rows: Callable[[Tensor], Rows], pool: Tensor, offered: Duels, asked: Tensor, past: Duels) -> Tensor:
+def _widths(rows: Callable[[Tensor], ItemRows], pool: Tensor, offered: Duels, asked: Tensor, past: Duels) -> Tensor:
     design = GramDesign(RIDGE)
     design.append(rows(asked).differences(past))
     return design.widths(rows(pool).differences(offered))

@@ -21,7 +21,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
-from bandits.core.rows import Dense, Rows
+from bandits.core.rows import Dense, ItemRows
 from bandits.core.solvers import newton
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.problem import Problem
@@ -128,7 +128,7 @@ def times(features: Float[Tensor, "*r n p"], vector: Float[Tensor, "*r p"]) -> F
     return (features @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def coordinates(rows: Rows, responses: int) -> Dense:
+def coordinates(rows: ItemRows, responses: int) -> Dense:
     """Return every item's gradient, less its prompt's first one, in an orthonormal basis of the duels' span.
 
     ``G = L Lᵀ`` is the Gram matrix of the duels of every response against its prompt's first; row ``i`` of ``L`` is
