@@ -330,6 +330,21 @@ class TestComparisons:
         assert row["verdict"] == "not judged"
         assert row["reason"] == "random: 3 of 48 fits did not converge"
 
+    def test_further_pairs_are_judged_jointly_with_the_others(self):
+        table = pd.concat([frame(-0.5), frame(-0.4, seed=1).query("contender == 'rule'").assign(contender="variant")])
+        alone = compare(table[table["contender"] != "variant"], "error", "random").iloc[0]
+        found = compare(table, "error", "random", more=[("rule", "variant")])
+        assert found[["contender", "baseline"]].to_numpy().tolist() == [
+            ["rule", "random"],
+            ["variant", "random"],
+            ["rule", "variant"],
+        ]
+        first = found.iloc[0]
+        assert first["difference"] == alone["difference"]
+        ratio = (first["high"] - first["low"]) / (alone["high"] - alone["low"])
+        expected = scipy_stats.t.ppf([(1 + joint_level(tests)) / 2 for tests in (3, 1)], 15)
+        assert ratio == pytest.approx(expected[0] / expected[1])
+
     def test_one_replicate_decides_nothing(self):
         row = compare(frame(-0.5, 1), "error", "random").iloc[0]
         assert row["verdict"] == "undecided"
