@@ -14,7 +14,7 @@ def test_a_quote_stands_in_its_document(quote):
 
 
 def test_every_interval_of_a_complete_section_is_listed():
-    numbers.complete()
+    assert numbers.complete()
     assert not numbers.unlisted()
 
 
