@@ -238,10 +238,10 @@ class DPOLearner:
         self._reference: dict[Row, float] = {}
         self._current: dict[Row, float] = {}
         self._zero: dict[Row, float] = {}
+        self.at_start = self._is_start()
+        """whether ``θ = θ0``, where every implicit reward is exactly 0; looked at whenever the learner moves θ"""
 
-    @property
-    def at_start(self) -> bool:
-        """Whether ``θ = θ0``, where every implicit reward is exactly 0."""
+    def _is_start(self) -> bool:
         return all(torch.equal(p.detach().cpu(), self.policy.initial[n]) for n, p in self.policy.parameters.items())
 
     def note(self, rows: Sequence[Row], current: Tensor | None = None, reference: Tensor | None = None) -> None:
@@ -326,8 +326,12 @@ class DPOLearner:
         else:
             past = Labelled(past.batches[-1:])
         fit = fit_dpo(self.policy, self.preferences(past), self.training, key)
-        self._current.clear()
+        self._moved()
         return fit
+
+    def _moved(self) -> None:
+        self._current.clear()
+        self.at_start = self._is_start()
 
     def state(self) -> dict[str, Tensor]:
         """Return θ."""
@@ -336,4 +340,4 @@ class DPOLearner:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Load a saved θ."""
         self.policy.restore(state)
-        self._current.clear()
+        self._moved()
