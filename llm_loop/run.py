@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bandits.core.oracles import ORACLES, Oracle
-from bandits.core.registry import fingerprint
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import read_json
-from bandits.selector import STRATEGIES, FeatureSpace, Strategy
+from bandits.selector import FeatureSpace
 from llm_loop import launch, measures, tables
 from llm_loop.arena import Completions, Table
 from llm_loop.config import LIBRARIES, Alignment
@@ -25,8 +23,7 @@ from llm_loop.journal import Journal, Record
 from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
-from llm_loop.rewards.scorers import SCORERS
-from llm_loop.setup import Factory, Setup, build, check, inputs, quiet_libraries
+from llm_loop.setup import Parts, Setup, build, check, inputs, quiet_libraries
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
 """What a round's tokens are counted under, by column; measuring on held-out prompts is not counted."""
@@ -51,21 +48,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class AlignmentStudy:
-    """A run: its config, and the strategies, oracle and scorers that the config names, which travel to the workers."""
+    """A run: its config, and the objects that the config's names stand for."""
 
     alignment: Alignment
-    strategies: Mapping[str, Strategy]
-    oracle: Oracle
-    scorers: Mapping[str, Factory]
-    """those that are registered"""
+    parts: Parts
     experiment: str = "llm"
 
     @classmethod
     def of(cls, alignment: Alignment) -> AlignmentStudy:
         """Look the names up."""
-        strategies = {name: STRATEGIES[name] for name in alignment.strategies}
-        scorers = {name: SCORERS[name] for name in (alignment.reward, alignment.judge) if name in SCORERS}
-        return cls(alignment, strategies, ORACLES[alignment.labels], scorers)
+        return cls(alignment, Parts.of(alignment))
 
     @property
     def gpu(self) -> bool:
@@ -73,15 +65,11 @@ class AlignmentStudy:
         return self.alignment.device == "cuda"
 
     def identity(self) -> Identity:
-        """What determines the bytes of its results; strategies with what they say of themselves, for the page."""
-        strategies = {
-            name: fingerprint(strategy) | {"summary": strategy.summary, "source": strategy.source}
-            for name, strategy in self.strategies.items()
-        }
+        """What determines the bytes of its results."""
         return Identity(
             config_of(self.alignment),
             ("bandits", "llm_loop"),
-            {"strategies": strategies, "oracle": fingerprint(self.oracle)},
+            self.parts.fingerprint(),
             inputs(self.alignment),
             LIBRARIES,
         )
@@ -92,21 +80,21 @@ class AlignmentStudy:
 
     def count(self) -> int:
         """How many cells there are."""
-        return self.alignment.seeds * len(self.strategies)
+        return self.alignment.seeds * len(self.alignment.strategies)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; gradients cost about a third of what the rest of a round does."""
         return [
             Cell(name, seed, 1.3 if "width" in strategy.reads else 1.0)
             for seed in range(self.alignment.seeds)
-            for name, strategy in self.strategies.items()
+            for name, strategy in self.parts.strategies.items()
         ]
 
     def prepare(self) -> None:
         """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
-        check(self.alignment)
+        check(self.alignment, self.parts)
         with quiet_libraries():
-            setup = build(self.alignment, next(iter(self.strategies.values())), self.oracle, 0, self.scorers)
+            setup = build(self.alignment, self.parts, self.alignment.strategies[0], 0)
         if slow := setup.policy.route.summary:
             print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
 
@@ -118,8 +106,7 @@ class AlignmentStudy:
     def _play(self, cell: Cell, folder: Path) -> list[str]:
         with launch.agreed(), quiet_libraries():
             with launch.main_first():
-                strategy = self.strategies[cell.strategy]
-                setup = build(self.alignment, strategy, self.oracle, cell.seed, self.scorers)
+                setup = build(self.alignment, self.parts, cell.strategy, cell.seed)
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
             play_on(setup, journal)

@@ -9,15 +9,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import transformers
 
 from bandits.core.errors import InputError
-from bandits.core.oracles import Oracle
+from bandits.core.oracles import ORACLES, Oracle
+from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
-from bandits.selector import Strategy
+from bandits.selector import STRATEGIES, Strategy
 from llm_loop.agreement import settle
 from llm_loop.arena import TextArena
 from llm_loop.config import Alignment
@@ -25,15 +25,55 @@ from llm_loop.data import assets
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
 from llm_loop.data.files import hashes, located
-from llm_loop.data.prompts import PromptSet
+from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, check_device, load_policy, weights_hash
-from llm_loop.rewards.scorers import Scorer, load_scorer
+from llm_loop.rewards.scorers import SCORERS, Scorer, load_scorer
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 
-Factory = Callable[[str], Scorer]
-"""Makes a scorer on a device."""
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a config's names stand for; they travel to workers, where the names may be unknown."""
+
+    strategies: Mapping[str, Strategy]
+    oracle: Oracle
+    scorers: Mapping[str, Callable[[str], Scorer]]
+    """those that are registered, made on a device"""
+    prompts: Mapping[str, Source]
+    """likewise"""
+
+    @classmethod
+    def of(cls, alignment: Alignment) -> Parts:
+        """Look the names up."""
+        return cls(
+            {name: STRATEGIES[name] for name in alignment.strategies},
+            ORACLES[alignment.labels],
+            {name: SCORERS[name] for name in (alignment.reward, alignment.judge) if name in SCORERS},
+            {name: SOURCES[name] for name in (alignment.prompts,) if name in SOURCES},
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the parts in the run's config; strategies with what they say of themselves."""
+        strategies = {
+            name: fingerprint(strategy) | {"summary": strategy.summary, "source": strategy.source}
+            for name, strategy in self.strategies.items()
+        }
+        prompts = {name: fingerprint(source) for name, source in self.prompts.items()}
+        return {"strategies": strategies, "oracle": fingerprint(self.oracle), "prompts": prompts}
+
+    def load_prompts(self, alignment: Alignment) -> PromptSet:
+        """Return the prompt set; all cells have the same."""
+        return prompt_sets.load(
+            alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows, {**SOURCES, **self.prompts}
+        )
+
+    def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
+        """Return a scorer by name, directory or import path."""
+        if name in self.scorers:
+            return self.scorers[name](alignment.device)
+        return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,38 +102,26 @@ class Setup:
     """prompts that were left out, in a clause"""
 
 
-def build(
-    alignment: Alignment,
-    strategy: Strategy,
-    oracle: Oracle,
-    seed: int,
-    scorers: Mapping[str, Factory] = MappingProxyType({}),
-) -> Setup:
+def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup:
     """Put a cell together; cells of one seed begin with the same bytes.
 
-    ``scorers`` are those that the process may not know by name.
     Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
     """
-    shared, key = Key(alignment.seed), Key(alignment.seed).fold_in("seed", seed)
-    texts = prompt_sets.load(alignment.prompts, shared, alignment.skip_bad_rows)
+    key = Key(alignment.seed).fold_in("seed", seed)
+    texts = parts.load_prompts(alignment)
     policy = load_policy(
         alignment.model,
         alignment.adapter,
         key,
         alignment.device,
         alignment.dtype,
-        _chat(alignment),
+        _chat(alignment, parts),
         alignment.trust_remote_code,
     )
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
-    scorer, judge = (
-        scorers[name](alignment.device)
-        if name in scorers
-        else load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code)
-        for name in (alignment.reward, alignment.judge)
-    )
+    scorer, judge = (parts.load_scorer(name, alignment) for name in (alignment.reward, alignment.judge))
     arena = TextArena(
         policy,
         scorer,
@@ -102,7 +130,7 @@ def build(
         prompts_per_round=alignment.prompts_per_round,
         responses=alignment.responses,
         decoding=alignment.decoding,
-        oracle=oracle,
+        oracle=parts.oracle,
         temperature=alignment.label_temperature,
         prompt_tokens=alignment.prompt_tokens,
     )
@@ -118,20 +146,22 @@ def build(
     heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
     learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
-    return Setup(alignment, strategy, policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text)
+    return Setup(
+        alignment, parts.strategies[strategy], policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text
+    )
 
 
-def _chat(alignment: Alignment) -> Literal["auto", "yes", "no"]:
+def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
     """Return whether texts are messages: those of named sets are openings, which a model is to go on with."""
-    return "no" if alignment.chat == "auto" and alignment.prompts in prompt_sets.SOURCES else alignment.chat
+    return "no" if alignment.chat == "auto" and alignment.prompts in parts.prompts else alignment.chat
 
 
-def check(alignment: Alignment) -> None:
+def check(alignment: Alignment, parts: Parts) -> None:
     """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
     check_device(alignment.device)
     if alignment.model in assets.models():
         assets.find(alignment.model)
-    _check_prompts(alignment, prompt_sets.load(alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows))
+    _check_prompts(alignment, parts.load_prompts(alignment))
 
 
 def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:

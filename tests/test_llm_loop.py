@@ -322,6 +322,7 @@ import torch
 from bandits.core.oracles import ORACLES, Oracle
 from bandits.selector import STRATEGIES
 from llm_loop.__main__ import main
+from llm_loop.data.prompts import register
 from llm_loop.rewards.scorers import SCORERS
 from own_strategy import WideAndUnsure  # an example of the repository: a module of its own
 
@@ -349,13 +350,15 @@ if __name__ == "__main__":
     STRATEGIES.register("wider", Wider())
     ORACLES.register("first", First())
     SCORERS.register("long", lambda device: Long("long"))
-    own = ["--labels", "first", "--reward", "long", "--strategies", "random", "wide-and-unsure", "wider"]
-    sys.exit(main(["smoke", "--rounds", "1", *own, *sys.argv[1:]]))
+    register("riddles")(lambda dropped: [f"What has {n} legs and" for n in range(60)])
+    own = ["--labels", "first", "--reward", "long", "--prompts", "riddles"]
+    names = ["random", "wide-and-unsure", "wider"]
+    sys.exit(main(["smoke", "--rounds", "1", *own, "--strategies", *names, *sys.argv[1:]]))
 """
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_strategy_an_oracle_and_a_scorer_of_ones_own_run_page_included(jobs, tmp_path):
+def test_a_strategy_an_oracle_a_scorer_and_prompts_of_ones_own_run_page_included(jobs, tmp_path):
     script = tmp_path / "own.py"
     script.write_text(OWN)
     root = Path(__file__).parent.parent
@@ -370,6 +373,7 @@ def test_a_strategy_an_oracle_and_a_scorer_of_ones_own_run_page_included(jobs, t
     assert "The oracle is <i>first</i>" in page
     candidates = tables.frame(tables.Candidate, folder / "cells" / "wider--seed0")
     assert (candidates["label"].dropna() == 1).all()
+    assert candidates["prompt"].str.contains("legs").all()
     assert candidates["reward_1"].tolist() == [len(text) for text in candidates["response_1"]]
 
 

@@ -114,8 +114,12 @@ def register(name: str) -> Callable[[Source], Source]:
     return keep
 
 
-def load(name_or_path: str, key: Key, skip_bad_rows: bool = False) -> PromptSet:
+def load(
+    name_or_path: str, key: Key, skip_bad_rows: bool = False, sources: Mapping[str, Source] | None = None
+) -> PromptSet:
     """Return the prompts of a registered name, a file, or a folder of files.
+
+    ``sources`` are the named ones (default: those registered in this process).
 
     Files are JSON lines, JSON (a list, or a hub viewer's export) or Parquet, also packed by gzip, or a folder of
     ``save_to_disk``; ``llm_loop.data.rows`` says how a row is recognised.  A split that the data declare is kept (a
@@ -126,11 +130,12 @@ def load(name_or_path: str, key: Key, skip_bad_rows: bool = False) -> PromptSet:
     a row that cannot be used too, unless ``skip_bad_rows`` has it dropped and counted.
     """
     dropped: Counter[str] = Counter({"duplicate": 0})
-    if name_or_path in SOURCES:
-        given = enumerate(SOURCES[name_or_path](dropped), start=1)
+    sources = SOURCES if sources is None else sources
+    if name_or_path in sources:
+        given = enumerate(sources[name_or_path](dropped), start=1)
         return part(name_or_path, (_entry(name_or_path, number, value) for number, value in given), key, dropped)
-    near = difflib.get_close_matches(name_or_path, SOURCES, 1)
-    known = f"one of {', '.join(SOURCES)}" + (f"; did you mean {near[0]}?" if near else "")
+    near = difflib.get_close_matches(name_or_path, sources, 1)
+    known = f"one of {', '.join(sources)}" + (f"; did you mean {near[0]}?" if near else "")
     found, hashes = files.rows(files.located(name_or_path, known))
     return replace(part(name_or_path, entries(found, dropped, skip_bad_rows), key, dropped), files=hashes)
 
