@@ -132,16 +132,21 @@ def read(
 def _one_line(box: str, program: str, arguments: Sequence[str]) -> str:
     """Return what tyro tells in a box as one line: the message, without frames, usage or the list of options."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    inside = [line.strip("│ ").strip() for line in plain.split("\n") if line.startswith("│")]
+    bare = [line.strip(" │|╭╮╰╯├┤+") for line in plain.split("\n")]
+    rules = [place for place, line in enumerate(bare) if line and set(line) <= set("─- ")]
+    if "│" not in plain and rules:
+        bare = bare[rules[0] + 1 :]  # a terminal without frames: the title stands above the first rule
     kept: list[str] = []
-    for line in inside:
-        if set(line) <= {"─", "-", " "} and line:
+    for line in bare:
+        if line and set(line) <= set("─- "):
+            if kept:
+                break
+        elif line.startswith(("For full helptext", "Arguments similar", "Perhaps you meant")):
             break
-        if line.startswith(("For full helptext", "Arguments similar", "Perhaps you meant")):
-            break
-        kept.append(line)
+        elif line and not re.search("^─|[─-]{3,}$", line):  # a title stands in its frame
+            kept.append(line)
     message = " ".join(" ".join(kept).split()) or " ".join(plain.split()) or "these options cannot be read"
-    near = re.findall(r"^(--[\w.-]+)", "\n".join(inside[len(kept) :]), re.MULTILINE)
+    near = [option for line in bare for option in re.findall(r"^(--[a-z][\w.-]*)", line) if line not in kept]
     hint = f"; did you mean {near[0]}?" if near and near[0] not in message else ""
     message = re.sub(
         r"Error parsing (--\S+): invalid literal for int\(\).*?: ", r"\1 must be a whole number, got ", message
