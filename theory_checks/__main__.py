@@ -21,6 +21,13 @@ def theory() -> command.Command[Suite]:
     )
 
 
+def __getattr__(name: str) -> command.Command[Suite]:
+    """Return ``COMMAND``, as the other programs have it, made when it is asked for: families may be registered by then."""
+    if name != "COMMAND":
+        raise AttributeError(name)
+    return theory()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; bad input is one line on standard error and exit status 2."""
     return command.guard(lambda given: command.run(theory(), given), arguments)
