@@ -22,7 +22,7 @@ def theory() -> command.Command[Suite]:
 
 
 def __getattr__(name: str) -> command.Command[Suite]:
-    """Return ``COMMAND``, as the other programs have it, made when it is asked for: families may be registered by then."""
+    """Return ``COMMAND``, as the other programs have it, made when asked for: families may be registered by then."""
     if name != "COMMAND":
         raise AttributeError(name)
     return theory()
