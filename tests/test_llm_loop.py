@@ -643,7 +643,7 @@ class TestAlignment:
 )
 def test_texts_of_a_file_are_messages_to_a_chat_model_and_openings_are_not(chat, prompts, want, tmp_path):
     from llm_loop.models import byte_tokenizer, tiny_model
-    from llm_loop.setup import build
+    from llm_loop.setup import Parts, build
 
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
@@ -653,6 +653,6 @@ def test_texts_of_a_file_are_messages_to_a_chat_model_and_openings_are_not(chat,
         prompts = str(tmp_path / "prompts.jsonl")
         Path(prompts).write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(60)))
     alignment = replace(SMOKE, model=str(tmp_path / "model"), prompts=prompts, chat=chat, prompt_tokens=128)
-    setup = build(alignment, STRATEGIES["random"], ORACLES["btl"], 0)
+    setup = build(alignment, Parts.of(alignment), "random", 0)
     read = [setup.policy.tokenizer.decode(ids) for ids in setup.arena.encoded]
     assert all(text.startswith("[user]") and text.endswith("[assistant]") for text in read) == want
