@@ -27,7 +27,7 @@ import bandits.runs.files
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
-from bandits.core.oracles import ORACLES, Noiseless
+from bandits.core.oracles import Noiseless
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.directory import Ledger
