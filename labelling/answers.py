@@ -1,0 +1,216 @@
+"""Owns what people answered: ``answers.jsonl``, to which lines are only ever added, each on disk before the next.
+
+A line an answer::
+
+    {"query": "9f0c…", "annotator": "ada", "answer": "left", "time": "2026-01-31T12:00:00+00:00", "digest": "…"}
+
+A person's later answer to a query takes the place of the earlier one; ``undo`` takes it back.  ``digest`` is that of
+the query as it was shown.  A last line that a killed process or a full disk cut short was never confirmed to anybody:
+readers pass over it, and the next write removes it.  Several processes may add to one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from bandits.core.errors import InputError
+from bandits.runs.files import DamagedError, WriteError
+from bandits.runs.text import dumps, loads
+from labelling.queries import Choice, Query
+
+Said = Literal[Choice, "undo"]
+"""A choice, or that the earlier one does not hold."""
+SAID: tuple[str, ...] = get_args(Said)
+LONGEST_NAME = 60
+
+
+def now() -> str:
+    """Return the time as answers have it: ISO 8601, UTC, in seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one person said of one query, and when."""
+
+    query: str
+    """its id"""
+    annotator: str
+    answer: Said
+    time: str
+    """ISO 8601"""
+    digest: str
+    """of the query as it was shown"""
+
+    @classmethod
+    def of(cls, query: Query, annotator: str, answer: Said, time: str | None = None) -> Answer:
+        """Return an answer to a query, given now; ``InputError`` for what is no answer or no name."""
+        _check(annotator, answer)
+        return cls(query.id, annotator, answer, time or now(), query.digest)
+
+
+def _check(annotator: object, answer: object) -> None:
+    if answer not in SAID:
+        raise InputError(f"an answer is one of {', '.join(SAID)}, got {str(answer)[:40]!r}")
+    if not isinstance(annotator, str) or not annotator.strip() or not annotator.isprintable():
+        raise InputError("an annotator needs a name of printable characters")
+    if len(annotator) > LONGEST_NAME:
+        raise InputError(f"an annotator's name has at most {LONGEST_NAME} characters, got {len(annotator)}")
+
+
+class Answers:
+    """The answers in a file; one that is not there has none.  Opening it writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; ``InputError``, with the line's number, for a line that is no answer."""
+        self.path = path
+        self.all: tuple[Answer, ...] = ()
+        """every line, in the file's order"""
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again: other processes may have added to it."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise DamagedError(f"cannot read {self.path}: {error.strerror or error}") from None
+        self.all = tuple(self._answer(n, line) for n, line in enumerate(_whole(content).split(b"\n"), 1) if line)
+
+    def _answer(self, number: int, line: bytes) -> Answer:
+        try:
+            row = loads(line.decode())
+        except ValueError as error:
+            raise InputError(f"{self.path}, line {number}: it is not JSON ({error}); mend or remove it") from None
+        names = list(Answer.__dataclass_fields__)
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in names):
+            raise InputError(f"{self.path}, line {number}: an answer has the fields {', '.join(names)}, each a text")
+        try:
+            _check(row["annotator"], row["answer"])
+        except InputError as error:
+            raise InputError(f"{self.path}, line {number}: {error}") from None
+        return Answer(**{name: row[name] for name in names})
+
+    def append(self, answer: Answer) -> None:
+        """Add an answer; when this returns it is on disk.
+
+        Raises ``WriteError`` if it cannot be written (a full disk): the file then is as it was.
+        """
+        self.extend([answer])
+
+    def extend(self, answers: Iterable[Answer]) -> None:
+        """Add answers, all or none."""
+        added = tuple(answers)
+        content = "".join(dumps(asdict(answer)) + "\n" for answer in added).encode()
+        fresh = not self.path.exists()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._append(handle, content)
+            finally:
+                os.close(handle)  # which lets go of the lock, too
+            if fresh:
+                _sync_folder(self.path.parent)
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {self.path}: {error.strerror or error}; the answer is not kept, those before it are"
+            ) from None
+        self.all = (*self.all, *added)
+
+    @staticmethod
+    def _append(handle: int, content: bytes) -> None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        size = os.fstat(handle).st_size
+        before = _whole(os.pread(handle, size, 0))
+        content = (b"\n" if before and not before.endswith(b"\n") else b"") + content
+        try:
+            os.ftruncate(handle, len(before))
+            written = 0
+            while written < len(content):
+                written += os.pwrite(handle, content[written:], len(before) + written)
+            os.fsync(handle)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, len(before))
+                os.fsync(handle)
+            raise
+
+    @property
+    def latest(self) -> dict[tuple[str, str], Answer]:
+        """What holds, by query and annotator: of each person's answers to a query the last, unless taken back."""
+        found: dict[tuple[str, str], Answer] = {}
+        for answer in self.all:
+            place = answer.query, answer.annotator
+            found.pop(place, None)
+            if answer.answer != "undo":
+                found[place] = answer
+        return found
+
+    def of(self, annotator: str) -> dict[str, Choice]:
+        """Return what holds of one person, by query."""
+        return {query: said.answer for (query, who), said in self.latest.items() if who == annotator}  # type: ignore[misc]
+
+    def check(self, queries: Sequence[Query], where: Path | str) -> None:
+        """Raise ``InputError`` if one of these queries was edited after it was answered; ``where`` is their file."""
+        known = {query.id: query for query in queries}
+        for place, answer in self.latest.items():
+            query = known.get(answer.query)
+            if query is not None and query.digest != answer.digest:
+                raise InputError(
+                    f"{where}: query {query.id} is not what {place[1]} answered on {answer.time}: it was edited since; "
+                    "put it back, or have it answered again"
+                )
+
+    def outcomes(self, queries: Sequence[Query]) -> dict[str, float]:
+        """Return the outcome of every query that has one, in the queries' order: 1, 0 or ½ of it for its first.
+
+        Of several people the majority of those who chose a side decides; an even split is a tie, as are ties alone.
+        Who skipped says nothing, and a query that all skipped has no outcome.
+        """
+        known = {query.id: query for query in queries}
+        said: dict[str, list[float]] = {query.id: [] for query in queries}
+        for answer in self.latest.values():
+            if answer.query in known and (outcome := known[answer.query].outcome(answer.answer)) is not None:  # type: ignore[arg-type]
+                said[answer.query].append(outcome)
+        return {query: majority(votes) for query, votes in said.items() if votes}
+
+    def disagreements(self, queries: Sequence[Query]) -> list[str]:
+        """Return the ids of queries for which one person chose the left side and another the right."""
+        sides: Mapping[str, set[str]] = {query.id: set() for query in queries}
+        for answer in self.latest.values():
+            if answer.query in sides and answer.answer in ("left", "right"):
+                sides[answer.query].add(answer.answer)
+        return [query for query, both in sides.items() if len(both) == 2]
+
+
+def majority(votes: Sequence[float]) -> float:
+    """Return 1, 0 or ½: the side with more votes; ties (½) count for neither."""
+    first, second = sum(vote > 0.5 for vote in votes), sum(vote < 0.5 for vote in votes)
+    return 0.5 if first == second else float(first > second)
+
+
+def _whole(content: bytes) -> bytes:
+    """Return a file without what was cut short after its last whole line, which may lack its end."""
+    end = content.rfind(b"\n") + 1
+    try:
+        return content if isinstance(loads(content[end:].decode()), dict) else content[:end]
+    except ValueError:
+        return content[:end]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,255 @@
+"""Owns the pool: prompts and the responses to choose from, read from the files that people have.
+
+A row is ``prompt`` (a text or messages) with ``responses`` (texts or messages; as UltraFeedback has them, also
+``completions``), or with ``chosen`` and ``rejected`` as TRL has them, also with the prompt within both; rows of one
+prompt are put together, and a response that is there twice counts once.  Prompts alone make a pool whose responses the
+model draws.  Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bandits.core.errors import InputError
+from labelling.queries import content_id
+from llm_loop.data import files
+from llm_loop.data.chat import Message, Prompt, to_json
+from llm_loop.data.files import Found
+from llm_loop.data.rows import ANSWER, messages, prompt_of
+
+RESPONSES = ("responses", "completions", "candidates")
+"""names of the list of responses"""
+TEXTS = ("response", "text", "content", "completion")
+"""names of a response's text, where it is an object"""
+FIELDS = ("prompt", "responses", "chosen", "rejected")
+"""what ``--fields`` may give another name"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its responses, no two alike; none if the model is to draw them."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    place: str = ""
+    """where it was read: file and row"""
+
+    @cached_property
+    def id(self) -> str:
+        """What names the prompt, by its content."""
+        return content_id(to_json(self.prompt))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All groups, in the order in which their prompts were first met."""
+
+    groups: tuple[Group, ...]
+    files: Mapping[str, str]
+    """SHA-256 of what was read, by file"""
+    rows: int = 0
+    """how many rows there were"""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are prompts alone."""
+        return not any(group.responses for group in self.groups)
+
+    @cached_property
+    def items(self) -> int:
+        """How many responses."""
+        return sum(len(group.responses) for group in self.groups)
+
+    @cached_property
+    def duels(self) -> int:
+        """How many duels: pairs of responses to one prompt."""
+        return sum(len(group.responses) * (len(group.responses) - 1) // 2 for group in self.groups)
+
+    @property
+    def widest(self) -> int:
+        """The largest number of responses to a prompt."""
+        return max(len(group.responses) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A duel that was answered before: the outcome is the share that ``first`` won."""
+
+    prompt: Prompt
+    first: str
+    second: str
+    outcome: float
+    place: str
+
+
+def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
+    """Return the pool of a file or folder; ``fields`` says by which name its rows have ours (``prompt: question``).
+
+    Raises ``InputError``, with the row's place, for a row that is none, two forms in one file, an id that is there
+    twice, and a pool without a single duel.
+    """
+    found, hashes = files.rows(files.located(str(path), "the name of one"))
+    groups: dict[Prompt, dict[str, None]] = {}
+    places: dict[Prompt, str] = {}
+    ids: dict[str, str] = {}
+    first: tuple[bool, str] | None = None
+    count = 0
+    for row in found:
+        with _at(row):
+            prompt, responses = _group(_renamed(_object(row), fields or {}))
+            _new_id(row, ids)
+            if first is None:
+                first = bool(responses), row.place
+            elif first[0] != bool(responses):
+                has = "responses" if first[0] else "a prompt alone"
+                raise InputError(f"it has {'a prompt alone' if first[0] else 'responses'}, and {first[1]} has {has}")
+        count += 1
+        groups.setdefault(prompt, {}).update(dict.fromkeys(responses))
+        places.setdefault(prompt, row.place)
+    if not groups:
+        raise InputError(f"pool: {path} has no rows")
+    kept = tuple(Group(prompt, tuple(texts), places[prompt]) for prompt, texts in groups.items())
+    return Pool(kept, hashes, count)
+
+
+def read_labels(path: Path, fields: Mapping[str, str] | None = None) -> list[Label]:
+    """Return the labels of a file: ``prompt``, ``chosen``, ``rejected``, as TRL has them; ``tie`` may be true."""
+    found, _ = files.rows(files.located(str(path), "the name of one"))
+    labels = []
+    for row in found:
+        with _at(row, "labels"):
+            value = _renamed(_object(row), fields or {})
+            if "chosen" not in value or "rejected" not in value:
+                raise InputError("a label has chosen and rejected")
+            prompt, (chosen, rejected) = _pair(value)
+            if chosen == rejected:
+                raise InputError("its chosen and rejected are the same")
+            tie = value.get("tie", False)
+            if not isinstance(tie, bool):
+                raise InputError(f"its tie is neither true nor false: {str(tie)[:40]!r}")
+            labels.append(Label(prompt, chosen, rejected, 0.5 if tie else 1.0, row.place))
+    return labels
+
+
+@contextmanager
+def _at(row: Found, what: str = "pool") -> Iterator[None]:
+    """Say where what is wrong in the block stands."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {row.place}: {error}") from None
+
+
+def _object(row: Found) -> dict[str, Any]:
+    if row.error:
+        raise InputError(row.error)
+    if not isinstance(row.value, dict):
+        raise InputError("it is not a row with named fields")
+    return row.value
+
+
+def _renamed(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    missing = [name for name in fields.values() if name not in row]
+    if missing:
+        raise InputError(f"it has no field {missing[0]!r}, which --fields names; it has {', '.join(row) or 'none'}")
+    return {name: value for name, value in row.items() if name not in fields.values()} | {
+        ours: row[theirs] for ours, theirs in fields.items()
+    }
+
+
+def _new_id(row: Found, ids: dict[str, str]) -> None:
+    name = row.value.get("id")
+    if isinstance(name, str | int) and not isinstance(name, bool):
+        if str(name) in ids:
+            raise InputError(f"the id {str(name)[:60]!r} is that of {ids[str(name)]} too; ids are to be distinct")
+        ids[str(name)] = row.place
+
+
+def _group(row: dict[str, Any]) -> tuple[Prompt, tuple[str, ...]]:
+    named = [name for name in RESPONSES if isinstance(row.get(name), list)]
+    if "chosen" in row and "rejected" in row:
+        prompt, pair = _pair(row)
+        return prompt, _distinct(pair)
+    prompt = _prompt(row)
+    if not named:
+        lone = [name for name in (*RESPONSES, "chosen", "rejected", *TEXTS) if name in row]
+        if lone:
+            raise InputError(
+                f"its {lone[0]} is no list of responses; a pool's row has responses, or chosen and rejected"
+            )
+        return prompt, ()
+    texts = tuple(_response(entry, number) for number, entry in enumerate(row[named[0]], start=1))
+    return prompt, _distinct(texts)
+
+
+def _distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    if len(set(texts)) < 2:
+        raise InputError(f"it has no two different responses ({len(texts)} in all)")
+    return tuple(dict.fromkeys(texts))
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    try:
+        return prompt_of(row)
+    except InputError as error:
+        if str(error).startswith("it has none of the fields"):
+            names = ", ".join(row) or "none"
+            raise InputError(
+                f"none of its fields is known as a prompt; it has {names[:160]}: say which is which, such as --fields "
+                f"prompt={next(iter(row), 'question')} responses=…"
+            ) from None
+        raise
+
+
+def _pair(row: dict[str, Any]) -> tuple[Prompt, tuple[str, str]]:
+    """Return a row's prompt, and its preferred and other response, without the prompt if they repeat it."""
+    prompt = _prompt(row)
+    sides = []
+    for name in ("chosen", "rejected"):
+        value = row[name]
+        if isinstance(value, list):
+            said = messages(value)
+            if not isinstance(prompt, str) and said[: len(prompt)] == prompt:
+                said = said[len(prompt) :]
+            elif len(said) > 1 and isinstance(prompt, str) and said[0] == Message("user", prompt):
+                said = said[1:]
+            sides.append(_single(said, f"its {name}"))
+        elif isinstance(value, str):
+            whole = "prompt" not in row and isinstance(prompt, str) and prompt.endswith(ANSWER)
+            sides.append(_text(value[len(prompt) :] if whole else value, f"its {name}"))
+        else:
+            raise InputError(f"its {name} is neither a text nor messages")
+    return prompt, (sides[0], sides[1])
+
+
+def _response(entry: Any, number: int) -> str:
+    what = f"its response {number}"
+    if isinstance(entry, list):
+        return _single(messages(entry), what)
+    if isinstance(entry, dict):
+        if {"role", "content"} <= set(entry):
+            return _single(messages([entry]), what)
+        entry = next((entry[name] for name in TEXTS if isinstance(entry.get(name), str)), None)
+    return _text(entry, what)
+
+
+def _single(said: Iterable[Message], what: str) -> str:
+    turns = list(said)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise InputError(f"{what} is not one message of the assistant")
+    return _text(turns[0].content, what)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{what} is no text")
+    if not value.strip():
+        raise InputError(f"{what} is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{what} holds half a surrogate pair, which is no text")
+    return value

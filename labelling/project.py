@@ -1,0 +1,128 @@
+"""Owns where the files of a project are, and what makes a directory one.
+
+``project.json`` (what the project is: its model and settings, fixed when it begins), ``pool.jsonl``,
+``queries/01.jsonl``, ``queries/02.jsonl``, … (the batches), ``answers.jsonl``, ``features/`` (what can be computed
+again), ``models/01/``, … (the model after each batch, as PEFT folders), ``preferences.jsonl`` and ``index.html``.
+Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bandits.core.errors import InputError
+from bandits.runs.files import read_json, write_json
+from labelling import queries
+from labelling.answers import Answers
+from labelling.queries import Query
+
+MANIFEST = "project.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Project:
+    """A directory of plain files."""
+
+    root: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where it says what the project is."""
+        return self.root / MANIFEST
+
+    @property
+    def pool(self) -> Path:
+        """The prompts and responses to choose from."""
+        return self.root / "pool.jsonl"
+
+    @property
+    def answers_path(self) -> Path:
+        """What people said of the queries."""
+        return self.root / "answers.jsonl"
+
+    @property
+    def features(self) -> Path:
+        """The folder of sketched gradients."""
+        return self.root / "features"
+
+    @property
+    def preferences(self) -> Path:
+        """The answered duels, as TRL reads them."""
+        return self.root / "preferences.jsonl"
+
+    def queries(self, batch: int) -> Path:
+        """Return the file of a batch, from 1."""
+        return self.root / "queries" / f"{batch:02d}.jsonl"
+
+    def model(self, batch: int) -> Path:
+        """Return the PEFT folder of the model that was trained on the batches up to this one."""
+        return self.root / "models" / f"{batch:02d}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the directory is a project."""
+        return self.manifest_path.is_file()
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are; they are numbered without a gap."""
+        found = sorted(path.stem for path in (self.root / "queries").glob("[0-9]*.jsonl"))
+        missing = next((n for n, name in enumerate(found, start=1) if name != f"{n:02d}"), None)
+        if missing is not None:
+            raise InputError(f"{self.root / 'queries'} has {found[missing - 1]}.jsonl but no {missing:02d}.jsonl")
+        return len(found)
+
+    def read_queries(self, batch: int) -> list[Query]:
+        """Return a batch's queries."""
+        return queries.read(self.queries(batch))
+
+    def read_answers(self) -> Answers:
+        """Return the answers, which must be to the queries as they are now."""
+        answers = Answers(self.answers_path)
+        for batch in range(1, self.batches + 1):
+            answers.check(self.read_queries(batch), self.queries(batch))
+        return answers
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what the project says of itself; ``InputError`` for what is no project of this format."""
+        if not self.exists:
+            raise InputError(f"{self.root} is no project: it has no {MANIFEST}; activedpo select --project begins one")
+        content: dict[str, Any] = read_json(self.manifest_path, dict)
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{self.manifest_path} is of format {content.get('format')!r}, and this version reads {FORMAT}"
+            )
+        return content
+
+    def begin(self, content: dict[str, Any]) -> None:
+        """Write the manifest; ``InputError`` if the directory is another project's or holds something else."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root} is a file, not a folder; choose another --project")
+        if self.exists:
+            self.same(content)
+            return
+        strange = [path.name for path in self.root.iterdir() if path.name != "pool.jsonl"] if self.root.exists() else []
+        strange = [name for name in strange if not name.startswith(".")]
+        if strange:
+            raise InputError(f"{self.root} holds something else ({sorted(strange)[0]}); choose another --project")
+        write_json(self.manifest_path, {"format": FORMAT} | content)
+
+    def same(self, content: dict[str, Any]) -> None:
+        """Raise ``InputError`` if the project's own settings are not these, naming the first that differs."""
+        kept = self.manifest()
+        for name in sorted(content):
+            if kept.get(name) != content[name]:
+                before, now = kept.get(name), content[name]
+                if isinstance(before, dict) and isinstance(now, dict):
+                    name, before, now = next(
+                        (f"{name}.{part}", before.get(part), now.get(part))
+                        for part in sorted({*before, *now})
+                        if before.get(part) != now.get(part)
+                    )
+                raise InputError(
+                    f"{self.root} is a project with another {name} ({before!r}, not {now!r}); leave the option out or "
+                    "choose another --project"
+                )
