@@ -9,6 +9,7 @@ from bandits.core.duels import Duels, Items, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import BTL, ORACLES, Oracle, kappa
 from bandits.core.rng import Key
+from bandits.headroom import Headroom, headroom
 from bandits.loop import Arena, Learner, Ridges, Round, Schedule, play
 from bandits.selector import STRATEGIES, ActiveDPO, FeatureSpace, Pool, ScoreStrategy, Strategy, select
 from bandits.sim.learners import LEARNERS, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
@@ -28,6 +29,7 @@ __all__ = [
     "Duels",
     "FeatureSpace",
     "GroundTruth",
+    "Headroom",
     "InputError",
     "Inputs",
     "Items",
@@ -49,6 +51,7 @@ __all__ = [
     "SyntheticArena",
     "TangentLearner",
     "__version__",
+    "headroom",
     "kappa",
     "play",
     "select",

@@ -56,6 +56,10 @@ class Posterior:
         kept = torch.take_along_dim(self.projections, index.unsqueeze(-2), -1)
         return Posterior(self.rows.take(index), kept, self.ridge, self.metric)
 
+    def inner(self, other: Posterior) -> Float[Tensor, "*r n m"]:
+        """Return ``ridge·⟨φ_i, φ'_j⟩_{V⁻¹}`` with all rows of another posterior of the same ``V``."""
+        return self.rows.inner(other.rows) - self.projections.mT @ other.projections
+
     def column(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r n"]:
         """Return ``ridge·⟨φ_i, φ_pick⟩_{V⁻¹}`` for all ``i``, one pick per replicate."""
         row = self.rows.take(pick.unsqueeze(-1))

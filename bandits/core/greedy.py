@@ -1,4 +1,4 @@
-"""Owns the choice of a batch: greedy D-optimal picks from the posterior of a pool."""
+"""Owns the choice of a batch: greedy D-optimal or V-optimal (trace) picks from the posterior of a pool."""
 
 from __future__ import annotations
 
@@ -43,6 +43,54 @@ def greedy(
             front *= 2
     rest = _steps(pool, residual, count - picked.shape[-1], available, ties, update, factor)[0]
     return torch.cat([picked, rest], -1)
+
+
+def greedy_trace(
+    pool: Posterior,
+    target: Posterior,
+    count: int,
+    available: Bool[Tensor, "*r n"],
+    ties: Float[Tensor, "*r n"],
+    weights: Float[Tensor, "*r m"] | None = None,
+) -> tuple[Int64[Tensor, "*r count"], Float[Tensor, "*r count"]]:
+    """Pick ``count`` rows, each the one that most lowers ``Σ_f weight_f ‖f‖²_{V⁻¹}`` over target rows ``f``.
+
+    By Sherman and Morrison adding ``φ`` to ``V`` lowers that sum by ``Σ_f weight_f ⟨f, φ⟩²_{V⁻¹} / (1 + ‖φ‖²_{V⁻¹})``:
+    greedy V-optimality, or, with ``Σ_f weight_f f fᵀ = I``, the A-optimality ``tr(I V⁻¹)`` of arXiv 2606.19607.
+    Returns the picks and how much each lowers the sum.  Both posteriors must be of one ``V``, whose metric is full.
+
+    One block of inner products ``G`` between pool and target, ``O(n m (d + S))``, is formed once.  A pick then costs
+    one pass over it: with ``G_t = G - A Bᵀ`` after ``t`` picks, the squares of its rows change by a product of ``G``
+    with one vector.  If the target is the pool itself, a pick touches no row again.
+    """
+    block, residual, ridge = pool.inner(target), pool.residuals, pool.ridge
+    weigh = torch.ones_like(block[..., 0, :]) if weights is None else weights
+    squares = (block.square() @ weigh.unsqueeze(-1)).squeeze(-1)
+    ours = residual.new_zeros((*residual.shape, count))
+    theirs = ours if target is pool else weigh.new_zeros((*weigh.shape, count))
+    picks: list[Tensor] = []
+    lowered: list[Tensor] = []
+    for step in range(count):
+        values = squares / (ridge + residual)
+        pick = best(values, available, ties)
+        index = pick.unsqueeze(-1)
+        picks.append(pick)
+        lowered.append(values.gather(-1, index).squeeze(-1) / ridge)
+        if step == count - 1:
+            break
+        available = available.scatter(-1, index, False)
+        scale = (ridge + residual.gather(-1, index)).sqrt()
+        mine = gather(ours[..., :step], index).mT
+        theirs[..., step] = (gather(block, index).mT - theirs[..., :step] @ mine).squeeze(-1) / scale
+        if target is not pool:
+            ours[..., step] = (pool.column(pick) - (ours[..., :step] @ mine).squeeze(-1)) / scale
+        mine, facing = ours[..., step], theirs[..., step]
+        weighed = (weigh * facing).unsqueeze(-1)
+        along = block @ weighed - ours[..., :step] @ (theirs[..., :step].mT @ weighed)
+        squares = squares - 2 * mine * along.squeeze(-1) + mine.square() * (facing.unsqueeze(-2) @ weighed).squeeze(-1)
+        squares = squares.clamp(min=0)
+        residual = (residual - mine.square()).clamp(min=0)
+    return torch.stack(picks, -1), torch.stack(lowered, -1)
 
 
 def _diagonal(
