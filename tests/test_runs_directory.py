@@ -138,7 +138,7 @@ class TestLedger:
         assert not Ledger(tmp_path).whole
 
 
-DAMAGES = ["cut", "emptied", "altered", "gone"]
+DAMAGES = ["cut", "emptied", "altered", "another digit", "gone"]
 
 
 def damage(path: Path, how: str) -> None:
@@ -151,6 +151,9 @@ def damage(path: Path, how: str) -> None:
             path.write_bytes(b"")
         case "altered":
             path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        case "another digit":
+            place = max(place for place, byte in enumerate(content) if 48 <= byte <= 57)
+            path.write_bytes(content[:place] + bytes([48 + (content[place] - 47) % 10]) + content[place + 1 :])
 
 
 class TestDamage:

@@ -43,7 +43,7 @@ class Suite:
                     wanted, [*known, *names], 1, 0.0
                 )
                 raise InputError(
-                    f"no claim is named {wanted!r}; the nearest is {near[0]!r}; families: {', '.join(known)}"
+                    f"--claims: no claim is named {wanted!r}; the nearest is {near[0]!r}; families: {', '.join(known)}"
                 )
 
     @property

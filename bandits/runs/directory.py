@@ -183,6 +183,8 @@ class Ledger:
             listed, share, done = content["files"], float(content["share"]), content["done"]
             if not all(self._plain(name) and isinstance(value, str) for name, value in listed.items()):
                 raise ValueError
+            if not (share == 1 if done is True else 0 <= share <= 1):
+                raise ValueError
         except (DamagedError, OSError, KeyError, TypeError, ValueError, AttributeError):
             self.torn = True
             return
