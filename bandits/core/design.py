@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.errors import InputError
-from bandits.core.rows import Dense, PairRows, Rows
+from bandits.core.rows import Dense, Pairs, Rows
 
 Metric = Literal["full", "diagonal", "identity"]
 
@@ -120,7 +120,7 @@ class _FactorDesign(Design):
 
     def condition(self, rows: Rows) -> Posterior:
         """Return the rows as seen through ``V⁻¹``."""
-        if isinstance(rows, PairRows) and rows.items.count < rows.count:  # duels share items: look at those
+        if isinstance(rows, Pairs) and rows.items.count < rows.count:  # duels share items: look at those
             return Posterior(rows, rows.along(self._project(rows.items), -1), self.ridge)
         return Posterior(rows, self._project(rows), self.ridge)
 

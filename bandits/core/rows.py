@@ -3,7 +3,8 @@
 The design matrix needs inner products only.  :class:`Dense` rows hold gradients explicitly (small networks, projected
 language-model gradients).  :class:`Factored` rows hold an MLP's gradients layer by layer as outer products, so that
 ``n x n'`` inner products cost ``O(n n' (fan_in + fan_out))`` per layer and no gradient is ever formed.
-:class:`PairRows` are duels of factored items.  All carry any number of leading replicate dimensions.
+:class:`PairRows` are duels of factored items.  All carry any number of leading replicate dimensions.  Rows too many for
+memory are in :mod:`bandits.core.stored`.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ class Dense(ItemRows):
         """How many rows."""
         return self.values.shape[-2]
 
-    def inner(self, other: Dense) -> Tensor:
+    def inner(self, other: Rows) -> Tensor:
         """Return ``A Bᵀ``; cost ``O(n n' d)``."""
-        return self.values @ other.values.mT
+        return self.values @ other.values.mT if isinstance(other, Dense) else other.inner(self).mT
 
     def squares(self) -> Tensor:
         """Return the squared norms, without a table of squares."""
@@ -218,10 +219,10 @@ def _sides_inner(ours: list[_Sides], theirs: list[_Sides] | None = None) -> Floa
 
 
 @dataclass(frozen=True)
-class PairRows(Rows):
-    """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
+class Pairs(Rows):
+    """Rows ``weight · (item[first] - item[second])`` that are kept as pairs of items; abstract."""
 
-    items: Factored
+    items: ItemRows
     duels: Duels
     weights: Float[Tensor, "*r n"] | None = None
 
@@ -236,11 +237,18 @@ class PairRows(Rows):
     def along(self, gram: Tensor, dim: int) -> Tensor:
         """Turn the item axis ``dim`` (-2 or -1) of a matrix of inner products into this set's duel axis."""
         if gram.dim() == 2:
-            pairs = gram.index_select(dim, self.duels.first) - gram.index_select(dim, self.duels.second)
+            pairs = gram.index_select(dim, self.duels.first).sub_(gram.index_select(dim, self.duels.second))
             return self._weighted(pairs, dim)
         first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)
         return self._weighted(gram, dim)
+
+
+@dataclass(frozen=True)
+class PairRows(Pairs):
+    """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
+
+    items: Factored
 
     def inner(self, other: PairRows | Factored) -> Tensor:
         """Return all inner products with other duels or items.

@@ -1,0 +1,127 @@
+"""Owns rows that are too many for memory: a table on disk, mapped, read a few rows at a time.
+
+``torch.from_numpy(np.memmap(…))`` or any tensor serves as the table.  Numbers may be in single precision; products and
+sums are in double.  Beside the table nothing is held that grows with its number of coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bandits.core.duels import Duels
+from bandits.core.rows import Dense, ItemRows, Pairs, Rows
+
+AT_ONCE = 2**21  # numbers of the table that are in memory, in double precision, at once
+FORMED = 2**25  # numbers of duels' features up to which they are formed: 256 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(ItemRows):
+    """Items' rows in a table ``(n, d)``, each times its weight."""
+
+    values: Float[Tensor, "n d"]
+    weights: Float[Tensor, " n"] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.values.shape[0]
+
+    def parts(self) -> Iterator[tuple[slice, Float[Tensor, "k d"]]]:
+        """Yield the rows, a few at a time, in double precision and weighted, with their places."""
+        step = max(1, AT_ONCE // max(1, self.values.shape[1]))
+        for start in range(0, self.count, step):
+            place = slice(start, min(start + step, self.count))
+            rows = self.values[place].double()
+            yield place, rows if self.weights is None else rows * self.weights[place].unsqueeze(-1)
+
+    def inner(self, other: Rows) -> Float[Tensor, "n k"]:
+        """Return all inner products with some other rows, which are formed; one pass over the table."""
+        facing = other.dense().values.mT
+        out = facing.new_empty((self.count, facing.shape[-1]))
+        for place, rows in self.parts():
+            torch.mm(rows, facing, out=out[place])
+        return out
+
+    def squares(self) -> Float[Tensor, " n"]:
+        """Return the squared norms."""
+        return torch.cat([Dense(rows).squares() for _, rows in self.parts()])
+
+    def take(self, index: Tensor) -> Dense:  # type: ignore[override]
+        """Return the rows at these positions, formed."""
+        rows = Dense(self.values.index_select(0, index).double())
+        return rows if self.weights is None else rows.scaled(self.weights[index])
+
+    def join(self, other: Rows) -> Dense:  # type: ignore[override]
+        """Return these rows followed by others, all of them formed."""
+        return self.dense().join(other.dense())
+
+    def scaled(self, weights: Tensor) -> Stored:
+        """Return the rows, each times its weight."""
+        return replace(self, weights=weights if self.weights is None else self.weights * weights)
+
+    def differences(self, duels: Duels) -> Rows:
+        """Return the duels' features: formed, if they are few."""
+        pairs = StoredPairs(self, duels)
+        return pairs.dense() if duels.count * self.values.shape[1] <= FORMED else pairs
+
+    def dense(self) -> Dense:
+        """Return the rows explicitly."""
+        return Dense(torch.cat([rows for _, rows in self.parts()]))
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return all(Dense(rows).finite() for _, rows in self.parts())
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPairs(Pairs):
+    """Duels of stored items."""
+
+    items: Stored
+
+    def parts(self) -> Iterator[tuple[slice, Float[Tensor, "k d"]]]:
+        """Yield the duels' features, a few at a time, with their places."""
+        step = max(1, AT_ONCE // max(1, self.items.values.shape[1]))
+        for start in range(0, self.count, step):
+            place = slice(start, min(start + step, self.count))
+            sides = self.items.take(self.duels.first[place]), self.items.take(self.duels.second[place])
+            rows = sides[0].values.sub_(sides[1].values)
+            yield place, rows if self.weights is None else rows * self.weights[place].unsqueeze(-1)
+
+    def inner(self, other: Rows) -> Float[Tensor, "n k"]:
+        """Return all inner products with some other rows, which are formed; one pass over the items' table."""
+        return self.along(self.items.inner(other), -2)
+
+    def squares(self) -> Float[Tensor, " n"]:
+        """Return the squared norms, by forming every feature once: no cancellation where two items are close."""
+        return torch.cat([Dense(rows).squares() for _, rows in self.parts()])
+
+    def take(self, index: Tensor) -> Dense:  # type: ignore[override]
+        """Return the duels at these positions, formed."""
+        rows = self.items.take(self.duels.first[index]).values.sub_(self.items.take(self.duels.second[index]).values)
+        return Dense(rows if self.weights is None else rows * self.weights[index].unsqueeze(-1))
+
+    def join(self, other: Rows) -> Dense:  # type: ignore[override]
+        """Return these duels followed by others, all of them formed."""
+        return self.dense().join(other.dense())
+
+    def scaled(self, weights: Tensor) -> StoredPairs:
+        """Return the rows, each times its weight."""
+        return replace(self, weights=weights if self.weights is None else self.weights * weights)
+
+    def dense(self) -> Dense:
+        """Return the features explicitly."""
+        out = torch.empty(self.count, self.items.values.shape[1], dtype=torch.float64)
+        for place, rows in self.parts():
+            out[place] = rows
+        return Dense(out)
+
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
