@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.design import Design, Posterior
@@ -36,13 +36,20 @@ class Arena(ABC, Generic[I]):
         """Begin a round: return its items, its duels, and which of them may be asked."""
 
     @abstractmethod
-    def label(self, duels: Duels) -> Bool[Tensor, "*r b"]:
-        """Let the oracle label duels of the round's items: whether the first won; the same duel is labelled alike."""
+    def label(self, duels: Duels) -> Float[Tensor, "*r b"]:
+        """Let the oracle label duels of the round's items; the same duel is labelled alike.
+
+        An outcome is the share of the duel won by the first item: 1, 0, or 1/2 for a tie.
+        """
 
 
 @runtime_checkable
 class Learner(Protocol[I, F_co]):
     """What the loop needs of a learner, simulated or real."""
+
+    @property
+    def ties(self) -> float:
+        """Davidson's ν of the learner's own model of an answer; 0 is BTL."""
 
     def fit(self, past: Labelled[I]) -> F_co:
         """Fit to all labelled duels; what is returned is handed on in the round."""
@@ -106,7 +113,7 @@ class Ridges:
 
 @dataclass(frozen=True, eq=False)
 class Round(Generic[I, F]):
-    """What happened: the offer, the positions picked, their labels, the history with them, and how the fit ended.
+    """What happened: the offer, the positions picked, their outcomes, the history with them, and how the fit ended.
 
     ``pool`` is what the strategy saw.  ``information`` is ``log det(V / ridge)`` in nats with this round's duels in
     ``V``, at the gradients that they were picked by; NaN where nothing reads widths.
@@ -115,7 +122,7 @@ class Round(Generic[I, F]):
     number: int
     offer: Offer[I]
     picks: Int64[Tensor, "*r b"]
-    first_won: Bool[Tensor, "*r b"]
+    outcome: Float[Tensor, "*r b"]
     past: Labelled[I]
     fit: F | None
     pool: Pool
@@ -148,7 +155,7 @@ class DesignState:
         if space.normalise == "duel":
             rows = rows.normalised()
         if space.weight == "fisher":
-            rows = rows.scaled(slope(duels.difference(learner.rewards(items))).sqrt())
+            rows = rows.scaled(slope(duels.difference(learner.rewards(items)), learner.ties).sqrt())
         return rows
 
     def small(self, offer: Offer[I]) -> bool:
@@ -217,8 +224,8 @@ def play(
             pool = Pool(offer.duels, offer.available, offer.items.responses, posterior, rewards, entropy)
             picks = select(pool, strategy, schedule.batch, key.fold_in("select", number))
         asked = offer.duels.take(picks)
-        first_won = arena.label(asked)
-        past = past.add(offer, asked, first_won)
+        outcome = arena.label(asked)
+        past = past.add(offer, asked, outcome)
         if state:
             state.add(learner, offer, picks, past, posterior)
         if pool is None:
@@ -227,4 +234,4 @@ def play(
             continue
         fit = learner.fit(past) if due else fit
         information = state.design.information() if state and state.design else math.nan
-        yield Round(number, offer, picks, first_won, past, fit, pool, information)
+        yield Round(number, offer, picks, outcome, past, fit, pool, information)

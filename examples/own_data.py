@@ -15,9 +15,12 @@ PROMPTS, RESPONSES, DIM = 60, 4, 12
 
 
 class Answered(Arena[Inputs]):
-    """One pool for all rounds; each duel is asked once, and ``prefer(first, second)`` says whether the first won."""
+    """One pool for all rounds; each duel is asked once, and ``prefer(first, second)`` says who won.
 
-    def __init__(self, embeddings: Tensor, prefer: Callable[[int, int], bool]) -> None:
+    It returns 1 where the first did, 0 where the second did, and 1/2 for a tie.
+    """
+
+    def __init__(self, embeddings: Tensor, prefer: Callable[[int, int], float]) -> None:
         self.items, self.prefer = Inputs(embeddings, RESPONSES), prefer
         self.duels = Duels.within(self.items.prompts, RESPONSES)
         self.asked: set[tuple[int, int]] = set()
@@ -31,7 +34,7 @@ class Answered(Arena[Inputs]):
         """Ask, and remember what was asked."""
         pairs = list(zip(*self._rows(duels), strict=True))
         self.asked |= set(pairs)
-        return torch.tensor([self.prefer(first, second) for first, second in pairs])
+        return torch.tensor([self.prefer(first, second) for first, second in pairs], dtype=torch.float64)
 
     @staticmethod
     def _rows(duels: Duels) -> tuple[list[int], list[int]]:
@@ -48,8 +51,8 @@ def accuracy(strategy: str, seed: int, rounds: int = 8, batch: int = 5) -> float
     pool, unseen = embeddings.chunk(2)
     rewards = pool @ truth
 
-    def prefer(first: int, second: int) -> bool:
-        return bool(noise[first, second] < torch.sigmoid(rewards[first] - rewards[second]))
+    def prefer(first: int, second: int) -> float:
+        return float(noise[first, second] < torch.sigmoid(rewards[first] - rewards[second]))
 
     learner = LinearLearner(DIM, (), regularisation=0.5, key=key)
     history = Labelled[Inputs]()

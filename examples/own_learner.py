@@ -35,7 +35,7 @@ class Quadratic(LinearLearner):
 
     def fit(self, past: Labelled[Inputs]) -> Fit:
         """Fit to the labelled duels, seen through the features."""
-        return super().fit(Labelled.of(self.expanded(past.items), past.duels, past.first_won))
+        return super().fit(Labelled.of(self.expanded(past.items), past.duels, past.outcome))
 
     @staticmethod
     def expanded(items: Inputs) -> Inputs:

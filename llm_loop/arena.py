@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from bandits.core.duels import Duels, Offer
@@ -142,7 +142,7 @@ class TextArena(Arena[Completions]):
         duels = Duels.within(self.prompts_per_round, k)
         return Offer(self.table.items, duels, first[duels.first] & first[duels.second])
 
-    def label(self, duels: Duels) -> Bool[Tensor, " b"]:
+    def label(self, duels: Duels) -> Float[Tensor, " b"]:
         """Label duels by the oracle; the uniform numbers are the round's, the same for every strategy."""
         uniforms = self.key.fold_in("labels", self.round).uniform(
             self.prompts_per_round, self.responses, self.responses

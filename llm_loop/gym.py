@@ -25,7 +25,7 @@ class TextEnv(gymnasium.Env):
     """Rounds of duels of text; by default a tiny random model answers built-in prompts.
 
     Observation: the table's token ids, one row an item, −1 after the end.  Action: (prompt, first response, second
-    response).  Reward: the label, 1 if the first won.  ``reset(options={"round": t})`` shows round ``t``.
+    response).  Reward: the label (1/2: a tie).  ``reset(options={"round": t})`` shows round ``t``.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -57,10 +57,10 @@ class TextEnv(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Ask one duel."""
-        won = self.arena.label(duel_of(action, self.arena.prompts_per_round, self.arena.responses))
+        outcome = self.arena.label(duel_of(action, self.arena.prompts_per_round, self.arena.responses))
         self._asked += 1
         table, info = self._seen()
-        return table, float(won[0]), self._asked >= self.batch, False, info
+        return table, float(outcome[0]), self._asked >= self.batch, False, info
 
     def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the table as token ids, and copies of the true rewards."""

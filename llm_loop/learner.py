@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -17,12 +17,12 @@ import tyro
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from bandits.core.duels import Labelled
 from bandits.core.errors import InputError
+from bandits.core.oracles import loss as duel_loss
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from llm_loop.arena import Completions
@@ -56,6 +56,8 @@ class Training:
     """of the learning rate"""
     clip: float = 1.0
     """largest norm of a step's gradient"""
+    ties: float | None = None
+    """Davidson's ν of the loss, DPO-D of arXiv 2409.17431; default the oracle's own (0 where it gives no ties)"""
 
     def __post_init__(self) -> None:
         for option, value in (("--beta", self.beta), ("--rate", self.rate), ("--clip", self.clip)):
@@ -66,16 +68,22 @@ class Training:
                 raise InputError(f"{option} must be at least 1, got {count}")
         if not (self.regularisation >= 0 and math.isfinite(self.regularisation)):
             raise InputError(f"--regularisation must be finite and not negative, got {self.regularisation}")
+        if self.ties is not None and not (self.ties >= 0 and math.isfinite(self.ties)):
+            raise InputError(f"--ties must be finite and not negative, got {self.ties}")
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One answered duel, with the reference's log-probabilities of both responses in nats."""
+    """One answered duel, with the reference's log-probabilities of both responses in nats.
+
+    ``outcome`` is 1, or 1/2 for a tie, where ``chosen`` is the one that was shown first.
+    """
 
     chosen: Row
     rejected: Row
     chosen_reference: float
     rejected_reference: float
+    outcome: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Fit:
 
     ``chosen`` and ``rejected`` are mean log-ratios ``log π_θ/π_ref`` in nats, apart, since DPO's loss sees only their
     difference and may lower both; each pair as training met it in the last epoch, before the step that it took part in.
+    Ties, which prefer neither, are left out of these; NaN where all were.
     """
 
     first_loss: float
@@ -97,24 +106,42 @@ class Fit:
     """share of pairs whose preferred response has the larger log-ratio"""
 
 
+@dataclass(frozen=True)
+class _Collator:
+    """TRL's batches, with the answers' outcomes beside them."""
+
+    inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.inner(examples) | {"outcome": torch.tensor([row["outcome"] for row in examples])}
+
+
 class _Trainer(DPOTrainer):
     """TRL's trainer on rows that are token ids already, with cached reference log-probabilities.
 
     Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
     the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
     wrong ones; tests compare ours with TRL's own).  The loss is written out here, since on a CPU TRL's fused head makes
-    logits for prompts and padding too, and makes them twice (``python -m benchmarks dpo-step``).  Tests compare it
-    and its gradients with TRL's, which ``own_loss=False`` uses.
+    logits for prompts and padding too, and makes them twice (``python -m benchmarks dpo-step``), and knows no ties.
+    Tests compare it and its gradients with TRL's, which ``own_loss=False`` uses.
     """
 
     def __init__(
-        self, *args: Any, pull: float, start: dict[str, Tensor], padded: bool, own_loss: bool, **kwargs: Any
+        self,
+        *args: Any,
+        pull: float,
+        start: dict[str, Tensor],
+        padded: bool,
+        own_loss: bool,
+        ties: float,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.data_collator = _Collator(vars(self)["data_collator"])
         self.precompute_ref_logps = True
-        self._pull, self._start, self._padded, self._own_loss = pull, start, padded, own_loss
+        self._pull, self._start, self._padded, self._own_loss, self._ties = pull, start, padded, own_loss, ties
         self.ratios: list[Tensor] = []
-        """log-ratios of every step's pairs, ``(pairs, 2)``: chosen, rejected; by our own loss only"""
+        """of every step's pairs, ``(pairs, 3)``: log-ratios of chosen and rejected, outcome; by our own loss only"""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -128,8 +155,9 @@ class _Trainer(DPOTrainer):
             logs = token_log_probs(model, inputs["input_ids"], inside, self._padded).sum(-1)
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (logs - reference).chunk(2)
-            self.ratios.append(torch.stack([chosen, rejected], -1).detach())
-            loss = -logsigmoid(self.beta * (chosen - rejected)).mean()
+            outcome = inputs["outcome"].to(chosen.dtype)
+            self.ratios.append(torch.stack([chosen, rejected, outcome], -1).detach())
+            loss = duel_loss(self.beta * (chosen - rejected), outcome, self._ties) / len(outcome)
         else:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._pull == 0:
@@ -160,7 +188,8 @@ def fit_dpo(
 ) -> Fit:
     """Train LoRA's matrices from where they are by DPO on these preferences; return how it went.
 
-    The loss is the mean over a batch of ``-log σ(β [log-ratio chosen - log-ratio rejected])``; with λ > 0,
+    The loss is the mean over a batch of ``-log σ(β [log-ratio chosen - log-ratio rejected])``, or Davidson's likelihood
+    of wins and ties where the model has them (``training.ties``; at ν = 0 a tie is half of either answer); with λ > 0,
     ``(λ/2n)‖θ - θ0‖²`` is added, so that the sum over all ``n`` preferences is the theory's objective.
     """
     if not preferences:
@@ -173,6 +202,7 @@ def fit_dpo(
                 "rejected_ids": list(p.rejected.response),
                 "ref_chosen_logps": p.chosen_reference,
                 "ref_rejected_logps": p.rejected_reference,
+                "outcome": p.outcome,
             }
             for p in preferences
         ]
@@ -200,6 +230,7 @@ def fit_dpo(
             report_to=[],
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            remove_unused_columns=False,
             seed=int(key.fold_in("order").generators()[0].integers(2**31)),
         )
         trainer = _Trainer(
@@ -211,13 +242,15 @@ def fit_dpo(
             start=policy.initial,
             padded=policy.route.padded,
             own_loss=own_loss,
+            ties=training.ties or 0.0,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         last_epoch = trainer.ratios[-math.ceil(len(losses) / training.epochs) :]
-        ratios = trainer.accelerator.gather(torch.cat(last_epoch)) if last_epoch else torch.full((1, 2), math.nan)
-    chosen, rejected = ratios.double().cpu().unbind(-1)
+        ratios = trainer.accelerator.gather(torch.cat(last_epoch)) if last_epoch else torch.full((1, 3), math.nan)
+    chosen, rejected, outcome = ratios.double().cpu().unbind(-1)
+    chosen, rejected = chosen[outcome != 0.5], rejected[outcome != 0.5]
     return Fit(
         losses[0],
         losses[-1],
@@ -240,6 +273,11 @@ class DPOLearner:
         self._zero: dict[Row, float] = {}
         self.at_start = self._is_start()
         """whether ``θ = θ0``, where every implicit reward is exactly 0; looked at whenever the learner moves θ"""
+
+    @property
+    def ties(self) -> float:
+        """Davidson's ν of the loss."""
+        return self.training.ties or 0.0
 
     def _is_start(self) -> bool:
         return all(torch.equal(p.detach().cpu(), self.policy.initial[n]) for n, p in self.policy.parameters.items())
@@ -308,14 +346,15 @@ class DPOLearner:
         return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
 
     def preferences(self, past: Labelled[Completions]) -> list[Preference]:
-        """Return labelled duels as preferences."""
+        """Return labelled duels as preferences; ties as they were shown."""
         rows, duels = past.items.rows, past.duels
         reference = self.reference(rows)
-        good = torch.where(past.first_won, duels.first, duels.second).tolist()
-        bad = torch.where(past.first_won, duels.second, duels.first).tolist()
+        won = past.outcome >= 0.5
+        good, bad = torch.where(won, duels.first, duels.second), torch.where(won, duels.second, duels.first)
+        shares = torch.maximum(past.outcome, 1 - past.outcome)
         return [
-            Preference(rows[a], rows[b], float(reference[a]), float(reference[b]))
-            for a, b in zip(good, bad, strict=True)
+            Preference(rows[a], rows[b], float(reference[a]), float(reference[b]), share)
+            for a, b, share in zip(good.tolist(), bad.tolist(), shares.tolist(), strict=True)
         ]
 
     def fit(self, past: Labelled[Completions]) -> Fit:

@@ -42,9 +42,9 @@ def pool_row(round: Played, table: Table, temperature: float) -> Record:
         "duels_offered": int(offered.sum()),
         "selected_length": float(torch.cat([lengths[picked.first], lengths[picked.second]]).mean()),
         "pool_length": float(lengths.mean()),
-        "chosen_length": float(lengths[chosen].mean()),
-        "rejected_length": float(lengths[rejected].mean()),
     }
+    if len(chosen):  # not all were ties
+        row |= {"chosen_length": float(lengths[chosen].mean()), "rejected_length": float(lengths[rejected].mean())}
     margins = None if pool.item_rewards is None else pool.margins[offered]
     if margins is not None:
         row["zero_margin_share"] = float((margins == 0).double().mean())
@@ -57,9 +57,10 @@ def pool_row(round: Played, table: Table, temperature: float) -> Record:
 
 
 def sides(round: Played) -> tuple[Tensor, Tensor]:
-    """Return the rows of the preferred and of the other response of each labelled duel."""
-    duels, won = round.asked, round.first_won
-    return torch.where(won, duels.first, duels.second), torch.where(won, duels.second, duels.first)
+    """Return the rows of the preferred and of the other response of each labelled duel that is no tie."""
+    decided = round.outcome != 0.5
+    first, second, won = round.asked.first[decided], round.asked.second[decided], round.outcome[decided] > 0.5
+    return torch.where(won, first, second), torch.where(won, second, first)
 
 
 def fit_row(fit: Fit) -> Record:
@@ -79,7 +80,7 @@ def candidates(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[R
     """Return a row for every duel of the pool: what it would teach, what it is like, whether it was picked."""
     pool, k = round.pool, table.items.responses
     order = {pick: place for place, pick in enumerate(round.picks.tolist())}
-    won = dict(zip(round.picks.tolist(), round.first_won.double().tolist(), strict=True))
+    won = dict(zip(round.picks.tolist(), round.outcome.tolist(), strict=True))
     rewards, available, nothing = table.rewards.tolist(), pool.available.tolist(), [None] * pool.duels.count
     margins = nothing if pool.item_rewards is None else pool.margins.tolist()
     widths = gain = nearest = cosine = nothing
@@ -114,7 +115,7 @@ def candidates(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[R
 
 
 def preferences(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
-    """Return the round's labelled duels as TRL reads them."""
+    """Return the round's labelled duels as TRL reads them: wins only, for want of a place for ties."""
     chosen, rejected = sides(round)
     return [
         {

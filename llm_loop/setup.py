@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import transformers
@@ -144,7 +144,9 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
     )
     prompts = texts.heldout[: alignment.evaluation.prompts]
     heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
-    learner = DPOLearner(policy, alignment.training, gradients, key.fold_in("learner"))
+    given = alignment.training.ties
+    training = replace(alignment.training, ties=parts.oracle.ties if given is None else given)
+    learner = DPOLearner(policy, training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(
         alignment, parts.strategies[strategy], policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text

@@ -174,7 +174,7 @@ class Sample(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Row):
-    """A labelled duel, as TRL reads it."""
+    """A labelled duel that is no tie, as TRL reads it."""
 
     table: ClassVar[str] = "preferences"
     prompt: Prompt

@@ -76,7 +76,7 @@ class TestBTL:
     def test_exchanged_sides_give_the_exchanged_answer(self, arena, items):
         duels = Duels.within(8, 3).expand(3)
         there, back = arena.label(duels), arena.label(Duels(duels.second, duels.first))
-        assert torch.equal(there, ~back)
+        assert torch.equal(there, 1 - back)
 
     def test_sampled_answers_follow_the_probability(self):
         """Binomial test at level 1e-6 on 20,000 duels of one margin."""

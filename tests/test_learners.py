@@ -105,7 +105,7 @@ def test_the_tangent_fit_is_scipys_in_explicit_gradients(network, key, items, ar
     learner.fit(past)
     phi = learner.features(items, "initial", "all").differences(ALL).dense().values
     for r in range(3):
-        signs = np.where(past.first_won[r].numpy(), 1.0, -1.0)
+        signs = np.where(past.outcome[r].numpy() > 0.5, 1.0, -1.0)
         rows = phi[r].numpy()
 
         def objective(theta, rows=rows, signs=signs):
@@ -131,7 +131,7 @@ def test_the_linear_fit_is_scipys(network, key, items, arena):
     learner.fit(past)
     for r in range(3):
         rows = (items.x[r][ALL.first[r]] - items.x[r][ALL.second[r]]).numpy()
-        signs = np.where(past.first_won[r].numpy(), 1.0, -1.0)
+        signs = np.where(past.outcome[r].numpy() > 0.5, 1.0, -1.0)
         best = optimize.minimize(
             lambda t, rows=rows, signs=signs: np.logaddexp(0, -signs * (rows @ t)).sum() + 0.4 * t @ t,
             np.zeros(4),
@@ -282,7 +282,7 @@ def test_the_neural_fit_is_scipys(network, key, arena):
     past = labelled(items, arena)
     fit = learner.fit(past)
     assert fit.converged.all()
-    start, objective = by_autograd(learner, items, ALL, past.first_won, 1)
+    start, objective = by_autograd(learner, items, ALL, past.outcome, 1)
     options = {"maxiter": 5000, "gtol": 1e-10}
     best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     value, gradient = objective(torch.cat([w[1].flatten() for w in learner.weights]).numpy())
@@ -299,7 +299,7 @@ def drawn(seed: int, activation: str, answers: int, width: int = 64) -> tuple[ML
     duels, along = Duels.within(answers, 2).expand(2), key.fold_in("direction").normal(5)
     margin = duels.difference((x @ along[..., None]).squeeze(-1).square() / along.square().sum(-1, keepdim=True) * 2)
     won = key.fold_in("labels").uniform(answers) < torch.sigmoid(margin)
-    return network, network.initial(key.fold_in("network")), Inputs(x, 2), duels, won
+    return network, network.initial(key.fold_in("network")), Inputs(x, 2), duels, won.to(x.dtype)
 
 
 @pytest.mark.parametrize("lam", [1e-3, 1e-2, 0.03, 0.3, 1.0, 100.0])
@@ -390,7 +390,7 @@ def test_contradictory_answers_have_a_finite_gradient_norm(name, network, key, i
     learner = make(name, network, key)
     duel = Duels(ALL.first[:, :1], ALL.second[:, :1])
     past, offer = Labelled(), arena.offer(0)
-    for won in (True, False):
-        past = past.add(offer, duel, torch.full((3, 1), won))
+    for won in (1.0, 0.0):
+        past = past.add(offer, duel, torch.full((3, 1), won, dtype=torch.float64))
     assert (learner.fit(past).gradient < 1e-6).all()
     assert float(duel.difference(learner.rewards(items)).abs().max()) < 1e-6

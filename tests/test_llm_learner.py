@@ -1,5 +1,6 @@
 """DPO by TRL on our rows against the loss written out, and the implicit reward."""
 
+import dataclasses
 import math
 
 import pytest
@@ -57,6 +58,33 @@ def test_the_first_loss_is_log_2(policy):
     assert fit.steps == 1
 
 
+def test_ties_enter_the_loss_by_davidsons_likelihood(policy):
+    """The first loss, at Δ = 0, is ``log(2 + ν)`` for every answer, win or tie; float32 log-probabilities."""
+    wins = preferences_of(policy)
+    tied = [dataclasses.replace(p, outcome=0.5) for p in wins[:3]] + wins[3:]
+    fit = fit_dpo(policy, tied, Training(BETA, epochs=1, batch=6, ties=0.8), Key(0))
+    assert fit.first_loss == pytest.approx(math.log(2.8), abs=2e-6)
+
+
+def test_a_fit_to_ties_alone_leaves_no_preference(policy):
+    """The first loss is ``log 2``, and shares of the preferred are not numbers."""
+    tied = [dataclasses.replace(p, outcome=0.5) for p in preferences_of(policy)]
+    fit = fit_dpo(policy, tied, Training(BETA, rate=1e-9, epochs=1, batch=6), Key(0))
+    assert fit.first_loss == pytest.approx(math.log(2), abs=2e-6)
+    assert math.isnan(fit.accuracy)
+
+
+def test_labelled_ties_become_tied_preferences(policy):
+    learner, items = learner_of(policy), table_of(policy)
+    duels = Duels.within(items.prompts, items.responses)
+    outcome = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64).repeat(items.prompts)
+    preferences = learner.preferences(Labelled.of(items, duels, outcome))
+    assert [p.outcome for p in preferences] == [1.0, 0.5, 1.0] * items.prompts
+    for p, a, b, share in zip(preferences, duels.first, duels.second, outcome, strict=True):
+        shown = (items.rows[a], items.rows[b])
+        assert (p.chosen, p.rejected) == (shown if share >= 0.5 else shown[::-1])
+
+
 def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
     arguments = DPOConfig(
         output_dir=str(folder),
@@ -68,6 +96,7 @@ def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
         report_to=[],
         max_length=None,
         disable_tqdm=True,
+        remove_unused_columns=False,
     )
     data = Dataset.from_list(
         [
@@ -77,6 +106,7 @@ def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
                 "rejected_ids": list(p.rejected.response),
                 "ref_chosen_logps": p.chosen_reference,
                 "ref_rejected_logps": p.rejected_reference,
+                "outcome": p.outcome,
             }
             for p in preferences
         ]
@@ -90,6 +120,7 @@ def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
         start=policy.initial,
         padded=True,
         own_loss=own_loss,
+        ties=0.0,
     )
 
 
@@ -195,7 +226,9 @@ def test_the_pull_keeps_theta_near_its_start():
 
 
 def labelled(items):
-    return Labelled.of(items, Duels(torch.tensor([0, 4]), torch.tensor([2, 5])), torch.tensor([True, False]))
+    return Labelled.of(
+        items, Duels(torch.tensor([0, 4]), torch.tensor([2, 5])), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    )
 
 
 def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_there():

@@ -131,14 +131,14 @@ def test_no_duel_of_a_fixed_pool_is_asked_twice(network, key, arena):
 
 def test_strategies_share_worlds_and_answers(network, key, arena):
     """The same duel gets the same answer, whoever asks it, in whichever round."""
-    known: dict[tuple[int, int, int], bool] = {}
+    known: dict[tuple[int, int, int], float] = {}
     for name in ("random", "activedpo", "label-entropy"):
         for round in run(arena, learner_for(network, key), STRATEGIES[name], key):
             duels = round.asked
             for r in range(3):
-                for a, b, won in zip(duels.first[r], duels.second[r], round.first_won[r], strict=True):
+                for a, b, won in zip(duels.first[r], duels.second[r], round.outcome[r], strict=True):
                     duel = (r, int(a), int(b))
-                    assert known.setdefault(duel, bool(won)) == bool(won)
+                    assert known.setdefault(duel, float(won)) == float(won)
     assert len(known) > ROUNDS * BATCH * 3
 
 
@@ -250,20 +250,20 @@ class TestLabelled:
             offer = shared or self.offer(key.fold_in(number), lasting=lasting)
             shared = offer if lasting else None
             picks = key.fold_in("picks", number).uniform(offer.duels.count).argsort(-1)[:, : number + 1]
-            asked, won = offer.duels.take(picks), picks % 2 == 0
+            asked, won = offer.duels.take(picks), (picks % 2 == 0).double()
             longer = past.add(offer, asked, won)
             assert len(longer) == len(past) + number + 1
             past = longer
             expected.append(asked.difference(offer.items.x.sum(-1)))
         assert len(past.batches) == 3
         torch.testing.assert_close(past.duels.difference(past.items.x.sum(-1)), torch.cat(expected, -1))
-        assert past.first_won.shape == (3, 6)
+        assert past.outcome.shape == (3, 6)
         assert past.items.prompts == (4 if lasting else 6)
 
     def test_adding_leaves_the_shorter_history_as_it_was(self, key):
         offer = self.offer(key)
-        one = Labelled().add(offer, offer.duels.take(torch.zeros(3, 1).long()), torch.ones(3, 1, dtype=torch.bool))
-        two = one.add(offer, offer.duels.take(torch.ones(3, 2).long()), torch.ones(3, 2, dtype=torch.bool))
+        one = Labelled().add(offer, offer.duels.take(torch.zeros(3, 1).long()), torch.ones(3, 1, dtype=torch.float64))
+        two = one.add(offer, offer.duels.take(torch.ones(3, 2).long()), torch.ones(3, 2, dtype=torch.float64))
         assert (len(Labelled()), len(one), len(two)) == (0, 1, 3)
         assert not Labelled()
         assert one.items.prompts == 1

@@ -135,7 +135,7 @@ class TestTangentWorld:
         items = SyntheticArena(problem).offer(0).items
         every = Duels.within(3, 3).expand(2)
         picks = (key.fold_in("picks").uniform(40) * 9).long()
-        won = key.fold_in("won").uniform(40) < 0.6
+        won = (key.fold_in("won").uniform(40) < 0.6).to(F64)
         learner = TangentLearner(network, initial, 0.7)
         learner.fit(Labelled.of(items, every.take(picks), won))
         rows = network.value_and_gradient(initial, items.x)[1]
@@ -396,11 +396,11 @@ class TestTransformers:
 
     def test_the_fit_is_the_linearised_one_where_the_model_is_linear(self):
         rng = np.random.default_rng(0)
-        rows, won = torch.from_numpy(rng.normal(size=(6, 5))), torch.tensor([True, False, True, True])
+        rows, won = torch.from_numpy(rng.normal(size=(6, 5))), torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
         duels = Duels(torch.tensor([0, 1, 3, 4]), torch.tensor([1, 2, 4, 5]))
         theta, size = transformers.fit(lambda t: rows @ t, lambda t: rows, won, duels, torch.zeros(5, dtype=F64), 0.5)
         phi = (rows[duels.first] - rows[duels.second])[None]
-        counts = Counts(torch.ones(1, 4, dtype=F64), won.to(F64)[None])
+        counts = Counts(torch.ones(1, 4, dtype=F64), won[None])
         exact, _ = fit(phi, counts, torch.tensor([0.5], dtype=F64), Logistic(), torch.zeros(1, 5, dtype=F64))
         assert size < 1e-6
         torch.testing.assert_close(theta, exact[0], atol=1e-6, rtol=1e-6)
@@ -462,7 +462,7 @@ class TestDPO:
         torch.testing.assert_close(*(duels.difference(r) for r in rewards), **tight)
         rows = (learner.features(items, "current", "all").differences(duels) for learner in (policy, score))
         torch.testing.assert_close(*(r.dense().values for r in rows), **tight)
-        torch.testing.assert_close(*(loss(past.duels.difference(r), past.first_won) for r in rewards), **tight)
+        torch.testing.assert_close(*(loss(past.duels.difference(r), past.outcome) for r in rewards), **tight)
 
     def test_a_shift_of_the_truth_changes_no_probability(self, case, beta):
         key, _, _, arena, _, duels, _ = case

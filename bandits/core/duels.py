@@ -113,18 +113,18 @@ class Offer(Generic[I]):
 
 @dataclass(frozen=True, eq=False)
 class Batch(Generic[I]):
-    """The labelled duels of one round and the items that they name; ``first_won`` is true where the first item won."""
+    """The labelled duels of one round, the items that they name, and the share of each that its first item won."""
 
     items: I
     duels: Duels
-    first_won: Bool[Tensor, "*r b"]
+    outcome: Float[Tensor, "*r b"]
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled(Generic[I]):
     """All labelled duels so far, round by round: what a learner is fitted to.
 
-    ``add`` returns a longer history and copies nothing; ``items``, ``duels`` and ``first_won`` join the rounds when
+    ``add`` returns a longer history and copies nothing; ``items``, ``duels`` and ``outcome`` join the rounds when
     first asked for.  A round keeps one prompt per duel, in the duels' order, or the offered table itself where that is
     ``lasting``.
     """
@@ -133,14 +133,14 @@ class Labelled(Generic[I]):
     lasting: bool = False
 
     @classmethod
-    def of(cls, items: I, duels: Duels, first_won: Bool[Tensor, "*r b"], lasting: bool = False) -> Self:
+    def of(cls, items: I, duels: Duels, outcome: Float[Tensor, "*r b"], lasting: bool = False) -> Self:
         """Return a history of one round, with the table as it is."""
-        return cls((Batch(items, duels, first_won),), lasting)
+        return cls((Batch(items, duels, outcome),), lasting)
 
-    def add(self, offer: Offer[I], duels: Duels, first_won: Bool[Tensor, "*r b"]) -> Labelled[I]:
+    def add(self, offer: Offer[I], duels: Duels, outcome: Float[Tensor, "*r b"]) -> Labelled[I]:
         """Return this history followed by labelled duels of an offer."""
         items, inside = (offer.items, duels) if offer.lasting else offer.items.keep(duels)
-        return Labelled((*self.batches, Batch(items, inside, first_won)), offer.lasting)
+        return Labelled((*self.batches, Batch(items, inside, outcome)), offer.lasting)
 
     def __len__(self) -> int:
         """How many labels (in each replicate)."""
@@ -162,6 +162,6 @@ class Labelled(Generic[I]):
         return placed[0].join(*placed[1:])
 
     @cached_property
-    def first_won(self) -> Bool[Tensor, "*r s"]:
+    def outcome(self) -> Float[Tensor, "*r s"]:
         """All labels."""
-        return torch.cat([batch.first_won for batch in self.batches], -1)
+        return torch.cat([batch.outcome for batch in self.batches], -1)

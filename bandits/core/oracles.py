@@ -1,7 +1,10 @@
-"""Owns the preference oracles: Bradley-Terry-Luce and the deliberate departures from it that serve as controls.
+"""Owns the preference oracles: Bradley-Terry-Luce, Davidson's ties, and departures from them that serve as controls.
 
-Knows nothing of learners.  An oracle turns true rewards into the probability that the first item wins; the uniform
-number that decides is an argument, so two strategies that ask the same duel get the same answer.
+Knows nothing of learners.  An oracle turns true rewards into the probabilities that the first item wins and that the
+duel is a tie; the uniform number that decides is an argument, so two strategies that ask the same duel get the same
+answer.  An answer is an *outcome*: the share of the duel won by the first item, 1, 0, or 1/2 for a tie.
+
+Ties are Davidson's (1970): ``P(first) : P(tie) : P(second) = e^{Δ/2} : ν : e^{-Δ/2}``.  ``ν = 0`` is BTL.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -19,29 +22,73 @@ from bandits.core.errors import InputError
 from bandits.core.registry import Registry
 
 
-def slope(margin: Float[Tensor, ...]) -> Float[Tensor, ...]:
-    """Return ``σ'(margin) = σ(margin) σ(-margin)``: the Fisher information of one answer about its margin."""
-    return torch.sigmoid(margin) * torch.sigmoid(-margin)
+def tie_weight(rate: float) -> float:
+    """Return Davidson's ``ν = 2 rate / (1 - rate)``: ``rate`` of the duels of equal items are ties."""
+    if not 0 <= rate < 1:
+        raise InputError(f"the share of ties must lie in [0, 1), got {rate}")
+    return 2 * rate / (1 - rate)
 
 
-def kappa(largest_margin: float) -> float:
-    """Return ``κ = σ'(Δmax)``, the smallest slope of the link on ``|Δ| <= Δmax`` (at most 1/4)."""
-    return 1.0 / (2.0 + 2.0 * math.cosh(largest_margin))
+def expected(margin: Float[Tensor, ...], ties: float = 0.0) -> Float[Tensor, ...]:
+    """Return the expected outcome ``P(first) + P(tie)/2`` at a margin, ``ties`` Davidson's ν; ``σ(Δ)`` at ν = 0."""
+    if ties == 0:
+        return torch.sigmoid(margin)
+    # sinh(Δ/2) / (2 cosh(Δ/2) + ν), both divided by e^{|Δ|/2}
+    small = torch.exp(-margin.abs() / 2)
+    return 0.5 + 0.5 * margin.sign() * (1 - small.square()) / (1 + small.square() + ties * small)
 
 
-def loss(margin: Float[Tensor, "*r k"], first_won: Bool[Tensor, "*r k"]) -> Float[Tensor, "*r"]:
-    """Return ``-Σ log σ(o Δ)``, ``o = ±1`` the answer: the DPO loss, a sum over duels, in nats."""
-    return softplus(torch.where(first_won, -margin, margin)).sum(-1)
+def slope(margin: Float[Tensor, ...], ties: float = 0.0) -> Float[Tensor, ...]:
+    """Return the Fisher information of one answer about its margin; ``σ'(Δ) = σ(Δ) σ(-Δ)`` without ties.
+
+    It is the variance of the outcome and the derivative of its mean: ``(1 + ν/2 cosh(Δ/2)) / (2 cosh(Δ/2) + ν)²``.
+    """
+    if ties == 0:
+        return torch.sigmoid(margin) * torch.sigmoid(-margin)
+    small = torch.exp(-margin.abs() / 2)
+    squared = small.square()
+    return (squared + ties / 4 * small * (1 + squared)) / (1 + squared + ties * small).square()
+
+
+def kappa(largest_margin: float, ties: float = 0.0) -> float:
+    """Return ``κ``, the smallest slope of the link on ``|Δ| <= Δmax``: ``σ'(Δmax)`` without ties (at most 1/4).
+
+    With ties the slope rises before it falls where ν > 4, so the smaller of its values at 0 and Δmax counts.
+    """
+    if ties == 0:
+        return 1.0 / (2.0 + 2.0 * math.cosh(largest_margin))
+    ends = slope(torch.tensor([0.0, largest_margin], dtype=torch.float64), ties)
+    return float(ends.min())
+
+
+def loss(margin: Float[Tensor, "*r k"], outcome: Float[Tensor, "*r k"], ties: float = 0.0) -> Float[Tensor, "*r"]:
+    """Return ``Σ log(2 cosh(Δ/2) + ν) - (outcome - 1/2) Δ``: the negative log-likelihood, a sum over duels, in nats.
+
+    At ``ties = ν = 0`` it is the DPO loss ``-Σ log σ(o Δ)``, ``o = ±1`` the answer, and a tie counts as half of either
+    answer.  What does not depend on the margins, ``-log ν`` a tie, is left out.
+    """
+    tie = torch.where(outcome == 0.5, margin / 2, 0.0)
+    if ties == 0:
+        return (softplus(torch.where(outcome < 0.5, margin, -margin)) + tie).sum(-1)
+    size = margin.abs()
+    return (size / 2 + torch.log1p(torch.exp(-size) + ties * torch.exp(-size / 2)) - (outcome - 0.5) * margin).sum(-1)
 
 
 class Oracle(ABC):
     """Answers duels from true rewards; abstract."""
+
+    ties: float = 0.0
+    """Davidson's ν, of the model that answers are drawn from: what a learner that knows it is told"""
 
     @abstractmethod
     def probability(
         self, margin: Float[Tensor, "*r k"], places: tuple[Int64[Tensor, "*r k"], Int64[Tensor, "*r k"]], responses: int
     ) -> Float[Tensor, "*r k"]:
         """Return ``P(first wins)`` from true margins and the two items' places among their prompt's responses."""
+
+    def tie(self, margin: Float[Tensor, "*r k"]) -> Float[Tensor, "*r k"]:
+        """Return ``P(tie)``; no ties unless an oracle says otherwise."""
+        return torch.zeros_like(margin)
 
 
 @dataclass(frozen=True)
@@ -57,6 +104,41 @@ class BTL(Oracle):
     def probability(self, margin: Tensor, places: tuple[Tensor, Tensor], responses: int) -> Tensor:
         """Return ``σ(Δ / temperature)``."""
         return torch.sigmoid(margin / self.temperature)
+
+
+@dataclass(frozen=True)
+class Davidson(Oracle):
+    """BTL with ties as a third answer, of which a share ``flip`` of all answers is turned round.
+
+    ``P(first) : P(tie) : P(second) = e^{Δ/2} : ν : e^{-Δ/2}``, with ``rate = ν/(2 + ν)`` the share of ties between
+    items of equal reward (Davidson 1970).
+    """
+
+    rate: float = 0.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.ties  # raises InputError outside [0, 1)
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"flip probability must lie in [0, 1], got {self.flip}")
+
+    @property
+    def ties(self) -> float:  # type: ignore[override]  # a constant of the other oracles
+        """Return ν."""
+        return tie_weight(self.rate)
+
+    def probability(self, margin: Tensor, places: tuple[Tensor, Tensor], responses: int) -> Tensor:
+        """Return ``(1 - flip) P(first) + flip P(second)``."""
+        small = torch.exp(-margin.abs() / 2)
+        total = 1 + small.square() + self.ties * small
+        better, worse = 1 / total, small.square() / total
+        win = torch.where(margin >= 0, better, worse)
+        return (1 - self.flip) * win + self.flip * torch.where(margin >= 0, worse, better)
+
+    def tie(self, margin: Tensor) -> Tensor:
+        """Return ``ν / (2 cosh(Δ/2) + ν)``."""
+        small = torch.exp(-margin.abs() / 2)
+        return self.ties * small / (1 + small.square() + self.ties * small)
 
 
 @dataclass(frozen=True)
@@ -126,6 +208,7 @@ for _name, _oracle in {
     "btl": BTL(),
     "btl-hot": BTL(temperature=4.0),
     "btl-cold": BTL(temperature=0.25),
+    "btl-ties": Davidson(0.3),
     "flipped": Flipped(),
     "flipped-20%": Flipped(0.2),
     "probit": Probit(),

@@ -40,16 +40,19 @@ class Bounds:
     kappa: float
     regularisation: float
     delta: float
+    ties: float = 0.0
+    """ν of the answers' model; ``κ`` is the least slope of its link"""
+    largest_margin: float = math.nan
+    """``Δmax``, on which κ is the least slope: the error that always answering 0 guarantees (default: of BTL's κ)"""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.largest_margin):
+            object.__setattr__(self, "largest_margin", math.acosh(1 / (2 * self.kappa) - 1))
 
     @property
     def ridge(self) -> float:
         """``ρ = λ/κ``."""
         return self.regularisation / self.kappa
-
-    @property
-    def largest_margin(self) -> float:
-        """``Δmax``, for which ``κ = σ'(Δmax)``: the error that always answering 0 guarantees."""
-        return math.acosh(1 / (2 * self.kappa) - 1)
 
 
 class Audit:
@@ -72,6 +75,7 @@ class Audit:
         self._duels = Duels.within(items.prompts, items.responses).expand(rewards.shape[0])
         self._true = self._duels.difference(rewards)
         self._tangent = TangentLearner(learner.network, learner.initial, bounds.regularisation, learner.scale)
+        self._tangent.ties = bounds.ties
         start = self._tangent.features(items, "initial", "all")
         self._rows = start.differences(self._duels)
         self._design = GramDesign(bounds.ridge)
@@ -159,8 +163,13 @@ class Audit:
         return torch.where(error > ROUNDING * self.bounds.largest_margin, error, 0.0)
 
     def _least_slope(self, fitted: Tensor) -> Tensor:
-        """Return ``min σ'`` over the segments between true and fitted margins of the answered duels."""
-        return slope(torch.maximum(fitted.abs(), self._past_true.abs())).min(-1).values
+        """Return the least slope over the segments between true and fitted margins of the answered duels.
+
+        With many ties (ν > 4) the slope rises before it falls, and its value at 0 may be the least.
+        """
+        ties = self.bounds.ties
+        least = slope(torch.maximum(fitted.abs(), self._past_true.abs()), ties).min(-1).values
+        return least if ties <= 4 else least.clamp(max=slope(torch.zeros_like(least), ties))
 
     def calibration(self, bins: int = 10) -> list[Columns]:
         """Return the last measured round's error by width decile: does width predict error?"""

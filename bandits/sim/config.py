@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bandits.core.errors import InputError
-from bandits.core.oracles import ORACLES, kappa
+from bandits.core.oracles import ORACLES, Oracle, kappa
 from bandits.loop import Ridges, Schedule
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check
 from bandits.selector import STRATEGIES
@@ -128,6 +128,8 @@ class Simulation:
     activation: Activation = "softplus"
     regularisation: Annotated[float, Ge(1e-6), Le(1e6)] = 1.0
     """λ of the loss"""
+    ties: Annotated[float, Ge(0), Le(1e6)] | None = None
+    """Davidson's ν of the loss; default the oracle's own (0 where it gives no ties)"""
     ridge: Annotated[float, Ge(1e-9), Le(1e12)] | None = None
     """of V; default λ/κ with κ = σ'(2 · reward_bound)"""
     delta: Probability = 0.05
@@ -171,18 +173,30 @@ class Simulation:
 
     @property
     def bounds(self) -> Bounds:
-        """Constants of the bounds: κ = σ'(Δmax), λ, δ."""
-        return Bounds(kappa(2 * self.reward_bound), self.regularisation, self.delta)
+        """Constants of the bounds without ties: κ = σ'(Δmax), λ, δ."""
+        return self.bounds_with(0.0)
+
+    def bounds_for(self, truth: str) -> Bounds:
+        """Return the constants of the bounds on the answers about a truth."""
+        return self.bounds_with(self.ties_of(ORACLES[split_truth(truth)[1]]))
+
+    def bounds_with(self, ties: float) -> Bounds:
+        """Return the constants of the bounds, κ the least slope of the link with Davidson's ν."""
+        largest = 2 * self.reward_bound
+        return Bounds(kappa(largest, ties), self.regularisation, self.delta, ties, largest)
 
     @property
     def schedule(self) -> Schedule:
         """How long the loop runs."""
         return Schedule(self.rounds, self.batch, self.refit)
 
-    @property
-    def ridges(self) -> Ridges:
-        """The ridges of V: λ/κ, and λ in Fisher-weighted spaces."""
-        return Ridges(self.ridge or self.bounds.ridge, self.regularisation)
+    def ties_of(self, oracle: Oracle) -> float:
+        """Return ν of the learner's likelihood on an oracle's answers: the setting, else the oracle's own."""
+        return oracle.ties if self.ties is None else self.ties
+
+    def ridges(self, ties: float) -> Ridges:
+        """Return the ridges of V: λ/κ, and λ in Fisher-weighted spaces."""
+        return Ridges(self.ridge or self.bounds_with(ties).ridge, self.regularisation)
 
     def measured_rounds(self) -> list[int]:
         """Return the rounds in which to measure; always the last."""

@@ -1,7 +1,8 @@
 """Owns the simulator's Gymnasium environments, for agents other than ours: an episode is one round of labelling.
 
 ``reset`` shows a table of items, ``step`` asks one duel, and the *reward* of a step is the label: 1 if the first item
-won, else 0.  True rewards travel in ``info`` only.  Importing this module registers ``ActiveDPO/Synthetic-v0``.
+won, 0 if the second, 1/2 for a tie.  True rewards travel in ``info`` only.  Importing this module registers
+``ActiveDPO/Synthetic-v0``.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ class SyntheticEnv(gymnasium.Env):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Ask one duel."""
         problem = self.arena.problem
-        won = self.arena.label(duel_of(action, problem.prompts, problem.responses).expand(1))
+        outcome = self.arena.label(duel_of(action, problem.prompts, problem.responses).expand(1))
         self._asked += 1
         items, info = self._seen()
-        return items, float(won[0, 0]), self._asked >= self.batch, False, info
+        return items, float(outcome[0, 0]), self._asked >= self.batch, False, info
 
     def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Return copies: callers keep what they were shown."""

@@ -1,7 +1,8 @@
 """Owns what is fitted: the network, its linearisation, linear rewards, and a softmax policy trained by DPO.
 
 Every learner minimises the theory's loss over all answers so far, ``-Σ log σ(o Δ) + (λ/2)‖θ - θ0‖²`` (a sum, pulled to
-θ0), to a near-minimiser, and says how near.  Knows nothing of strategies, nor of where duels come from.
+θ0), to a near-minimiser, and says how near.  Where it models ties (ν > 0) the likelihood is Davidson's.
+Knows nothing of strategies, nor of where duels come from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bandits.core.duels import Duels, Labelled, gather
 from bandits.core.errors import InputError
-from bandits.core.oracles import loss, slope
+from bandits.core.oracles import expected, loss, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Factored, ItemRows, PairRows, Rows
@@ -58,6 +59,8 @@ class Start:
     iterations: int
     beta: float
     """of the policy learner, and the temperature of the policy whose entropy is read"""
+    ties: float = 0.0
+    """ν of the likelihood that is fitted"""
 
 
 class Learner(ABC):
@@ -65,6 +68,8 @@ class Learner(ABC):
 
     temperature: float = 1.0
     """of the policy ``π ∝ exp(r / temperature)`` whose entropy is read"""
+    ties: float = 0.0
+    """Davidson's ν of the likelihood that is fitted; at 0 a tie counts as half a win of either side"""
 
     @classmethod
     @abstractmethod
@@ -148,20 +153,20 @@ class _Objective:
         learner: NeuralLearner,
         x: Tensor,
         duels: Duels,
-        won: Bool[Tensor, "*r s"],
+        outcome: Float[Tensor, "*r s"],
         precision: torch.dtype | None = None,
     ) -> None:
         """Take the inputs, the duels among them and the answers; evaluate the initial network."""
-        self.learner, self.duels, self.won, self._given = learner, duels, won, x
+        self.learner, self.duels, self.outcome, self._given = learner, duels, outcome, x
         self.x = x.to(precision)
-        self.y, self.origin = won.to(x.dtype), _flat(learner.initial)
+        self.origin = _flat(learner.initial)
         self.initial = learner.network.forward(self._weights(self.origin), self.x)
         self.base = self.initial.values
         self._last: tuple[Tensor, Tensor, Pass] | None = None
 
     def to(self, precision: torch.dtype) -> _Objective:
         """Return the same loss with the network in another precision."""
-        return _Objective(self.learner, self._given, self.duels, self.won, precision)
+        return _Objective(self.learner, self._given, self.duels, self.outcome, precision)
 
     @property
     def noise(self) -> float:
@@ -188,14 +193,14 @@ class _Objective:
         """Return the loss, and what works out its gradient."""
         margin, look = self._look(theta)
         lam, drift = self.learner.regularisation, theta - self.origin
-        value = loss(margin, self.won) + lam / 2 * drift.square().sum(-1)
-        return value, lambda: self._pull(look, torch.sigmoid(margin) - self.y) + lam * drift
+        value = loss(margin, self.outcome, self.learner.ties) + lam / 2 * drift.square().sum(-1)
+        return value, lambda: self._pull(look, expected(margin, self.learner.ties) - self.outcome) + lam * drift
 
     def metric(self, theta: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the product with ``(λI + JᵀDJ)⁻¹ = (I - Jᵀ√D (λI + √D K √D)⁻¹ √D J) / λ``, ``K = JJᵀ`` (Woodbury)."""
         margin, look = self._look(theta)
         rows, lam = self.learner._scaled(look.gradient()), self.learner.regularisation
-        pairs, root = rows.differences(self.duels), slope(margin).sqrt()
+        pairs, root = rows.differences(self.duels), slope(margin, self.learner.ties).sqrt()
         system = root.unsqueeze(-1) * pairs.inner(pairs) * root.unsqueeze(-2)
         system.diagonal(dim1=-2, dim2=-1).add_(lam)
         factor = torch.linalg.cholesky(system)
@@ -236,7 +241,7 @@ class NeuralLearner(Learner):
     def begin(cls, start: Start) -> Self:
         """Return the network at θ0."""
         learner = cls(start.network, start.initial, start.regularisation, iterations=start.iterations)
-        learner.temperature = start.beta
+        learner.temperature, learner.ties = start.beta, start.ties
         return learner
 
     def rewards(self, items: Inputs) -> Tensor:
@@ -277,7 +282,7 @@ class NeuralLearner(Learner):
         fit ends depends on every rounding, so it is in the precision of the items throughout; its metric is renewed
         only while much is to be gained.  Softplus and tanh converge.
         """
-        exact = _Objective(self, *_sides(past), past.first_won)
+        exact = _Objective(self, *_sides(past), past.outcome)
         rows = self._scaled(exact.initial.gradient())
         reference = _scale(rows.differences(exact.duels).squares())
         # Items asked against themselves leave nothing but rounding: no gradient is small beside that.
@@ -343,7 +348,9 @@ class PolicyLearner(NeuralLearner):
     @classmethod
     def begin(cls, start: Start) -> Self:
         """Return the reference policy."""
-        return cls(start.network, start.initial, start.regularisation, start.beta, iterations=start.iterations)
+        learner = cls(start.network, start.initial, start.regularisation, start.beta, iterations=start.iterations)
+        learner.ties = start.ties
+        return learner
 
     def log_ratio(self, items: Inputs) -> Float[Tensor, "*r n"]:
         """Return ``log π_θ(y|x) / π_ref(y|x)`` of every item, normalised over its prompt's responses."""
@@ -392,7 +399,7 @@ class TangentLearner(Learner):
     def begin(cls, start: Start) -> Self:
         """Return the linearisation at θ0."""
         learner = cls(start.network, start.initial, start.regularisation)
-        learner.temperature = start.beta
+        learner.temperature, learner.ties = start.beta, start.ties
         return learner
 
     def features(self, items: Inputs, at: At, layer: Layer) -> ItemRows:
@@ -431,24 +438,23 @@ class TangentLearner(Learner):
     def fit(self, past: Labelled[Inputs]) -> Fit:
         """Newton's method in the dual (convex), halving steps where needed."""
         rows = self._grow(past)
-        gram, won, lam = self._gram, past.first_won, self.regularisation
-        y = won.to(gram.dtype)
-        alpha = torch.zeros_like(y)  # begins where the last fit ended
+        gram, outcome, lam, ties = self._gram, past.outcome, self.regularisation, self.ties
+        alpha = torch.zeros_like(outcome)  # begins where the last fit ended
         known = min(self._alpha.shape[-1], alpha.shape[-1])
         alpha[..., :known] = self._alpha[..., :known]
 
         def objective(a: Tensor) -> tuple[Tensor, Tensor]:
             margin = (gram @ a.unsqueeze(-1)).squeeze(-1)
-            return loss(margin, won) + lam / 2 * (a * margin).sum(-1), margin
+            return loss(margin, outcome, ties) + lam / 2 * (a * margin).sum(-1), margin
 
         reference = _scale(gram.diagonal(dim1=-2, dim2=-1))
 
         def derivatives(a: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-            residual = torch.sigmoid(margin) - y
+            residual = expected(margin, ties) - outcome
             dual = residual + lam * a  # the gradient is Σ dual_s φ_s
             pull = (gram @ dual.unsqueeze(-1)).squeeze(-1)
             norm = (dual * pull).sum(-1).clamp(min=0).sqrt()
-            flat = slope(margin).clamp(min=1e-12)
+            flat = slope(margin, ties).clamp(min=1e-12)
             return pull, norm / reference, lambda: newton_step(gram, flat, margin, residual, lam) - a
 
         alpha, gradient, spent = newton(objective, derivatives, alpha, self.tolerance, self.iterations)
@@ -513,7 +519,7 @@ class LinearLearner(Learner):
     def begin(cls, start: Start) -> Self:
         """Return θ = 0 in the items' own dimension."""
         learner = cls(start.network.inputs, start.initial[0].shape[:-2], start.regularisation, start.key)
-        learner.temperature = start.beta
+        learner.temperature, learner.ties = start.beta, start.ties
         return learner
 
     def features(self, items: Inputs, at: At, layer: Layer) -> Dense:
@@ -526,20 +532,19 @@ class LinearLearner(Learner):
 
     def fit(self, past: Labelled[Inputs]) -> Fit:
         """Newton's method on the regularised logistic loss (convex)."""
-        phi, won = Dense(past.items.x).differences(past.duels).values, past.first_won
-        lam = self.regularisation
-        y = won.to(phi.dtype)
+        phi, outcome = Dense(past.items.x).differences(past.duels).values, past.outcome
+        lam, ties = self.regularisation, self.ties
         eye = lam * torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
         reference = _scale(phi.square().sum(-1))
 
         def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
             margin = (phi @ theta.unsqueeze(-1)).squeeze(-1)
-            return loss(margin, won) + lam / 2 * theta.square().sum(-1), margin
+            return loss(margin, outcome, ties) + lam / 2 * theta.square().sum(-1), margin
 
         def derivatives(theta: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-            residual = torch.sigmoid(margin) - y
+            residual = expected(margin, ties) - outcome
             pull = (residual.unsqueeze(-2) @ phi).squeeze(-2) + lam * theta
-            hessian = (phi * slope(margin).unsqueeze(-1)).mT @ phi + eye
+            hessian = (phi * slope(margin, ties).unsqueeze(-1)).mT @ phi + eye
             return pull, torch.linalg.vector_norm(pull, dim=-1) / reference, lambda: -torch.linalg.solve(hessian, pull)
 
         self.theta, gradient, spent = newton(objective, derivatives, self.theta, self.tolerance, self.iterations)

@@ -170,16 +170,18 @@ class Problem:
 
 def answer(
     oracle: Oracle, uniforms: Float[Tensor, "*r p k k"], rewards: Float[Tensor, "*r n"], duels: Duels
-) -> Bool[Tensor, "*r b"]:
-    """Label duels of a table: whether the first item won.
+) -> Float[Tensor, "*r b"]:
+    """Label duels of a table: return the share of each that the first item won (1, 0, or 1/2 for a tie).
 
     The uniform number belongs to the unordered pair, so exchanging the two sides exchanges the answer.
     """
     responses = uniforms.shape[-1]
     low, high = torch.minimum(duels.first, duels.second), torch.maximum(duels.first, duels.second)
-    chance = oracle.probability(Duels(low, high).difference(rewards), (low % responses, high % responses), responses)
+    margin = Duels(low, high).difference(rewards)
+    win, tie = oracle.probability(margin, (low % responses, high % responses), responses), oracle.tie(margin)
     number = uniforms.flatten(-3).gather(-1, low * responses + high % responses)
-    return (number < chance) == (duels.first <= duels.second)
+    share = ((number < win).to(margin.dtype) + (number < win + tie).to(margin.dtype)) / 2
+    return torch.where(duels.first <= duels.second, share, 1 - share)
 
 
 class SyntheticArena(Arena[Inputs]):
@@ -202,7 +204,7 @@ class SyntheticArena(Arena[Inputs]):
         available = ~self._asked.gather(-1, self._pair(self._duels))
         return Offer(items, self._duels, available, lasting=problem.repeats and not problem.fresh)
 
-    def label(self, duels: Duels) -> Bool[Tensor, "*r b"]:
+    def label(self, duels: Duels) -> Float[Tensor, "*r b"]:
         """Label duels of the offered table."""
         assert self._asked is not None
         self._asked = self._asked.scatter(-1, self._pair(duels), True)

@@ -44,7 +44,8 @@ def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame
     wanted = at_least(1 - simulation.delta)
     rows = []
     for (truth, contender), part in bounds.groupby(["truth", "contender"], sort=False):
-        estimates = {name: coverage(part, version, simulation.bounds.kappa) for name, version in VERSIONS.items()}
+        kappa = simulation.bounds_for(str(truth)).kappa
+        estimates = {name: coverage(part, version, kappa) for name, version in VERSIONS.items()}
         estimates[CONTROL] = halved(part.groupby("replicate", sort=False)["needed_tangent"].max())
         for claim, estimate in estimates.items():
             verdict = judge(estimate, wanted)
@@ -155,8 +156,11 @@ def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Si
         )
     failed = verdicts[verdicts["reason"].str.contains("κ did not hold")]
     if len(failed):
+        kappas = ", ".join(
+            f"{kappa:.3g}" for kappa in sorted({simulation.bounds_for(t).kappa for t in failed["truth"]})
+        )
         lines.append(
-            f"κ = σ'(Δmax) = {simulation.bounds.kappa:.3g} did not hold on the realised differences in {len(failed)} "
+            f"κ = σ'(Δmax) = {kappas} did not hold on the realised differences in {len(failed)} "
             f"of {len(verdicts)} judgements; those are not informative, whatever their coverage."
         )
     return lines

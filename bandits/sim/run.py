@@ -140,7 +140,8 @@ def build(
         rescale=simulation.rescale,
     )
     arena = SyntheticArena(problem, parts.oracle)
-    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta)
+    ties = simulation.ties_of(parts.oracle)
+    start = Start(network, initial, key, simulation.regularisation, simulation.fit_iterations, simulation.beta, ties)
     return arena, parts.learner.begin(start), key.fold_in("play", name)
 
 
@@ -211,7 +212,7 @@ def run_cell(
         )
         everything, rewards = problem.everything()
         norm = None if known is None else known / learner.scale
-        audit = Audit(learner, everything, rewards, simulation.bounds, norm)
+        audit = Audit(learner, everything, rewards, simulation.bounds_with(learner.ties), norm)
     ledger, names = Ledger(folder), [f"{name}.csv" for name in TABLES if name == "rounds" or audit is not None]
     if all(map(ledger.holds, names)) and not ledger.faults():
         return names  # killed when all was written, before the ledger was closed
@@ -243,7 +244,7 @@ def run_cell(
                     audit.refit()
     saved = time.perf_counter()
     rounds: Iterator[Round[Inputs, Fit]]
-    rounds = play(arena, learner, strategy, simulation.schedule, simulation.ridges, key, replay)
+    rounds = play(arena, learner, strategy, simulation.schedule, simulation.ridges(learner.ties), key, replay)
     for round in rounds:
         history.append(round.picks)
         states = (states if stale else {}) | {round.number: learner.state()}

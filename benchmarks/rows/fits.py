@@ -43,7 +43,7 @@ class Problem:
         direction = key.fold_in("direction").normal(INPUTS)
         margin = duels.difference((x @ direction).square() / direction.square().sum())
         won = key.fold_in("labels").uniform(DUELS) < torch.sigmoid(margin)
-        return cls(network, network.initial(key.fold_in("network")), x, duels, won)
+        return cls(network, network.initial(key.fold_in("network")), x, duels, won.to(x.dtype))
 
     @property
     def start(self) -> Tensor:

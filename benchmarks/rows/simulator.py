@@ -209,7 +209,7 @@ def per_round(rounds: int, windows: int = 8) -> tuple[np.ndarray, np.ndarray]:
     torch.set_num_threads(1)
     arena, learner, key = build(simulation, "square", "ucb")
     times = [time.perf_counter()]
-    played = play(arena, learner, STRATEGIES["ucb"], simulation.schedule, simulation.ridges, key)
+    played = play(arena, learner, STRATEGIES["ucb"], simulation.schedule, simulation.ridges(0.0), key)
     times.extend(time.perf_counter() for _ in played)
     edges = np.unique(np.geomspace(rounds / 2**4, rounds, windows + 1).round().astype(int))
     seconds = np.array(times)

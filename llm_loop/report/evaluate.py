@@ -185,13 +185,13 @@ def selection(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return, per strategy and round, how the picked duels differ from the pool they were picked from.
 
     ``gap``: mean true reward difference, absolute; ``width``; ``agreement``: share of labels that name the response of
-    more reward (below 1 because labels are sampled).  Means over seeds of each seed's mean.  Duels that were not on
-    offer, since a response repeats another, are no part of the pool.
+    more reward (below 1 because labels are sampled), ties aside.  Means over seeds of each seed's mean.  Duels that
+    were not on offer, since a response repeats another, are no part of the pool.
     """
     table = candidates[candidates["offered"]]
     table = table.assign(picked=table["picked_position"].notna(), gap=(table["reward_1"] - table["reward_2"]).abs())
     right = (table["label"] > 0.5) == (table["reward_1"] > table["reward_2"])
-    table["agreement"] = right.where(table["picked"]).astype(float)
+    table["agreement"] = right.where(table["picked"] & (table["label"] != 0.5)).astype(float)
     rows = []
     for (strategy, number), part in table.groupby(KEYS, sort=False):
         seeds = part.groupby("seed")

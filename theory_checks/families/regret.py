@@ -74,7 +74,7 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
         pool = Pool(every, free, arms, design.condition(Dense(gamma[..., None, None] * rows)), rewards)
         pick = select(pool, UCB(), 1, key.fold_in("select", step))
         asked, width = every.take(pick), design.widths(Dense(rows)).gather(-1, pick).squeeze(-1)
-        won = key.fold_in("labels", step).uniform(1) < torch.sigmoid(asked.difference(truth))
+        won = (key.fold_in("labels", step).uniform(1) < torch.sigmoid(asked.difference(truth))).to(truth.dtype)
         counts = counts.add(pick, won)
         both = (truth.gather(-1, asked.first) + truth.gather(-1, asked.second)).squeeze(-1)
         regret = truth.amax(-1) - both / 2

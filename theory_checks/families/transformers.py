@@ -111,7 +111,7 @@ class Transformer:
 def fit(
     rewards: Callable[[Tensor], Tensor],
     jacobian: Callable[[Tensor], Tensor],
-    first_won: Tensor,
+    outcome: Tensor,
     duels: Duels,
     theta: Tensor,
     regularisation: float,
@@ -122,17 +122,16 @@ def fit(
 
     The norm is relative to that at θ = 0.  ``rewards`` and ``jacobian`` are per item.
     """
-    y = first_won.to(theta.dtype)
 
     def objective(at: Tensor) -> tuple[Tensor, Tensor]:
         margin = duels.difference(rewards(at))
-        return loss(margin, first_won) + regularisation / 2 * at.square().sum(), margin
+        return loss(margin, outcome) + regularisation / 2 * at.square().sum(), margin
 
     start = _differences(jacobian(torch.zeros_like(theta)), duels)
-    reference = torch.linalg.vector_norm((0.5 - y) @ start)
+    reference = torch.linalg.vector_norm((0.5 - outcome) @ start)
 
     def derivatives(at: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        rows, residual = _differences(jacobian(at), duels), torch.sigmoid(margin) - y
+        rows, residual = _differences(jacobian(at), duels), torch.sigmoid(margin) - outcome
         pull = residual @ rows + regularisation * at
 
         def step() -> Tensor:
@@ -169,7 +168,7 @@ def drift(width: int, rank: int, prompts: int, answers: int, regularisation: flo
     truth = key.fold_in("truth").normal(prompts * 3)
     truth = truth * (2 / duels.difference(truth).abs().max())
     asked = duels.take(key.fold_in("order").uniform(duels.count).argsort(-1)[:answers])
-    won = key.fold_in("labels").uniform(answers) < torch.sigmoid(asked.difference(truth))
+    won = (key.fold_in("labels").uniform(answers) < torch.sigmoid(asked.difference(truth))).to(key.dtype)
     first = jacobian(zero)
     theta, size = fit(rewards, jacobian, won, asked, zero, regularisation)
     flat, flat_size = fit(lambda t: first @ t, lambda t: first, won, asked, zero, regularisation)

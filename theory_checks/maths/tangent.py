@@ -202,10 +202,10 @@ class Counts:
     asked: Float[Tensor, "*r n"]
     won: Float[Tensor, "*r n"]
 
-    def add(self, picks: Tensor, first_won: Tensor) -> Counts:
+    def add(self, picks: Tensor, outcome: Tensor) -> Counts:
         """Return the counts with more answers."""
         one = torch.ones_like(picks, dtype=self.asked.dtype)
-        return Counts(self.asked.scatter_add(-1, picks, one), self.won.scatter_add(-1, picks, first_won.to(one.dtype)))
+        return Counts(self.asked.scatter_add(-1, picks, one), self.won.scatter_add(-1, picks, outcome))
 
     @property
     def total(self) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.bounds import check_delta, linearised, proposition
@@ -71,7 +71,8 @@ class Trial:
             raise InputError(f"regularisation λ must be positive, got {self.regularisation}")
         if self.sampling not in AGAIN and self.batch > self.setting.duels.count:
             raise InputError(f"{self.batch} distinct duels a round cannot be asked of {self.setting.duels.count}")
-        _ = ORACLES[self.oracle]  # raises InputError for an unknown one
+        if ORACLES[self.oracle].ties:
+            raise InputError(f"a trial counts wins, but the oracle {self.oracle} gives ties; choose one without")
 
     @property
     def kappa(self) -> float:
@@ -84,11 +85,11 @@ class Trial:
         return self.regularisation / self.kappa
 
 
-def _answers(problem: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], key: Key) -> Bool[Tensor, "r b"]:
+def _answers(problem: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], key: Key) -> Float[Tensor, "r b"]:
     places = tuple(place.gather(-1, picks) for place in problem.places)
     margins = problem.margins.gather(-1, picks)
     chance = ORACLES[trial.oracle].probability(margins, (places[0], places[1]), problem.responses)
-    return key.uniform(picks.shape[-1]) < chance
+    return (key.uniform(picks.shape[-1]) < chance).to(margins.dtype)
 
 
 @dataclass(frozen=True, eq=False)
