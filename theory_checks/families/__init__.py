@@ -4,7 +4,7 @@ import importlib
 
 ORDER = (
     *("exact", "controls", "network", "orders", "information", "tightness", "certificates"),
-    *("policy", "approximations", "regret", "transformers"),
+    *("policy", "gap", "approximations", "regret", "transformers"),
 )
 for _name in ORDER:
     importlib.import_module(f"{__name__}.{_name}")
