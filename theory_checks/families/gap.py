@@ -302,8 +302,9 @@ def _level(labels: int) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
         part = at(table, labels=labels)
         # A world's designs share its features: one value a world.
-        logs = np.log(part["gap"] * 2 * labels / part["trace"]).groupby(part["replicate"]).mean()
-        return log_ratio(np.exp(logs), np.ones(len(logs)), level)
+        part = part.assign(log=np.log(part["gap"] * 2 * labels / part["trace"]))
+        ratios = np.exp(part.groupby("replicate")["log"].mean())
+        return log_ratio(ratios, np.ones(len(ratios)), level)
 
     return measure
 
