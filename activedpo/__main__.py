@@ -32,6 +32,7 @@ PROGRAMS = {
     "theory": Program("theory_checks.__main__", "check the theory: claims, verdicts, controls that must fail"),
     "bench": Program("benchmarks.__main__", "measure the hot paths against public peers (in a checkout)"),
     "assets": Program("llm_loop.data.assets", "fetch and check the models, ratings and prompts", "llm"),
+    "label": Program("labelling.label", "have duels answered by people: a page, a terminal, imports", "llm"),
     "report": Program("llm_loop.report.page", "write the pages of finished alignment runs again", "llm"),
 }
 SHELLS = ("bash", "zsh", "fish")

@@ -59,6 +59,11 @@ class Answer:
 def _check(annotator: object, answer: object) -> None:
     if answer not in SAID:
         raise InputError(f"an answer is one of {', '.join(SAID)}, got {str(answer)[:40]!r}")
+    checked_name(annotator)
+
+
+def checked_name(annotator: object) -> None:
+    """Raise ``InputError`` for what is no name of an annotator."""
     if not isinstance(annotator, str) or not annotator.strip() or not annotator.isprintable():
         raise InputError("an annotator needs a name of printable characters")
     if len(annotator) > LONGEST_NAME:
@@ -73,17 +78,53 @@ class Answers:
         self.path = path
         self.all: tuple[Answer, ...] = ()
         """every line, in the file's order"""
-        self.reload()
+        self.version = 0
+        """how often the file turned out to be another than the one read before, instead of a longer one"""
+        self._file: tuple[int, int] | None = None
+        self._bytes = self._ends = 0  # of whole lines read so far, and how many line ends are in them
+        self.refresh()
 
     def reload(self) -> None:
-        """Read the file again: other processes may have added to it."""
+        """Read all of the file again."""
+        self._forget()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what other processes added to the file, and nothing twice."""
         try:
-            content = self.path.read_bytes()
+            handle = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            content = b""
+            if self._bytes:
+                self._forget()
+            return
         except OSError as error:
             raise DamagedError(f"cannot read {self.path}: {error.strerror or error}") from None
-        self.all = tuple(self._answer(n, line) for n, line in enumerate(_whole(content).split(b"\n"), 1) if line)
+        try:
+            self._take(handle)
+        except OSError as error:
+            raise DamagedError(f"cannot read {self.path}: {error.strerror or error}") from None
+        finally:
+            os.close(handle)
+
+    def _forget(self) -> None:
+        self.all, self._file, self._bytes, self._ends = (), None, 0, 0
+        self.version += 1
+
+    def _take(self, handle: int) -> None:
+        status = os.fstat(handle)
+        if self._file != (status.st_dev, status.st_ino) or status.st_size < self._bytes:
+            if self._bytes:
+                self._forget()
+            self._file = status.st_dev, status.st_ino
+        content = _whole(os.pread(handle, status.st_size - self._bytes, self._bytes))
+        if content:
+            found = [self._answer(n, line) for n, line in enumerate(content.split(b"\n"), self._ends + 1) if line]
+            self._add(found, content)
+
+    def _add(self, found: Iterable[Answer], content: bytes) -> None:
+        self.all = (*self.all, *found)
+        self._bytes += len(content)
+        self._ends += content.count(b"\n")
 
     def _answer(self, number: int, line: bytes) -> Answer:
         try:
@@ -115,7 +156,10 @@ class Answers:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                self._append(handle, content)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                self._take(handle)
+                content = _append(handle, self._bytes, content)
             finally:
                 os.close(handle)  # which lets go of the lock, too
             if fresh:
@@ -124,26 +168,7 @@ class Answers:
             raise WriteError(
                 f"cannot write {self.path}: {error.strerror or error}; the answer is not kept, those before it are"
             ) from None
-        self.all = (*self.all, *added)
-
-    @staticmethod
-    def _append(handle: int, content: bytes) -> None:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        size = os.fstat(handle).st_size
-        before = _whole(os.pread(handle, size, 0))
-        content = (b"\n" if before and not before.endswith(b"\n") else b"") + content
-        try:
-            os.ftruncate(handle, len(before))
-            written = 0
-            while written < len(content):
-                written += os.pwrite(handle, content[written:], len(before) + written)
-            os.fsync(handle)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, len(before))
-                os.fsync(handle)
-            raise
+        self._add(added, content)
 
     @property
     def latest(self) -> dict[tuple[str, str], Answer]:
@@ -197,6 +222,27 @@ def majority(votes: Sequence[float]) -> float:
     """Return 1, 0 or ½: the side with more votes; ties (½) count for neither."""
     first, second = sum(vote > 0.5 for vote in votes), sum(vote < 0.5 for vote in votes)
     return 0.5 if first == second else float(first > second)
+
+
+def _append(handle: int, size: int, content: bytes) -> bytes:
+    """Put a content behind the first ``size`` bytes of a file and flush it; return what was put there.
+
+    Raises ``OSError`` if there is no room; the file then is as it was.
+    """
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        content = b"\n" + content
+    try:
+        os.ftruncate(handle, size)
+        written = 0
+        while written < len(content):
+            written += os.pwrite(handle, content[written:], size + written)
+        os.fsync(handle)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, size)
+            os.fsync(handle)
+        raise
+    return content
 
 
 def _whole(content: bytes) -> bytes:

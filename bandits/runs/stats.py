@@ -206,6 +206,35 @@ def log_slope(x: ArrayLike, y: ArrayLike, replicates: ArrayLike | None = None, l
     return Estimate(slope, slope - half, slope + half, n)
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far people who answered the same questions gave the same answer."""
+
+    units: int
+    """questions with at least two answers"""
+    share: float
+    """of pairs of answers to one question that are equal; each question counts by its answers, as in ``alpha``"""
+    alpha: float
+    """Krippendorff's: 1 for full agreement, 0 for that of chance; NaN if all answers are the same"""
+
+
+def agreement(counts: ArrayLike) -> Agreement | None:
+    """Return the agreement of answers without order, from how many people gave each to each question.
+
+    ``α = 1 - D_o/D_e`` with ``D_o = Σ_u Σ_{c≠k} n_uc n_uk/(m_u - 1) / n`` and ``D_e = Σ_{c≠k} n_c n_k / (n (n - 1))``
+    over questions ``u`` with ``m_u ≥ 2`` answers, ``n = Σ m_u`` (K. Krippendorff, Content Analysis, chapter on
+    reliability); the share is ``1 - D_o``.  ``counts`` is questions × answers.  None if no question has two answers.
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    table = table[table.sum(-1) >= 2]
+    if not len(table):
+        return None
+    each, total = table.sum(-1), table.sum()
+    differ = ((each**2 - (table**2).sum(-1)) / (each - 1)).sum() / total
+    by_chance = (total**2 - (table.sum(0) ** 2).sum()) / (total * (total - 1))
+    return Agreement(len(table), 1 - float(differ), 1 - float(differ / by_chance) if by_chance else math.nan)
+
+
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Return Spearman's correlation over the last axis (NaN where one side is constant)."""
     sides = [stats.rankdata(np.asarray(side, dtype=np.float64), axis=-1) for side in (a, b)]
