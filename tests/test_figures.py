@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bandits.runs.figures import curves, intervals, looks, panels, png, spread, student
+from bandits.runs import figures as kit
+from bandits.runs.figures import curves, intervals, looks, panels, picture, png, spread, student
 from bandits.runs.stats import Estimate, mean
 from bandits.selector import STRATEGIES
 
@@ -26,13 +27,24 @@ def test_importing_the_programs_leaves_matplotlib_as_it_was():
 
 
 def test_a_strategy_looks_alike_on_every_page_and_like_no_other():
-    known = list(STRATEGIES)
-    every = looks(known, known)
-    assert looks(["ucb", "apo", "random"], known) == {name: every[name] for name in ("ucb", "apo", "random")}
+    every = looks(list(STRATEGIES))
+    assert looks(["ucb", "apo", "random"]) == {name: every[name] for name in ("ucb", "apo", "random")}
     shown = [(str(look["color"]), str(look["ls"])) for look in every.values()]
     assert len(set(shown)) == len(shown)
-    assert looks(["policy:ucb"], known)["policy:ucb"] == every["ucb"] | {"ls": ":"}
-    assert "color" in looks(["mine", "random"], known)["mine"]
+    assert looks(["policy:ucb"])["policy:ucb"] == every["ucb"] | {"ls": ":"}
+    assert looks(["mine", "random"])["mine"] == looks(["ucb", "mine"])["mine"]
+    many = looks([f"rule-{number}" for number in range(20)])
+    assert len({str(look) for look in many.values()}) == 20
+
+
+def test_a_picture_is_drawn_in_lines_unless_they_are_too_many(monkeypatch):
+    figure, (axis,) = panels(1)
+    axis.plot([1, 2], [3, 4])
+    drawn, again = picture("a", "line", figure), picture("a", "line", figure)
+    assert (drawn.kind, drawn.file) == ("svg", "a.svg")
+    assert drawn == again
+    monkeypatch.setattr(kit, "HEAVY", 10)
+    assert picture("a", "line", figure).source.startswith("data:image/png;base64,")
 
 
 def test_bands_are_the_intervals():

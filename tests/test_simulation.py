@@ -28,11 +28,11 @@ SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that holds wall-clock times."""
+    """Every file but those that hold wall-clock times."""
     return {
         str(f.relative_to(folder)): f.read_bytes()
         for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != "timing.json"
+        if f.is_file() and f.stem != "timing"
     }
 
 
@@ -52,13 +52,15 @@ class TestRun:
             "rounds.csv",
             "summary.csv",
             "comparison.csv",
+            "savings.csv",
+            "headroom.csv",
             "bounds.csv",
             "bound_verdicts.csv",
             "bound_numbers.csv",
             "calibration.csv",
             "findings.json",
         } <= names
-        assert {"figures/error.png", "figures/paired.png", "figures/bound.png"} <= names
+        assert {"figures/error.svg", "figures/saved.svg", "figures/bound.svg"} <= names
         assert not [n for n in names if "tmp" in n or "checkpoint" in n]
         manifest = json.loads((finished / "manifest.json").read_text())
         assert set(manifest) == {
@@ -78,7 +80,7 @@ class TestRun:
     def test_the_page_stands_alone_and_says_what_was_found(self, finished):
         page = (finished / "index.html").read_text()
         assert "undecided" in page or "did better" in page or "did worse" in page
-        assert 'src="data:image/png;base64,' in page
+        assert 'src="data:image/svg+xml;base64,' in page
         assert "http://" not in page
         assert "https://" not in page
 
@@ -127,7 +129,7 @@ class TestRun:
         for _, part in rounds.groupby(["contender", "replicate"]):
             assert part["cumulative_average_regret"].is_monotonic_increasing
             assert (part["cumulative_weak_regret"] <= part["cumulative_average_regret"] + 1e-12).all()
-        assert (folder / "figures" / "regret.png").exists()
+        assert (folder / "figures" / "regret.svg").exists()
 
 
 class TestInterruption:

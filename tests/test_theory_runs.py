@@ -55,7 +55,7 @@ class TestRun:
             "tightness.csv",
         } <= names
         page = (finished / "index.html").read_text()
-        assert 'src="data:image/png;base64,' in page
+        assert 'src="data:image/svg+xml;base64,' in page
         assert "http" not in page
         verdicts = pd.read_csv(finished / "verdicts.csv")
         assert set(verdicts["verdict"]) <= {"supported", "refuted", "not informative"}

@@ -16,7 +16,6 @@ from bandits.runs import figures as kit
 from bandits.runs.figures import BAD, GOOD
 from bandits.runs.figures import picture as picture
 from bandits.runs.stats import Estimate, log_slope, median
-from bandits.selector import STRATEGIES
 
 
 def _panels(count: int, width: float = 4.2, height: float = 3.6, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -139,7 +138,7 @@ def lines(
     figure, axes = _panels(len(panels))
     for axis, name in zip(axes, panels, strict=True):
         part = table if panel is None else table[table[panel] == name]
-        look = kit.looks([str(value) for value in part[hue].unique()], list(STRATEGIES))
+        look = kit.looks([str(value) for value in part[hue].unique()])
         kit.curves(axis, part.astype({hue: str}), x, y, hue, look, marker="o", ms=4, lw=1.2)
         axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title="" if name is None else f"{panel}: {name}")
         if "x" in log:

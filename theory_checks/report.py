@@ -74,7 +74,7 @@ def finish(checks: Suite, directory: RunDirectory, tables: Mapping[str, pd.DataF
             family.numbers(table),
         )
         for picture in section.pictures:
-            write_bytes(directory.path / "figures" / f"{picture.name}.png", picture.content)
+            write_bytes(directory.path / "figures" / picture.file, picture.content)
         write_frame(directory.path / f"{family.name}.csv", table)
         sections.append(section)
         every += results

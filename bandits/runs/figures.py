@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,22 +21,84 @@ from bandits.runs.page import Picture
 from bandits.runs.stats import Estimate, mean
 
 STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}
+HEAVY = 400_000
+"""bytes of a vector drawing above which a page shows points, at twice the screen's"""
 GOOD, BAD, NEUTRAL = "#0072b2", "#d55e00", "0.45"
 VERDICTS = {"better": GOOD, "worse": BAD, "supported": GOOD, "refuted": BAD}
 """colours of verdicts; any other is ``NEUTRAL``"""
 Look = dict[str, Any]
 
+BLUE, ORANGE, GREEN, PINK, BROWN, ROSE, GREY, GOLD, SKY, RED = (
+    *("#0072b2", "#de8f05", "#029e73", "#cc78bc", "#7a4b26", "#fbafe4", "#7f7f7f", "#b8a800", "#56b4e9", "#d55e00"),
+)
+NAVY, PURPLE, FOREST, MAROON, TEAL = "#001c7f", "#591e71", "#12711c", "#8c0800", "#006374"
+SOLID, DASHED, DASHDOT = "-", (0, (5, 1)), (0, (3, 1, 1, 1))
+PALETTE: dict[str, Look] = {
+    name: {"color": colour, "ls": dash}
+    for name, colour, dash in (
+        ("random", "black", "--"),
+        ("random-per-prompt", GREY, DASHED),
+        ("activedpo", BLUE, SOLID),
+        ("activedpo-initial", SKY, SOLID),
+        ("activedpo-stale", SKY, DASHED),
+        ("activedpo-normalised", NAVY, SOLID),
+        ("activedpo-normalised-duel", NAVY, DASHED),
+        ("activedpo-fisher", TEAL, SOLID),
+        ("activedpo-identity", ORANGE, SOLID),
+        ("activedpo-diagonal", ORANGE, DASHED),
+        ("activedpo-last-layer", BROWN, SOLID),
+        ("activedpo-top-b", BLUE, DASHED),
+        ("activedpo-power", BLUE, DASHDOT),
+        ("apo", GREEN, SOLID),
+        ("apo-in-batch", GREEN, DASHED),
+        ("aplp", FOREST, SOLID),
+        ("adpo", PINK, SOLID),
+        ("label-entropy", GREY, SOLID),
+        ("label-entropy-power", GREY, DASHDOT),
+        ("ucb", RED, SOLID),
+        ("ts", GOLD, SOLID),
+        ("colstim", GOLD, DASHED),
+        ("delta-ucb", RED, DASHED),
+        ("drts", MAROON, SOLID),
+        ("dissimilar", BROWN, DASHED),
+        ("k-centre", ROSE, SOLID),
+        ("max-herding", ROSE, DASHED),
+        ("policy-trace", PURPLE, SOLID),
+        ("policy-trace-target", PURPLE, DASHED),
+        ("delta-logdet", MAROON, DASHED),
+        ("delta-logdet-responses", MAROON, DASHDOT),
+        ("delta-logdet-20%", RED, DASHDOT),
+        ("decisive-bald", FOREST, DASHED),
+        ("decisive-bald-power", FOREST, DASHDOT),
+        ("ceiling", "black", ":"),
+    )
+}
+"""The look of each strategy, the same on every page of every program."""
+_COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, BROWN, SKY, GOLD, PURPLE, NAVY, FOREST, MAROON, TEAL, ROSE, GREY)
+_DASHES = (SOLID, DASHED, DASHDOT)
+
 
 def png(figure: Figure) -> bytes:
     """Return a figure as PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", metadata={"Software": ""})
+    figure.savefig(buffer, format="png", dpi=220, bbox_inches="tight", metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG with its letters drawn; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
 def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """Return a figure as a page's picture."""
-    return Picture(name, caption, png(figure))
+    """Return a figure as a page's picture: drawn in lines, or in points where lines would be too many."""
+    drawn = svg(figure)
+    if len(drawn) <= HEAVY:
+        return Picture(name, caption, drawn, "svg")
+    return Picture(name, caption, png(figure), "png")
 
 
 def panels(
@@ -56,23 +118,24 @@ def panels(
     return figure, grid[:count]
 
 
-def looks(names: Sequence[str], known: Sequence[str] = ()) -> dict[str, Look]:
-    """Return how to draw each name: a colour and a dash that are its own wherever the same names are ``known``.
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return how to draw each name: ``PALETTE``'s look, or a colour and a dash that follow from the name itself.
 
     Random is black and dashed, so that a line under it shows.  A learner before a colon keeps its strategy's colour and
-    is dotted.  The first twenty other names differ in colour, the second ten in the dash as well.
+    is dotted.  Two unknown names of one call never look alike.
     """
-    order = [name for name in dict.fromkeys([*known, *(name.rpartition(":")[2] for name in names)]) if name != "random"]
-    colours = [*sns.color_palette("colorblind", 10), *sns.color_palette("dark", 10)]
-    dashes = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)))
     found: dict[str, Look] = {}
+    taken: set[int] = set()
     for name in names:
         learner, _, strategy = name.rpartition(":")
-        if strategy == "random":
-            look: Look = {"color": "black", "ls": "--"}
-        else:
-            place = order.index(strategy)
-            look = {"color": colours[place % 20], "ls": dashes[place // 10 % 3]}
+        look = PALETTE.get(strategy)
+        if look is None:
+            every = len(_COLOURS) * len(_DASHES)
+            place = zlib.crc32(strategy.encode()) % every
+            while place in taken and len(taken) < every and not learner:
+                place = (place + 1) % every
+            taken.add(place)
+            look = {"color": _COLOURS[place % len(_COLOURS)], "ls": _DASHES[place // len(_COLOURS)]}
         found[name] = look | ({"ls": ":"} if learner else {})
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from typing import Literal
 
 import jinja2
 
@@ -15,11 +16,18 @@ class Picture:
     name: str
     caption: str
     content: bytes
+    kind: Literal["svg", "png"]
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.name}.{self.kind}"
 
     @property
     def source(self) -> str:
         """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.content).decode()
+        media = "image/svg+xml" if self.kind == "svg" else "image/png"
+        return f"data:{media};base64," + base64.b64encode(self.content).decode()
 
 
 def render(package: str, template: str, **values: object) -> str:

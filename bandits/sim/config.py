@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -62,6 +62,8 @@ class Cell:
     contender: str
     start: int
     stop: int
+    setting: str = ""
+    """the part of the run that it belongs to, if that has settings of its own"""
 
     @property
     def block(self) -> range:
@@ -72,13 +74,13 @@ class Cell:
     def key(self) -> str:
         """The name of its folder."""
         name = f"{self.truth}--{self.contender.replace(':', '.')}"
-        return f"{name}/replicates-{self.start}-{self.stop - 1}"
+        return f"{self.setting and self.setting + '--'}{name}/replicates-{self.start}-{self.stop - 1}"
 
     @property
     def cost(self) -> float:
         """How long it takes: a network's fits are nearly all of it."""
         learner = split(self.contender)[0]
-        return (0.1 if learner in ("linear", "tangent") else 1.0) * len(self.block)
+        return (0.1 if learner in ("linear", "tangent") or self.setting else 1.0) * len(self.block)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,12 @@ class Simulation:
     """measure in about this many rounds, evenly spaced in log t (0: every round)"""
     audit: bool = True
     """measure Proposition 1 (neural and policy learners)"""
+    few_duels: bool = False
+    """measure it also where it can say something: three duels asked again and again, by honest and flipped answers"""
+    targets: Annotated[tuple[Count, ...], Distinct()] = ()
+    """also say with how many labels each strategy has Random's error at these numbers of labels"""
+    margin: Probability = 0.1
+    """a saving whose interval lies below this share of the labels is none"""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -158,6 +166,12 @@ class Simulation:
             raise InputError(
                 f"--rounds and --batch pick {asked} duels, but the pool has {duels}; lower them, or raise --prompts"
             )
+        first, last = (self.batch * (self.measured_rounds()[place] + 1) for place in (0, -1))
+        for target in self.targets:
+            if self.experiment == "regret" or not first < target <= last:
+                seen = f"above {first} (the first measured round) and at most {last}" if last > first else "none"
+                seen = "none in an experiment about regret" if self.experiment == "regret" else seen
+                raise InputError(f"--targets are numbers of Random's labels: {seen}, got {target}")
         if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()):
             raise InputError(f"--device {self.device!r} is not available here; use cpu")
 
@@ -214,6 +228,17 @@ class Simulation:
             for block in blocks(self.replicates)
         ]
 
+    @property
+    def foreseeable(self) -> bool:
+        """Whether it can be asked, before any label is bought, what choosing from the pool can save."""
+        return self.experiment == "pool" and not self.fresh and not self.repeats
+
+    def repeated(self) -> Simulation | None:
+        """Return the setting in which Proposition 1 can say something, if it is asked for."""
+        if not self.few_duels:
+            return None
+        return replace(FEW_DUELS, seed=self.seed, delta=self.delta, device=self.device)
+
     def count(self) -> int:
         """How many cells there are."""
         return len(self.truths) * len(self.contenders) * -(-self.replicates // BLOCK)
@@ -238,6 +263,20 @@ class Simulation:
             "--prompts, --heldout, --responses with --audit": lead * 2 * everything,
         }
 
+
+FEW_DUELS = Simulation(
+    contenders=("random",),
+    truths=("ntk", "ntk@flipped"),
+    replicates=80,
+    rounds=60,
+    batch=3,
+    prompts=1,
+    heldout=1,
+    repeats=True,
+    reward_bound=0.5,
+    evaluations=8,
+    refit=0.1,
+)
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": (
@@ -282,19 +321,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
     ),
     "control": (
         "three duels asked again and again by honest and dishonest oracles: the bound check can fail",
-        Simulation(
-            contenders=("random",),
-            truths=("ntk", "ntk@flipped"),
-            replicates=80,
-            rounds=60,
-            batch=3,
-            prompts=1,
-            heldout=1,
-            repeats=True,
-            reward_bound=0.5,
-            evaluations=8,
-            refit=0.1,
-        ),
+        FEW_DUELS,
     ),
     "study": (
         "all strategies on all truths, 64 replicates (hours)",

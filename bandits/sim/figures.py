@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bandits.runs.figures import NEUTRAL, VERDICTS, curves, intervals, legend, looks, panels, spread
+from bandits.runs.figures import NEUTRAL, VERDICTS, curves, intervals, legend, legend_below, looks, panels, spread
 from bandits.runs.stats import Estimate
-from bandits.selector import STRATEGIES
 
 
 def against(rounds: pd.DataFrame, baseline: str, measure: str) -> pd.DataFrame:
@@ -24,7 +23,7 @@ def against(rounds: pd.DataFrame, baseline: str, measure: str) -> pd.DataFrame:
 def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = False, zero: bool = False) -> Figure:
     """Draw a measure against labels, one panel per truth; bands are 95 % intervals over replicates."""
     truths = list(rounds["truth"].unique())
-    look = looks(list(rounds["contender"].unique()), list(STRATEGIES))
+    look = looks(list(rounds["contender"].unique()))
     figure, axes = panels(len(truths))
     for axis, truth in zip(axes, truths, strict=True):
         curves(axis, rounds[rounds["truth"] == truth], "labels", measure, "contender", look)
@@ -34,6 +33,41 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
         if zero:
             axis.axhline(0, color="black", lw=0.8)
     legend(axes[-1])
+    return figure
+
+
+def saved(rounds: pd.DataFrame, savings: pd.DataFrame, margin: float, foreseen: float | None = None) -> Figure:
+    """Draw, per truth, the mean error with where each strategy has Random's final one, and below it what that saves.
+
+    Shaded: what counts as no saving; dotted: what the best choice was foreseen to save.
+    """
+    truths = list(savings["truth"].unique())
+    names = list(rounds["contender"].unique())
+    look = looks(names)
+    figure, axes = panels(2 * len(truths), len(truths), 9.4 / len(truths), 2.5, legend=0)
+    for place, truth in enumerate(truths):
+        above, below = axes[place], axes[place + len(truths)]
+        means = rounds[rounds["truth"] == truth].groupby(["contender", "labels"])["error"].mean()
+        rows = savings[savings["truth"] == truth].to_dict("records")
+        for name in names:
+            curve = means[name]
+            above.plot(curve.index, curve.to_numpy(), label=name, **look[name])
+        above.axhline(rows[0]["target"], color="black", lw=0.7, ls=":")
+        for number, row in enumerate(rows):
+            colour = look[row["contender"]]["color"]
+            if np.isfinite(row["labels"]):
+                above.plot(row["labels"], row["target"], "o", color=colour, ms=5, zorder=4)
+            told = row["verdict"] in ("saves", "does not save")
+            below.plot([100 * row["low"], 100 * row["high"]], [number, number], color=colour, lw=2.5)
+            below.plot(100 * row["saved"], number, "o", color=colour, mfc=colour if told else "white", ms=7)
+        below.axvspan(-100 * margin, 100 * margin, color="0.93", zorder=0)
+        below.axvline(0, color="black", lw=0.8)
+        if foreseen is not None:
+            below.axvline(100 * foreseen, color="0.3", ls=":", lw=1.4)
+        above.set(title=f"truth: {truth}", xlabel="labels", ylabel="rms error (log-odds)" if place == 0 else "")
+        below.set(xlim=(-100, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="labels saved, %", yticks=range(len(rows)))
+        below.set_yticklabels([row["contender"] for row in rows] if place == 0 else [])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -76,7 +110,7 @@ def bound_terms(bounds: pd.DataFrame) -> Figure:
 def calibration(table: pd.DataFrame) -> Figure:
     """Draw root mean square error by decile of width: a rising line means that width predicts error."""
     truths = list(table["truth"].unique())
-    look = looks(list(table["contender"].unique()), list(STRATEGIES))
+    look = looks(list(table["contender"].unique()))
     figure, axes = panels(len(truths), height=3.6)
     for axis, truth in zip(axes, truths, strict=True):
         curves(axis, table[table["truth"] == truth], "decile", "error", "contender", look, marker="o", ms=4)

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bandits.runs.directory import RunDirectory
+from bandits.runs.directory import TIMING, RunDirectory
 from bandits.runs.figures import picture
-from bandits.runs.files import write_bytes, write_frame, write_json, write_text
+from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import (
     CONVERGED,
+    SAVINGS,
     at_least,
     compare,
     empirical_multiplier,
     halved,
     judge,
+    pool_truths,
     replicates_needed,
+    savings,
     summarise,
     unconverged,
 )
 from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
 from bandits.sim.audit import VERSIONS, coverage
-from bandits.sim.config import Simulation, split
+from bandits.sim.config import Cell, Simulation, split
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
 
@@ -97,6 +100,88 @@ def percent(row: Mapping[Hashable, Any]) -> str:
     """Return a row's ratio to the baseline, with its interval, as a change in per cent."""
     middle, low, high = (100 * (row[name] - 1) for name in ("effect", "low", "high"))
     return "–" if math.isnan(middle) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
+def share(row: Mapping[Hashable, Any], name: str = "") -> str:
+    """Return a share with its interval, in per cent; a limit that was not seen is open."""
+    columns = (name, f"{name}_low", f"{name}_high") if name else ("saved", "low", "high")
+    value, least, most = (100 * float(row[column]) for column in columns)
+    if math.isnan(value):
+        return "–"
+    ends = (
+        ""
+        if math.isnan(least)
+        else f" [{'<' if least <= -100 else ''}{least:.0f}, {'>' if most >= 100 else ''}{most:.0f}]"
+    )
+    return f"{value:.0f} %{ends}".replace("-", "−").replace("<−100", "−∞").replace(">100", "100")
+
+
+def needed(row: Mapping[Hashable, Any], first: float) -> str:
+    """Return with how many labels a row's strategy is as good as its baseline, with its interval."""
+
+    def number(value: float) -> str:
+        return f"> {row['budget']:.0f}" if math.isinf(value) else f"≤ {first:.0f}" if value <= first else f"{value:.0f}"
+
+    if math.isnan(row["labels"]) or math.isnan(row["labels_low"]):
+        return "–" if math.isnan(row["labels"]) else number(row["labels"])
+    return f"{number(row['labels'])} [{number(row['labels_low'])}, {number(row['labels_high'])}]"
+
+
+WHAT = {"error": "error", "accuracy": "ordering accuracy", "policy_value": "policy value"}
+
+
+def saving_findings(table: pd.DataFrame) -> list[str]:
+    """Say in sentences what each strategy saves of its baseline's labels."""
+    lines = []
+    for row in table.to_dict("records"):
+        what, end = WHAT[row["measure"]], f"{row['budget']:.0f} labels"
+        who = f"On “{row['truth']}”, {row['contender']}"
+        why = f"; {row['reason']}" if row["reason"] else ""
+        interval = f"{share(row)} of {end}, {row['replicates']} paired replicates"
+        match row["verdict"]:
+            case "saves":
+                count = f"{row['labels']:.0f} labels give {row['baseline']}'s {what} at {end}"
+                lines.append(f"{who} saves labels: {count}; saved {interval}{why}.")
+            case "does not save":
+                lines.append(f"{who} does not save labels ({what}): {interval}{why}.")
+            case "undecided":
+                lines.append(f"{who} against {row['baseline']} is undecided ({what}): saved {interval}{why}.")
+            case _:
+                lines.append(f"{who} is not judged ({what}){why}.")
+    return lines
+
+
+def pooled_findings(pooled: pd.DataFrame) -> list[str]:
+    """Say what holds over all truths of the run together."""
+    return [
+        f"Over {row['truths']} truths together, {row['contender']}'s error (mean over rounds) is {percent(row)} "
+        f"against {row['baseline']}'s (interquartile mean), and lower in "
+        f"{share(row, 'improvement')} of the paired replicates."
+        for row in pooled.to_dict("records")
+    ]
+
+
+def foreseen(meter: pd.DataFrame) -> list[str]:
+    """Say what choosing can save, before any label."""
+    return [
+        f"Foreseen before any label: the best choice from this pool can save {share(row, 'labels_saved')} "
+        f"of {row['budget']} labels by variance alone."
+        for row in meter.to_dict("records")
+    ]
+
+
+def few_findings(verdicts: pd.DataFrame, level: float) -> list[str]:
+    """Say what became of Proposition 1 where a few duels were asked again and again."""
+    lines = []
+    for truth, part in verdicts.groupby("truth", sort=False):
+        row = part[part["claim"] == "exact bound, κ from the data"].iloc[0]
+        whose = "flipped answers, the control," if "@" in str(truth) else "honest answers"
+        lines.append(
+            f"Three duels asked again and again, {whose} on “{truth}”: the exact bound of Proposition 1 is "
+            f"{row['verdict']} ({row['covered']} of {row['replicates']} replicates covered, "
+            f"[{row['low']:.3f}, {row['high']:.3f}], {level:g} claimed)."
+        )
+    return lines
 
 
 def findings(comparison: pd.DataFrame, unit: str) -> list[str]:
@@ -179,9 +264,37 @@ def rules(simulation: Simulation) -> list[dict[str, str]]:
     return told
 
 
-def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd.DataFrame]) -> None:
-    """Write tables, figures and, last of all, the page."""
-    rounds, bounds, calibration = tables["rounds"], tables["bounds"], tables["calibration"]
+def timing(simulation: Simulation, directory: RunDirectory, cells: Sequence[Cell]) -> str:
+    """Return the page of seconds: per strategy and truth, a replicate's mean over the cells of which it is known."""
+    spent: dict[tuple[str, str], list[float]] = {}
+    seconds = read_json(directory.path / TIMING, dict) if (directory.path / TIMING).exists() else {}
+    for cell in cells:
+        if isinstance(known := seconds.get(cell.key), int | float) and not cell.setting:
+            spent.setdefault((cell.truth, cell.contender), []).append(known / len(cell.block))
+    mean = {pair: sum(values) / len(values) for pair, values in spent.items()}
+    rows = []
+    for name in simulation.contenders:
+        both = [(mean[truth, name], mean[truth, "random"]) for truth in simulation.truths
+                if (truth, name) in mean and mean.get((truth, "random"))]  # fmt: skip
+        rows.append(
+            {
+                "contender": name,
+                "seconds": [mean.get((truth, name)) for truth in simulation.truths],
+                "ratio": sum(ours for ours, _ in both) / sum(theirs for _, theirs in both) if both else None,
+            }
+        )
+    return render("bandits.sim", "timing.html.j2", rows=rows, truths=simulation.truths, manifest=directory.manifest)
+
+
+def finish(
+    simulation: Simulation,
+    directory: RunDirectory,
+    tables: dict[str, pd.DataFrame],
+    few: pd.DataFrame,
+    cells: Sequence[Cell],
+) -> None:
+    """Write tables, figures and, last of all, the page.  ``few``: bounds on duels asked again and again."""
+    rounds, bounds, calibration, meter = (tables[name] for name in ("rounds", "bounds", "calibration", "headroom"))
     regret = simulation.experiment == "regret"
     if regret:
         rounds = rounds.assign(
@@ -193,15 +306,27 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         (str(truth), str(contender)): unconverged(part["gradient_norm"])
         for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
     }
+    variants = [("activedpo", name) for name in simulation.contenders if name.startswith("activedpo-")]
+    more = variants if "activedpo" in simulation.contenders and not regret else []
     if regret:  # a cumulative quantity is compared at its end, not averaged over rounds
         last = rounds[rounds["round"] == rounds["round"].max()]
         comparison = compare(last, "cumulative_average_regret", "random", scale="ratio")
         unit = "cumulative average regret"
     else:
-        variants = [("activedpo", name) for name in simulation.contenders if name.startswith("activedpo-")]
-        more = variants if "activedpo" in simulation.contenders else ()
         comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits, more=more)
         unit = "error of reward differences (mean over rounds)"
+    saved = pd.DataFrame(columns=SAVINGS)
+    if not regret and rounds["round"].nunique() > 1 and rounds["contender"].nunique() > 1:
+        budgets = [float(target) for target in simulation.targets]
+        saved = pd.concat(
+            [
+                savings(rounds, measure, "random", measure == "error", budgets, simulation.margin, fits)
+                for measure in WHAT
+            ],
+            ignore_index=True,
+        )
+    whole = saved[(saved["measure"] == "error") & (saved["budget"] == rounds["labels"].max())]
+    over = pool_truths(rounds, "error", "random") if len(whole) and rounds["truth"].nunique() > 1 else pd.DataFrame()
     pictures: list[Picture] = []
 
     def show(name: str, caption: str, figure: Figure) -> None:
@@ -217,6 +342,14 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
             "weak-regret",
             "Weak regret per round, f* − max(f1, f2).",
             plots.learning_curves(rounds, "weak", "weak regret per round"),
+        )
+    if len(whole):
+        show(
+            "saved",
+            "Above: mean error on held-out duels; a dot marks where a strategy has Random's final error. Below: the "
+            "share of labels that saves, with joint 95 % intervals; hollow: undecided; shaded: counts as no saving"
+            + ("; dotted: what the best choice was foreseen to save." if len(meter) else "."),
+            plots.saved(rounds, whole, simulation.margin, float(meter["labels_saved"].iloc[0]) if len(meter) else None),
         )
     show(
         "error",
@@ -249,7 +382,16 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
             "paired ratios with joint 95 % intervals; left of 1 is better.",
             plots.paired_ratios(comparison, f"{unit.split(' (')[0]}, ratio"),
         )
-    context: dict[str, object] = {}
+    context: dict[str, object] = {"few": []}
+    told = saving_findings(whole) + foreseen(meter) + pooled_findings(over)
+    if len(few):
+        small = simulation.repeated()
+        assert small is not None
+        judged = bound_verdicts(few, small)
+        write_frame(directory.path / "few_duels_verdicts.csv", judged)
+        write_frame(directory.path / "few_duels_bounds.csv", few)
+        context |= {"few": few_findings(judged, 1 - small.delta), "few_verdicts": judged, "small": small}
+        told += few_findings(judged, 1 - small.delta)
     if len(bounds):
         numbers, verdicts = bound_numbers(bounds, simulation), bound_verdicts(bounds, simulation)
         write_frame(directory.path / "bound_verdicts.csv", verdicts)
@@ -274,7 +416,7 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
             plots.error_split(bounds),
         )
         able = simulation.replicates >= replicates_needed(1 - simulation.delta)
-        context = {
+        context |= {
             "able": able,
             "verdicts": verdicts if able else verdicts[verdicts["verdict"] == "refuted"],
             "numbers": numbers,
@@ -286,9 +428,16 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
     write_frame(directory.path / "rounds.csv", rounds)
     write_frame(directory.path / "summary.csv", summary)
     write_frame(directory.path / "comparison.csv", comparison)
+    if len(saved):
+        write_frame(directory.path / "savings.csv", saved)
+    if len(over):
+        write_frame(directory.path / "pooled.csv", over)
+    for name in ("headroom", "headroom_curve"):
+        if len(tables[name]):
+            write_frame(directory.path / f"{name}.csv", tables[name])
     for drawn in pictures:
-        write_bytes(directory.path / "figures" / f"{drawn.name}.png", drawn.content)
-    lines = findings(comparison, unit)
+        write_bytes(directory.path / "figures" / drawn.file, drawn.content)
+    lines = told if len(saved) else findings(comparison, unit)
     if regret and any(fits.values()):
         lines.append(
             "Regret is of the duels asked, so it is compared although fits did not converge: "
@@ -303,6 +452,14 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         s=simulation,
         manifest=directory.manifest,
         findings=lines,
+        saved=saved,
+        whole=whole,
+        curve_findings=findings(comparison, unit),
+        first=float(rounds["labels"].min()),
+        share=share,
+        needed=needed,
+        what=WHAT,
+        meter=meter,
         pictures={p.name: p for p in pictures},
         comparison=comparison,
         final=final,
@@ -315,4 +472,5 @@ def finish(simulation: Simulation, directory: RunDirectory, tables: dict[str, pd
         converged=CONVERGED,
         **context,
     )
+    write_text(directory.path / "timing.html", timing(simulation, directory, cells))
     write_text(directory.path / "index.html", page)

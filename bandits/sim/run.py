@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import ORACLES, Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
+from bandits.headroom import headroom
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import DamagedError, read_json, read_tensors, write_frame, write_tensors
+from bandits.runs.stats import Estimate
 from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.audit import Audit, Columns
 from bandits.sim.config import Cell, Simulation, split, split_truth
@@ -30,6 +32,7 @@ from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
 
 CHECKPOINT_SECONDS = 15.0
+FEW, METER = "few-duels", "headroom"
 TABLES = ("rounds", "bounds", "calibration")
 WHOLE = ("round", "labels", "converged")  # columns of whole numbers
 
@@ -64,7 +67,8 @@ class SimulationStudy:
     @classmethod
     def of(cls, simulation: Simulation) -> SimulationStudy:
         """Look the names up."""
-        pairs = [(truth, contender) for truth in simulation.truths for contender in simulation.contenders]
+        settings = [setting for setting in (simulation, simulation.repeated()) if setting is not None]
+        pairs = [(truth, contender) for one in settings for truth in one.truths for contender in one.contenders]
         return cls(simulation, {pair: Parts.of(*pair) for pair in pairs})
 
     @property
@@ -88,23 +92,37 @@ class SimulationStudy:
 
     def count(self) -> int:
         """How many cells there are."""
-        return self.simulation.count()
+        few = self.simulation.repeated()
+        return self.simulation.count() + (few.count() if few else 0) + self.simulation.foreseeable
 
     def cells(self) -> list[Cell]:
-        """All cells."""
-        return self.simulation.cells()
+        """All cells: the pool's, those of the duels asked again and again, and the one that foresees the saving."""
+        s, few = self.simulation, self.simulation.repeated()
+        extra = [replace(cell, setting=FEW) for cell in (few.cells() if few else ())]
+        if s.foreseeable:
+            extra.append(Cell(s.truths[0], s.contenders[0], 0, min(FORESEEN, s.replicates), METER))
+        return s.cells() + extra
 
     def play(self, cell: Cell, folder: Path) -> list[str]:
         """Play a cell."""
+        if cell.setting == METER:
+            return foresee(self.simulation, cell, folder, self.cast[cell.truth, cell.contender])
         parts = self.cast[cell.truth, cell.contender]
-        return run_cell(self.simulation, cell.truth, cell.contender, folder, cell.block, parts)
+        simulation = (self.simulation.repeated() if cell.setting else None) or self.simulation
+        return run_cell(simulation, cell.truth, cell.contender, folder, cell.block, parts)
 
     def finish(self, directory: RunDirectory) -> None:
         """Write tables, figures and page."""
         from bandits.sim.report import finish  # matplotlib: only where a page is made
 
-        tables = {name: directory.frames(self.cells(), f"{name}.csv") for name in TABLES}
-        finish(self.simulation, directory, tables)
+        cells = self.cells()
+        tables = {
+            name: directory.frames([cell for cell in cells if not cell.setting], f"{name}.csv") for name in TABLES
+        }
+        few = directory.frames([cell for cell in cells if cell.setting == FEW], "bounds.csv")
+        meter = [cell for cell in cells if cell.setting == METER]
+        tables |= {f"{METER}{part}": directory.frames(meter, f"{METER}{part}.csv") for part in ("", "_curve")}
+        finish(self.simulation, directory, tables, few, cells)
 
     def report(self, directory: RunDirectory) -> Report:
         """Say what was found."""
@@ -184,6 +202,38 @@ def regret(asked: Duels, rewards: Tensor, responses: int) -> Columns:
         "average_regret": (top - (first + second) / 2).sum(-1).cpu().numpy(),
         "weak_regret": (top - torch.maximum(first, second)).sum(-1).cpu().numpy(),
     }
+
+
+FORESEEN = 6
+"""replicates of the pool on which the saving is foreseen"""
+
+
+def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts | None = None) -> list[str]:
+    """Write what the best choice from the pool can save over Random, foreseen before any label; name the files.
+
+    By the theorem's V (gradients at θ0, ridge λ/κ) with the held-out duels as target; truths play no part.
+    """
+    arena, learner, key = build(simulation, cell.truth, cell.contender, cell.block, parts)
+    heldout, _ = arena.problem.heldout_table()
+    offer = arena.offer(0)
+    found = headroom(
+        learner.features(offer.items, "initial", "all").differences(offer.duels),
+        learner.features(heldout, "initial", "all").differences(
+            Duels.within(heldout.prompts, heldout.responses).expand(len(cell.block))
+        ),
+        ridge=simulation.ridge or simulation.bounds.ridge,
+        kappa=simulation.bounds.kappa,
+        budget=simulation.rounds * simulation.batch,
+        key=key,
+    )
+    row: dict[str, Any] = {"budget": found.budget, "replicates": found.labels_saved.n, "note": found.note}
+    for name in ("labels_saved", "error_saved"):
+        estimate: Estimate = getattr(found, name)
+        row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    tables = {METER: pd.DataFrame([row]), f"{METER}_curve": found.curve}
+    for name, table in tables.items():
+        write_frame(folder / f"{name}.csv", table)
+    return [f"{name}.csv" for name in tables]
 
 
 def run_cell(

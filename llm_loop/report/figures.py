@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bandits.runs.figures import NEUTRAL, VERDICTS, legend_below, looks, panels
-from bandits.selector import STRATEGIES
 
 LABELS = "labels bought"
 
@@ -21,7 +20,7 @@ def reward_curves(
     what the reward is.
     """
     strategies = list(totals["strategy"].unique())
-    look = looks(strategies, list(STRATEGIES))
+    look = looks(strategies)
     seeds = evaluations.groupby(["strategy", "seed", "round"], sort=False)["reward"].mean().reset_index()
     figure, axes = panels(2, legend=0)
     many = totals["tokens"].max() >= 2e6
@@ -50,7 +49,7 @@ def small_multiples(table: pd.DataFrame, titles: dict[str, str], columns: int = 
     ``table`` has strategy, labels, measure, mean, low, high; ``titles`` the measures with theirs.
     """
     strategies = list(table["strategy"].unique())
-    look = looks(strategies, list(STRATEGIES))
+    look = looks(strategies)
     figure, axes = panels(len(titles), columns, 10.4 / columns, 2.5, legend=0)
     for place, (axis, (measure, title)) in enumerate(zip(axes, titles.items(), strict=True)):
         for strategy in strategies:

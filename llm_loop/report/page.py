@@ -349,7 +349,7 @@ def write(folder: Path) -> Path:
     for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
         write_frame(folder / f"{name}.csv", frame)
     for drawing in drawn:
-        write_bytes(folder / "figures" / f"{drawing.name}.png", drawing.content)
+        write_bytes(folder / "figures" / drawing.file, drawing.content)
     write_json(folder / "findings.json", [headline, *health, *said])
     write_text(folder / "timing.html", timing)
     write_text(folder / "index.html", page)
