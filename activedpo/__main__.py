@@ -29,6 +29,9 @@ class Program:
 PROGRAMS = {
     "simulate": Program("bandits.__main__", "which duels are worth a label? strategies against each other"),
     "align": Program("llm_loop.__main__", "align a language model, actively and at random", "llm"),
+    "select": Program("labelling.select", "on your own pool: which duels to have answered next", "llm"),
+    "train": Program("labelling.train", "train your model on the answered duels, by DPO", "llm"),
+    "loop": Program("labelling.loop", "where a project stands, and its next command", "llm"),
     "theory": Program("theory_checks.__main__", "check the theory: claims, verdicts, controls that must fail"),
     "bench": Program("benchmarks.__main__", "measure the hot paths against public peers (in a checkout)"),
     "assets": Program("llm_loop.data.assets", "fetch and check the models, ratings and prompts", "llm"),

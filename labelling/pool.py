@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bandits.core.errors import InputError
+from labelling import jsonl
 from labelling.queries import content_id
 from llm_loop.data import files
 from llm_loop.data.chat import Message, Prompt, to_json
@@ -134,6 +135,16 @@ def read_labels(path: Path, fields: Mapping[str, str] | None = None) -> list[Lab
                 raise InputError(f"its tie is neither true nor false: {str(tie)[:40]!r}")
             labels.append(Label(prompt, chosen, rejected, 0.5 if tie else 1.0, row.place))
     return labels
+
+
+def write_labels(path: Path, labels: Sequence[Label]) -> None:
+    """Write labels as ``read_labels`` reads them; of a label whose second response won, that is the chosen one."""
+    rows = []
+    for label in labels:
+        pair = (label.first, label.second) if label.outcome >= 0.5 else (label.second, label.first)
+        row = {"prompt": to_json(label.prompt), "chosen": pair[0], "rejected": pair[1]}
+        rows.append(row | ({"tie": True} if label.outcome == 0.5 else {}))
+    jsonl.write(path, rows)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from labelling.queries import Query
 
 MANIFEST = "project.json"
 FORMAT = 1
+OWN = ("pool.jsonl", "features", "drawn", "labelled.jsonl")
+"""What a command that was killed may leave behind before the manifest is there."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Project:
         return self.root / "answers.jsonl"
 
     @property
+    def labelled(self) -> Path:
+        """Duels that were answered before the project began."""
+        return self.root / "labelled.jsonl"
+
+    @property
     def features(self) -> Path:
         """The folder of sketched gradients."""
         return self.root / "features"
@@ -56,6 +63,10 @@ class Project:
     def queries(self, batch: int) -> Path:
         """Return the file of a batch, from 1."""
         return self.root / "queries" / f"{batch:02d}.jsonl"
+
+    def drawn(self, batch: int) -> Path:
+        """Return what the model drew for a batch, where the pool has prompts alone: as token ids, which texts lose."""
+        return self.root / "drawn" / f"{batch:02d}.json"
 
     def model(self, batch: int) -> Path:
         """Return the PEFT folder of the model that was trained on the batches up to this one."""
@@ -97,18 +108,36 @@ class Project:
             )
         return content
 
-    def begin(self, content: dict[str, Any]) -> None:
-        """Write the manifest; ``InputError`` if the directory is another project's or holds something else."""
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"{self.root} is a file, not a folder; choose another --project")
+    def waiting(self) -> list[str]:
+        """Return the ids of the last batch's queries that nobody answered or skipped yet."""
+        if not self.batches:
+            return []
+        said = {query for query, _ in self.read_answers().latest}
+        return [query.id for query in self.read_queries(self.batches) if query.id not in said]
+
+    def admit(self, content: dict[str, Any]) -> None:
+        """Raise ``InputError`` if the directory is another project's or holds something else."""
         if self.exists:
+            kept = self.manifest()
+            if kept.get("model") != content["model"]:
+                raise InputError(
+                    f"{self.root} began with other model files than --model has now; put them back, or begin another "
+                    "--project"
+                )
             self.same(content)
             return
-        strange = [path.name for path in self.root.iterdir() if path.name != "pool.jsonl"] if self.root.exists() else []
-        strange = [name for name in strange if not name.startswith(".")]
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root} is a file, not a folder; choose another --project")
+        there = sorted(path.name for path in self.root.iterdir()) if self.root.exists() else []
+        strange = [name for name in there if name not in OWN and not name.startswith(".")]
         if strange:
-            raise InputError(f"{self.root} holds something else ({sorted(strange)[0]}); choose another --project")
-        write_json(self.manifest_path, {"format": FORMAT} | content)
+            raise InputError(f"{self.root} holds something else ({strange[0]}); choose another --project")
+
+    def begin(self, content: dict[str, Any]) -> None:
+        """Write the manifest, unless it is there."""
+        self.admit(content)
+        if not self.exists:
+            write_json(self.manifest_path, {"format": FORMAT} | content)
 
     def same(self, content: dict[str, Any]) -> None:
         """Raise ``InputError`` if the project's own settings are not these, naming the first that differs."""

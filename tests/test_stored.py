@@ -67,6 +67,15 @@ def test_a_number_that_is_none_is_noticed(tmp_path):
     assert not Stored(table).differences(Duels.within(2, 3)).finite()
 
 
+def test_rows_may_lie_elsewhere_in_the_table(tmp_path):
+    table = mapped(tmp_path / "t.npy", torch.arange(18.0).reshape(6, 3))
+    places = torch.tensor([5, 0, 0, 2])
+    rows, direct = Stored(table, places=places), Dense(table[places].double())
+    assert torch.equal(rows.dense().values, direct.values)
+    assert torch.equal(rows.inner(direct), direct.inner(direct))
+    assert torch.equal(rows.take(torch.tensor([3])).values, direct.values[3:])
+
+
 def test_few_duels_are_formed(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "FORMED", 6 * 3)
     table = mapped(tmp_path / "t.npy", torch.arange(18.0).reshape(6, 3))

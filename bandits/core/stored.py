@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.duels import Duels
@@ -22,22 +22,23 @@ FORMED = 2**25  # numbers of duels' features up to which they are formed: 256 Mi
 
 @dataclass(frozen=True, eq=False)
 class Stored(ItemRows):
-    """Items' rows in a table ``(n, d)``, each times its weight."""
+    """Items' rows in a table ``(m, d)``, each times its weight; ``places`` are theirs in the table (all, in order)."""
 
-    values: Float[Tensor, "n d"]
+    values: Float[Tensor, "m d"]
     weights: Float[Tensor, " n"] | None = None
+    places: Int64[Tensor, " n"] | None = None
 
     @property
     def count(self) -> int:
         """How many rows."""
-        return self.values.shape[0]
+        return len(self.values if self.places is None else self.places)
 
     def parts(self) -> Iterator[tuple[slice, Float[Tensor, "k d"]]]:
         """Yield the rows, a few at a time, in double precision and weighted, with their places."""
         step = max(1, AT_ONCE // max(1, self.values.shape[1]))
         for start in range(0, self.count, step):
             place = slice(start, min(start + step, self.count))
-            rows = self.values[place].double()
+            rows = (self.values[place] if self.places is None else self.values[self.places[place]]).double()
             yield place, rows if self.weights is None else rows * self.weights[place].unsqueeze(-1)
 
     def inner(self, other: Rows) -> Float[Tensor, "n k"]:
@@ -54,7 +55,8 @@ class Stored(ItemRows):
 
     def take(self, index: Tensor) -> Dense:  # type: ignore[override]
         """Return the rows at these positions, formed."""
-        rows = Dense(self.values.index_select(0, index).double())
+        found = index if self.places is None else self.places[index]
+        rows = Dense(self.values.index_select(0, found).double())
         return rows if self.weights is None else rows.scaled(self.weights[index])
 
     def join(self, other: Rows) -> Dense:  # type: ignore[override]
