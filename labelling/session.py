@@ -7,7 +7,7 @@ as it is when a batch begins, draws anew, which is the language-model loop itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import load
 from torch import Tensor
 
-from bandits.core.duels import Duels, Labelled, Offer
+from bandits.core.duels import Batch, Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Round, Schedule, play
@@ -261,7 +261,8 @@ class Session:
         """Play the loop to the point where it asks, and return the round, whose labels are not known yet."""
         strategy = STRATEGIES[self.settings.strategy]
         replay = [(past.picks, theta) for past, theta in zip(self.past, self.thetas, strict=True)]
-        looks: FeatureSpace | None = COMPARED if "width" in strategy.reads else None
+        # As the language-model loop does; over a pool of its own it would cost two passes for what no rule reads.
+        looks: FeatureSpace | None = COMPARED if "width" in strategy.reads and self.table is None else None
         schedule = Schedule(len(replay) + 1, budget)
         ridges, key = self.settings.ridges, self.key.fold_in("play")
         return next(play(self.arena, self.learner, strategy, schedule, ridges, key, replay, looks))
@@ -272,9 +273,17 @@ class Session:
         for number, past in enumerate(self.past):
             keep = torch.arange(len(past.picks)) if only is None else only[number]
             if len(keep):
-                offer = replace(self.arena.offer(number), lasting=False)
-                found = found.add(offer, offer.duels.take(past.picks[keep]), past.outcomes[keep])
+                items, duels = self.kept(number, past.picks[keep])
+                found = Labelled((*found.batches, Batch(items, duels, past.outcomes[keep])))
         return found
+
+    def kept(self, number: int, picks: Tensor) -> tuple[Completions, Duels]:
+        """Return the items of some of a round's duels, two a duel, and the duels in them."""
+        if self.table is not None:
+            return self.table.completions(self.table.duels.take(picks))
+        offer = self.arena.offer(number)
+        items, duels = offer.items.keep(offer.duels.take(picks))
+        return items, duels
 
     def history_in_place(self) -> Labelled[Any]:
         """Return all answered duels, in the pool itself where it has its responses."""
@@ -299,11 +308,6 @@ class Session:
                 "reference": reference,
             },
         )
-
-    def prompt_row(self, offer: Offer[Any], duel: int) -> tuple[int, ...]:
-        """Return the tokens of an offered duel's prompt."""
-        kept, _ = offer.items.keep(offer.duels.take(torch.tensor([duel])))
-        return kept.rows[0].prompt
 
     def quiet_prompts(self, count: int) -> tuple[Prompt, ...]:
         """Return prompts that no answer was about: held-out ones, or those of the pool, if there are any."""

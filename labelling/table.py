@@ -17,7 +17,6 @@ from torch import Tensor
 
 from bandits.core.duels import Duels, Offer
 from bandits.core.errors import InputError
-from bandits.core.rows import ItemRows
 from bandits.core.stored import Stored
 from bandits.loop import Arena
 from labelling.pool import Group, Pool
@@ -95,10 +94,6 @@ class Table:
         low, high = sorted(places)
         return int(torch.searchsorted(self._keys, low * len(self._real) + high)), places[0] > places[1]
 
-    def places(self, items: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        """Return where in ``ids`` the table's rows are; those of empty places are anybody's."""
-        return self._real[items]
-
     @property
     def everywhere(self) -> Int64[Tensor, " n"]:
         """Where in ``ids`` each of the table's rows is."""
@@ -111,16 +106,20 @@ class Table:
         found[self._at] = True
         return found
 
-    def keep(self, duels: Duels) -> tuple[Completions, Duels]:
-        """Return a table of the duels' own items, two a duel, and the duels in it."""
+    def completions(self, duels: Duels) -> tuple[Completions, Duels]:
+        """Return a table of the duels' own items, two a duel, and the duels in it: what a model is trained on."""
         index = torch.stack([duels.first, duels.second], -1).flatten()
         rows = tuple(self.row(item) for item in self._real[index].tolist())
         place = 2 * torch.arange(duels.count)
         return Completions(rows, 2, torch.zeros(len(rows), dtype=torch.float64)), Duels(place, place + 1)
 
+    def keep(self, duels: Duels) -> tuple[Table, Duels]:
+        """Return this very table, which lasts, and the duels in it."""
+        return self, duels
+
     def join(self, *others: Table) -> Table:
-        """Never asked for: every round offers this very table."""
-        raise NotImplementedError
+        """Return this very table: all rounds have it."""
+        return self
 
 
 def response_tokens_of(policy: Policy, text: str) -> tuple[int, ...]:
@@ -142,8 +141,8 @@ def _check_length(tokens: int, limit: int, what: str, place: str) -> None:
 class PoolArena(Arena[Table]):
     """One table for all rounds, no duel asked twice; labels are those that are known."""
 
-    def __init__(self, table: Table, known: Sequence[tuple[Tensor, Tensor]], asked: Int64[Tensor, " a"]) -> None:
-        """``known`` are the answered duels' places and outcomes by round; ``asked`` all that are not to be asked."""
+    def __init__(self, table: Table, known: Sequence[Tensor], asked: Int64[Tensor, " a"]) -> None:
+        """``known`` are the answered duels' outcomes by round; ``asked`` all that are not to be asked."""
         self.table, self._known, self._round = table, known, 0
         self._free = torch.ones(table.duels.count, dtype=torch.bool)
         self._free[asked] = False
@@ -156,7 +155,7 @@ class PoolArena(Arena[Table]):
     def label(self, duels: Duels) -> Tensor:
         """Return the round's answers; of the round that is being chosen, which has none yet, ties."""
         if self._round < len(self._known):
-            return self._known[self._round][1]
+            return self._known[self._round]
         return torch.full((duels.count,), 0.5, dtype=torch.float64)
 
 
@@ -181,7 +180,7 @@ class PoolLearner(DPOLearner):
         theta = "reference" if initial or self.at_start else _hash(self.policy.state())
         return Store(self.root, {"what": what, "theta": theta} | dict(self.identity), size, dtype)
 
-    def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> ItemRows:
+    def features(self, items: Any, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Any:
         """Return each item's gradient of its implicit reward, or its last hidden state."""
         if not isinstance(items, Table):
             return super().features(items, at, layer)

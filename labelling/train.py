@@ -167,8 +167,8 @@ def _held_out(work: Session, past: Labelled[Completions], share: float) -> tuple
         return None
     sides: list[list[Tensor]] = [[], []]
     for number, kept in enumerate(work.past):
-        offer = work.arena.offer(number)
-        inside = torch.tensor([work.prompt_row(offer, duel) in out for duel in kept.picks.tolist()], dtype=torch.bool)
+        items, duels = work.kept(number, kept.picks)
+        inside = torch.tensor([items.rows[row].prompt in out for row in duels.first.tolist()], dtype=torch.bool)
         for side, where in zip(sides, (~inside, inside), strict=True):
             side.append(where.nonzero().squeeze(-1))
     shown, hidden = (work.history(side) for side in sides)
