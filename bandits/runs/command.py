@@ -19,7 +19,7 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.runs.directory import Part, RunDirectory, StoppedError
-from bandits.runs.execute import Backend, Study, execute
+from bandits.runs.execute import Backend, Study, execute, wanted
 from bandits.runs.settings import afford, unknown
 
 Settings = TypeVar("Settings")
@@ -78,7 +78,7 @@ def run(command: Command[Any], arguments: Sequence[str]) -> int:
     directory = RunDirectory(options.output, study.experiment, preset, study.identity())
     if not options.force:
         directory.admit()
-    if not options.force and directory.complete(study.cells()):
+    if not options.force and directory.complete(wanted(study, directory)):
         say("this run is complete; --force runs it again")
     else:
         whole = execute(study, directory, options.jobs, options.backend, options.address, part, options.force)

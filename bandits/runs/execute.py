@@ -115,23 +115,25 @@ def execute(
 ) -> bool:
     """Play all cells that are missing (of one part), and write the page if none is missing then; return if it is there.
 
+    A study with ``more(directory, cells)`` may name further cells once all so far are done, as a function of their
+    files alone: so a killed run goes on to the same bytes.  A part plays its share of what is known by then; parts are
+    submitted again until the page is there.
+
     ``jobs`` cells run side by side (0: one per core, or per GPU, if memory holds them; on a cluster, all it takes).
     What is damaged is named and made again.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or
     memory is lost.
     """
-    every = list(study.cells())
+    every = wanted(study, directory)
     if (prepare := getattr(study, "prepare", None)) and directory.missing(every):
         prepare()  # what is costly to check, such as models: before anything is written
     with backend_of(backend, address), directory.held(cells, force):
-        mine = every[cells.index - 1 :: cells.count]
-        for _ in range(3):  # a cell that vanishes between its end and here is played again
-            todo = directory.missing(mine, warn=True)
-            if not todo:
+        every = wanted(study, directory)  # afresh: --force has emptied the folder
+        while True:
+            mine = every[cells.index - 1 :: cells.count]
+            _play_missing(study, directory, mine, jobs, backend)
+            known, every = len(every), wanted(study, directory)
+            if len(every) == known:
                 break
-            _play_all(study, directory, todo, len(mine), jobs, backend)
-        else:
-            if todo := directory.missing(mine):
-                raise StoppedError(f"{directory.cell(todo[0])} vanishes whenever it is written; {AGAIN}")
         if cells.count == 1:
             _finish(study, directory)
             return True
@@ -144,6 +146,25 @@ def execute(
             return True
         time.sleep(0.25)
     return directory.complete(every)
+
+
+def wanted(study: Study, directory: RunDirectory) -> list[Any]:
+    """Return all cells that the run is known to need: the study's, and what follows of those that are done."""
+    cells = list(study.cells())
+    more = getattr(study, "more", None)
+    while more and not directory.missing(cells) and (added := more(directory, cells)):
+        cells += added
+    return cells
+
+
+def _play_missing(study: Study, directory: RunDirectory, mine: Sequence[Cell], jobs: int, backend: Backend) -> None:
+    for _ in range(3):  # a cell that vanishes between its end and here is played again
+        todo = directory.missing(mine, warn=True)
+        if not todo:
+            return
+        _play_all(study, directory, todo, len(mine), jobs, backend)
+    if todo := directory.missing(mine):
+        raise StoppedError(f"{directory.cell(todo[0])} vanishes whenever it is written; {AGAIN}")
 
 
 def _finish(study: Study, directory: RunDirectory) -> None:

@@ -417,7 +417,7 @@ def decide(
 
 GRID = 200
 """The shares of labels at which an interval is sought, in either direction."""
-SAVES, SAVES_NOT, OPEN, UNJUDGED = "saves", "does not save", "undecided", "not judged"
+SAVES, SAVES_NOT, UNDECIDED, UNJUDGED = "saves", "does not save", "undecided", "not judged"
 SAVINGS = [
     *("truth", "contender", "baseline", "measure", "budget", "target", "labels", "labels_low", "labels_high"),
     *("saved", "low", "high", "replicates", "verdict", "reason", "needed"),
@@ -547,7 +547,7 @@ def tell(saved: Estimate, margin: float, level: float = LEVEL) -> tuple[str, str
     if saved.unmet or math.isnan(saved.value):
         return UNJUDGED, saved.unmet or "nothing was measured", math.nan
     if math.isnan(saved.low):
-        return OPEN, "one replicate gives no interval", math.inf
+        return UNDECIDED, "one replicate gives no interval", math.inf
     if saved.low > 0:
         return SAVES, saved.note, math.nan
     if saved.high <= margin:
@@ -557,7 +557,7 @@ def tell(saved: Estimate, margin: float, level: float = LEVEL) -> tuple[str, str
         return SAVES_NOT, f"within ±{margin:.0%} of the labels" if within else f"at most {margin:.0%}", math.nan
     needed = replicates_to_tell(saved, margin, level)
     count = f"about {needed:,.0f}" if needed <= MANY else f"more than {MANY:,}"
-    return OPEN, f"{count} replicates would decide it", needed
+    return UNDECIDED, f"{count} replicates would decide it", needed
 
 
 def spending(looks: Sequence[int]) -> np.ndarray:

@@ -35,10 +35,10 @@ def split_truth(truth: str) -> tuple[str, str]:
     return name, oracle or "btl"
 
 
-def blocks(replicates: int) -> list[range]:
-    """Return the replicates in as few blocks of at most ``BLOCK`` as can be, of equal size but for one."""
-    count = -(-replicates // BLOCK)
-    edges = [replicates * number // count for number in range(count + 1)]
+def blocks(stop: int, first: int = 0) -> list[range]:
+    """Return the replicates from ``first`` on in as few blocks of at most ``BLOCK`` as can be, of about equal size."""
+    count = -(-(stop - first) // BLOCK)
+    edges = [first + (stop - first) * number // count for number in range(count + 1)]
     return [range(start, end) for start, end in pairwise(edges)]
 
 
@@ -106,6 +106,8 @@ class Simulation:
     truths: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(check_truth)] = ("ntk", "square")
     """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
     replicates: Count = 16
+    until_decided: Whole = 0
+    """add replicates (doubling them) on each truth until it is decided what each strategy saves; at most so many"""
     seed: Seed = 0
     rounds: Count = 10
     batch: Count = 20
@@ -166,6 +168,9 @@ class Simulation:
             raise InputError(
                 f"--rounds and --batch pick {asked} duels, but the pool has {duels}; lower them, or raise --prompts"
             )
+        if self.until_decided and (self.experiment == "regret" or self.until_decided <= self.replicates):
+            least = "is for pool experiments" if self.experiment == "regret" else "must be more than --replicates"
+            raise InputError(f"--until-decided {least}, got {self.until_decided} beside {self.replicates} replicates")
         first, last = (self.batch * (self.measured_rounds()[place] + 1) for place in (0, -1))
         for target in self.targets:
             if self.experiment == "regret" or not first < target <= last:
@@ -239,9 +244,28 @@ class Simulation:
             return None
         return replace(FEW_DUELS, seed=self.seed, delta=self.delta, device=self.device)
 
+    @property
+    def looks(self) -> list[int]:
+        """The numbers of replicates at which it is looked whether more are needed; empty if it is never."""
+        if not self.until_decided:
+            return []
+        found = [self.replicates]
+        while 2 * found[-1] < self.until_decided:
+            found.append(2 * found[-1])
+        return [*found, self.until_decided]
+
+    def further(self, truth: str, done: int) -> list[Cell]:
+        """Return the cells of a truth between the look at ``done`` replicates and the next; none after the last."""
+        after = next((look for look in self.looks if look > done), done)
+        return [
+            Cell(truth, contender, block.start, block.stop)
+            for contender in self.contenders
+            for block in (blocks(after, done) if after > done else [])
+        ]
+
     def count(self) -> int:
         """How many cells there are."""
-        return len(self.truths) * len(self.contenders) * -(-self.replicates // BLOCK)
+        return len(self.truths) * len(self.contenders) * -(-max(self.replicates, self.until_decided) // BLOCK)
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes that a cell needs at most, each part by the options that it grows with."""

@@ -264,6 +264,35 @@ def rules(simulation: Simulation) -> list[dict[str, str]]:
     return told
 
 
+def unfitted(rounds: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Say of every truth and contender what forbids comparing it; "" if nothing does."""
+    return {
+        (str(truth), str(contender)): unconverged(part["gradient_norm"])
+        for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
+    }
+
+
+def comparable(simulation: Simulation, rounds: pd.DataFrame) -> bool:
+    """Whether there are curves to compare."""
+    several = rounds["round"].nunique() > 1 and rounds["contender"].nunique() > 1
+    return simulation.experiment == "pool" and several
+
+
+def savings_of(simulation: Simulation, rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return what each contender saves of Random's labels, by a measure, with all looks so far accounted for."""
+    targets = [float(target) for target in simulation.targets]
+    lower, looks, margin = measure == "error", simulation.looks, simulation.margin
+    return savings(rounds, measure, "random", lower, targets, margin, unfitted(rounds), looks=looks)
+
+
+def headline(simulation: Simulation, rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by which a run is decided: Random's final error."""
+    if not comparable(simulation, rounds):
+        return pd.DataFrame(columns=SAVINGS)
+    found = savings_of(simulation, rounds, "error")
+    return found[found["budget"] == rounds["labels"].max()]
+
+
 def timing(simulation: Simulation, directory: RunDirectory, cells: Sequence[Cell]) -> str:
     """Return the page of seconds: per strategy and truth, a replicate's mean over the cells of which it is known."""
     spent: dict[tuple[str, str], list[float]] = {}
@@ -302,10 +331,7 @@ def finish(
             weak=rounds["cumulative_weak_regret"] / rounds["round"],
         )
     measures = MEASURES + (["cumulative_average_regret", "cumulative_weak_regret"] if regret else [])
-    fits = {
-        (str(truth), str(contender)): unconverged(part["gradient_norm"])
-        for (truth, contender), part in rounds.groupby(["truth", "contender"], sort=False)
-    }
+    fits = unfitted(rounds)
     variants = [("activedpo", name) for name in simulation.contenders if name.startswith("activedpo-")]
     more = variants if "activedpo" in simulation.contenders and not regret else []
     if regret:  # a cumulative quantity is compared at its end, not averaged over rounds
@@ -316,15 +342,8 @@ def finish(
         comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits, more=more)
         unit = "error of reward differences (mean over rounds)"
     saved = pd.DataFrame(columns=SAVINGS)
-    if not regret and rounds["round"].nunique() > 1 and rounds["contender"].nunique() > 1:
-        budgets = [float(target) for target in simulation.targets]
-        saved = pd.concat(
-            [
-                savings(rounds, measure, "random", measure == "error", budgets, simulation.margin, fits)
-                for measure in WHAT
-            ],
-            ignore_index=True,
-        )
+    if comparable(simulation, rounds):
+        saved = pd.concat([savings_of(simulation, rounds, measure) for measure in WHAT], ignore_index=True)
     whole = saved[(saved["measure"] == "error") & (saved["budget"] == rounds["labels"].max())]
     over = pool_truths(rounds, "error", "random") if len(whole) and rounds["truth"].nunique() > 1 else pd.DataFrame()
     pictures: list[Picture] = []
@@ -459,6 +478,7 @@ def finish(
         share=share,
         needed=needed,
         what=WHAT,
+        counts=rounds.groupby("truth", sort=False)["replicate"].nunique().to_dict(),
         meter=meter,
         pictures={p.name: p for p in pictures},
         comparison=comparison,

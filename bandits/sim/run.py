@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from bandits.core.rng import Key
 from bandits.headroom import headroom
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
-from bandits.runs.execute import Report
+from bandits.runs.execute import Report, wanted
 from bandits.runs.files import DamagedError, read_json, read_tensors, write_frame, write_tensors
-from bandits.runs.stats import Estimate
+from bandits.runs.stats import UNDECIDED, Estimate
 from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.audit import Audit, Columns
 from bandits.sim.config import Cell, Simulation, split, split_truth
@@ -103,6 +103,23 @@ class SimulationStudy:
             extra.append(Cell(s.truths[0], s.contenders[0], 0, min(FORESEEN, s.replicates), METER))
         return s.cells() + extra
 
+    def more(self, directory: RunDirectory, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the cells of the next look on every truth on which it is not decided what each strategy saves."""
+        s = self.simulation
+        if not s.until_decided:
+            return []
+        from bandits.sim.report import headline
+
+        mine = [cell for cell in cells if not cell.setting]
+        told = headline(s, directory.frames(mine, "rounds.csv"))
+        open_ = set(told.loc[told["verdict"] == UNDECIDED, "truth"])
+        return [
+            one
+            for truth in s.truths
+            if truth in open_
+            for one in s.further(truth, max(cell.stop for cell in mine if cell.truth == truth))
+        ]
+
     def play(self, cell: Cell, folder: Path) -> list[str]:
         """Play a cell."""
         if cell.setting == METER:
@@ -115,7 +132,7 @@ class SimulationStudy:
         """Write tables, figures and page."""
         from bandits.sim.report import finish  # matplotlib: only where a page is made
 
-        cells = self.cells()
+        cells = wanted(self, directory)
         tables = {
             name: directory.frames([cell for cell in cells if not cell.setting], f"{name}.csv") for name in TABLES
         }
