@@ -259,11 +259,11 @@ def serve(
             say(address)
             opened(address)
 
-        server = _Server(application(desk, secret, question, names(host), tell), started)
+        server = Server(application(desk, secret, question, names(host), tell), started)
         server.run(sockets=[sock])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn, which says when it has started; its own log would hold the token."""
 
     def __init__(self, app: ASGIApp, started: Callable[[], object]) -> None:

@@ -78,7 +78,7 @@ def served(desk: Desk, question: str = "Which?") -> Iterator[Client]:
     with contextlib.closing(server.listen("127.0.0.1", 0)) as sock:
         started = threading.Event()
         app = server.application(desk, "secret", question, server.names("127.0.0.1"), lambda line: None)
-        running = server._Server(app, started.set)
+        running = server.Server(app, started.set)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         assert started.wait(20)

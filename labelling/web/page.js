@@ -79,11 +79,15 @@ function people() {
 
 function render() {
   const duel = state.duel;
-  document.title = state.question.split("\n")[0];
-  byId("question").textContent = state.question;
+  const [question, ...guidelines] = state.question.split("\n");
+  document.title = question;
+  byId("question").textContent = question;
+  byId("guidelines").textContent = guidelines.join("\n").trim();
+  byId("guidelines").hidden = !byId("guidelines").textContent;
   byId("bar").hidden = byId("actions").hidden = false;
   byId("duel").hidden = !duel;
   byId("finished").hidden = Boolean(duel);
+  document.body.classList.toggle("over", !duel);
   byId("progress").max = state.total;
   byId("progress").value = state.answered;
   byId("count").textContent = `${state.answered} of ${state.total}`;
