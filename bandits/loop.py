@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -22,7 +22,7 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import ItemRows, Rows
-from bandits.selector import FeatureSpace, Pool, Quantity, Strategy, select
+from bandits.selector import ORDINARY, FeatureSpace, Pool, Quantity, Strategy, select
 
 F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
@@ -30,6 +30,9 @@ F_co = TypeVar("F_co", covariant=True)
 
 class Arena(ABC, Generic[I]):
     """Where duels and labels come from; abstract.  Rounds are offered in order, and round 0 begins anew."""
+
+    knows: frozenset[Quantity] = frozenset()
+    """which of ``target`` and ``truth`` its offers have, for strategies that read them"""
 
     @abstractmethod
     def offer(self, round: int) -> Offer[I]:
@@ -144,14 +147,17 @@ class DesignState:
         self.grows = space.metric == "identity" or (space.gradients != "current" and space.weight == "none")
         self.design: Design | None = None
 
-    def rows(self, learner: Learner[I, F], items: I, duels: Duels) -> Rows:
-        """Return the duels' features φ in this space."""
+    def responses(self, learner: Learner[I, F], items: I) -> ItemRows:
+        """Return the items' gradients in this space."""
         space = self.space
         at: Literal["current", "initial"] = "initial" if space.gradients == "initial" else "current"
         gradients = learner.features(items, at, space.layer)
-        if space.normalise == "response":
-            gradients = gradients.normalised()
-        rows = gradients.differences(duels)
+        return gradients.normalised() if space.normalise == "response" else gradients
+
+    def rows(self, learner: Learner[I, F], items: I, duels: Duels) -> Rows:
+        """Return the duels' features φ in this space."""
+        space = self.space
+        rows: Rows = self.responses(learner, items).differences(duels)
         if space.normalise == "duel":
             rows = rows.normalised()
         if space.weight == "fisher":
@@ -174,6 +180,11 @@ class DesignState:
                 self.design.append(self.rows(learner, past.items, past.duels))
         return self.design.condition(rows)
 
+    def beside(self, rows: Rows) -> Posterior:
+        """Return other rows of this space as seen through the ``V⁻¹`` of the last look."""
+        assert self.design is not None
+        return self.design.condition(rows)
+
     def add(
         self, learner: Learner[I, F], offer: Offer[I], picks: Tensor, past: Labelled[I], seen: Posterior | None
     ) -> None:
@@ -188,6 +199,49 @@ class DesignState:
             self.design.append(rows)
 
 
+def check(strategy: Strategy, arena: Arena[I]) -> None:
+    """Refuse a strategy that reads what the arena does not have."""
+    if missing := sorted(strategy.reads & {"target", "truth"} - arena.knows):
+        raise InputError(
+            f"strategy {type(strategy).__name__} reads {' and '.join(missing)}, which {type(arena).__name__} does not "
+            "have; choose another strategy"
+        )
+
+
+def _pool(
+    offer: Offer[I],
+    learner: Learner[I, F],
+    reads: frozenset[Quantity],
+    state: DesignState | None,
+    seen: Posterior | None,
+) -> Pool:
+    """Compute what is read of an offer that was looked at."""
+    target = offer.target if "target" in reads else None
+    rewards = learner.rewards(offer.items) if reads & {"reward", "entropy"} else None
+    entropy = learner.entropy(offer.items, rewards) if rewards is not None and "entropy" in reads else None
+    items = facing = margins = None
+    if state is not None and "response width" in reads:
+        items = state.beside(state.responses(learner, offer.items))
+    if state is not None and target is not None:
+        facing = state.beside(state.rows(learner, target.items, target.duels))
+    if target is not None and "reward" in reads:
+        margins = target.duels.difference(learner.rewards(target.items))
+    return Pool(
+        offer.duels,
+        offer.available,
+        offer.items.responses,
+        seen,
+        rewards,
+        entropy,
+        offer.asked,
+        items,
+        facing,
+        margins,
+        offer.truth if "truth" in reads else None,
+        learner.ties,
+    )
+
+
 def play(
     arena: Arena[I],
     learner: Learner[I, F],
@@ -200,14 +254,16 @@ def play(
 ) -> Iterator[Round[I, F]]:
     """Run the loop, yielding after every round.
 
-    What the strategy does not read is not computed, unless ``diagnostics`` asks for it: then every quantity is, and the
-    widths of a strategy that reads none are measured in the space that it names.
+    What the strategy does not read is not computed, unless ``diagnostics`` asks for it: then widths, rewards and
+    entropy are, and the widths of a strategy that reads none are measured in the space that it names.  A strategy that
+    reads what the arena does not have is refused at once.
 
     ``replay`` holds the picks of rounds that were played before, each with the learner's state after it where one is
     known; they are labelled again (the arena labels alike) and not yielded.  A strategy with ``stale`` gradients needs
     the state after every round, others only after the last.
     """
-    reads = strategy.reads if diagnostics is None else frozenset(get_args(Quantity))
+    check(strategy, arena)
+    reads = strategy.reads if diagnostics is None else strategy.reads | ORDINARY
     space = strategy.space if diagnostics is None or "width" in strategy.reads else diagnostics
     state = DesignState(space, ridges.of(space), schedule.batch) if "width" in reads else None
     past, fit = Labelled[I](), None
@@ -219,9 +275,7 @@ def play(
         if number < len(replay):
             picks = replay[number][0]
         else:
-            rewards = learner.rewards(offer.items) if reads & {"reward", "entropy"} else None
-            entropy = learner.entropy(offer.items, rewards) if rewards is not None and "entropy" in reads else None
-            pool = Pool(offer.duels, offer.available, offer.items.responses, posterior, rewards, entropy)
+            pool = _pool(offer, learner, reads, state, posterior)
             picks = select(pool, strategy, schedule.batch, key.fold_in("select", number))
         asked = offer.duels.take(picks)
         outcome = arena.label(asked)

@@ -8,23 +8,28 @@ asked, equal scores decided at random.  ``space`` says in which space and with w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from bandits.core.design import Metric, Posterior
-from bandits.core.duels import Duels
+from bandits.core.duels import Duels, Truth, gather
 from bandits.core.errors import InputError
-from bandits.core.greedy import greedy
+from bandits.core.greedy import Facing, best, greedy, greedy_trace
+from bandits.core.oracles import expected, slope
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 
 T = TypeVar("T")
-Quantity = Literal["width", "reward", "entropy"]
+Quantity = Literal["width", "reward", "entropy", "response width", "target", "truth"]
+ORDINARY = frozenset[Quantity](["width", "reward", "entropy"])
+"""What a strategy may read of any arena and learner; the others are computed, or asked of the arena, only if read."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,12 @@ class Pool:
     """All that a strategy may know of the duels on offer.
 
     ``duels`` (n of them) name rows of an item table with ``responses`` rows a prompt; ``available`` is false where a
-    duel may not be asked (it was asked before, or repeats another).  Of the rest there is what the strategy ``reads``:
-    ``features``, the duels' φ seen through ``V⁻¹``; ``rewards``, the learner's, one per item, in log-odds; ``entropy``,
-    the policy's predictive entropy per prompt in nats.  Anything else raises ``InputError``.
+    duel may not be asked (it was asked before, or repeats another), ``asked`` is true where an earlier round asked it.
+    Of the rest there is what the strategy ``reads``: ``features``, the duels' φ seen through ``V⁻¹``; ``rewards``, the
+    learner's, one per item, in log-odds; ``entropy``, the policy's predictive entropy per prompt in nats;
+    ``response_widths``, ``‖∇r‖_{V⁻¹}`` per item; ``target``, the target duels' φ in the same ``V⁻¹``; ``truth``, what
+    only a simulation knows.  Anything else raises ``InputError``.  ``ties`` is Davidson's ν of the learner's model of
+    an answer.
     """
 
     duels: Duels
@@ -85,6 +93,12 @@ class Pool:
     posterior: Posterior | None = None
     item_rewards: Float[Tensor, "*r items"] | None = None
     prompt_entropy: Float[Tensor, "*r prompts"] | None = None
+    asked: Bool[Tensor, "*r n"] | None = None
+    item_posterior: Posterior | None = None
+    target_posterior: Posterior | None = None
+    target_rewards: Float[Tensor, "*r m"] | None = None
+    known: Truth | None = None
+    ties: float = 0.0
 
     @property
     def features(self) -> Posterior:
@@ -107,6 +121,26 @@ class Pool:
         return _declared(self.prompt_entropy, "entropy")
 
     @property
+    def response_widths(self) -> Float[Tensor, "*r items"]:
+        """``‖∇r‖_{V⁻¹}`` of each item."""
+        return _declared(self.item_posterior, "response width").widths
+
+    @property
+    def target(self) -> Posterior:
+        """The target duels' φ as seen through the same ``V⁻¹``."""
+        return _declared(self.target_posterior, "target")
+
+    @property
+    def target_margins(self) -> Float[Tensor, "*r m"]:
+        """The learner's reward difference of each target duel, in log-odds; for rules that read target and reward."""
+        return _declared(self.target_rewards, "target")
+
+    @property
+    def truth(self) -> Truth:
+        """What only a simulation knows."""
+        return _declared(self.known, "truth")
+
+    @property
     def margins(self) -> Float[Tensor, "*r n"]:
         """The learner's reward difference of each duel, in log-odds."""
         return self.duels.difference(self.rewards)
@@ -115,6 +149,13 @@ class Pool:
     def prompts(self) -> Int64[Tensor, "*r n"]:
         """The prompt of each duel."""
         return self.duels.first // self.responses
+
+    def rank(self, *keys: Shaped[Tensor, "*r n"]) -> Int64[Tensor, "*r n"]:
+        """Return each duel's place, from 0, among those of its prompt in the order of falling keys."""
+        order = largest_first(-self.prompts, *keys)
+        prompts = self.prompts.gather(-1, order).contiguous()
+        place = torch.arange(order.shape[-1], device=order.device)
+        return torch.zeros_like(order).scatter(-1, order, place - torch.searchsorted(prompts, prompts))
 
     def leaders(self) -> Int64[Tensor, "*r prompts"]:
         """The row of the highest reward in each prompt."""
@@ -155,7 +196,7 @@ class Strategy(ABC):
     """A rule that picks duels from a pool; abstract.  Most rules are a :class:`ScoreStrategy`."""
 
     space: FeatureSpace = FeatureSpace()
-    reads: frozenset[Quantity] = frozenset(get_args(Quantity))
+    reads: frozenset[Quantity] = ORDINARY
     """what the rule looks at; the loop computes nothing else for it"""
 
     @property
@@ -237,7 +278,27 @@ class Random(ScoreStrategy):
 
 
 @dataclass(frozen=True)
-class ActiveDPO(Strategy):
+class RandomPerPrompt(ScoreStrategy):
+    """Uniform, but no prompt is asked a second duel while another has not been asked one, and so on.
+
+    Duels of earlier rounds count where the pool says which they are (``Pool.asked``).
+    """
+
+    reads = frozenset[Quantity]()
+    summary = "picks blindly, one duel of every prompt before a second of any"
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return less the number of its prompt's duels that come before it."""
+        luck = key.uniform(pool.duels.count).expand(pool.available.shape)
+        rank = pool.rank(pool.available.to(torch.int8), luck)
+        if pool.asked is None:
+            return -rank
+        before = torch.zeros_like(rank).scatter_add(-1, pool.prompts, pool.asked.to(rank.dtype))
+        return -rank - before.gather(-1, pool.prompts)
+
+
+@dataclass(frozen=True)
+class ActiveDPO(ScoreStrategy):
     """``argmax ‖φ‖_{V⁻¹}``, then ``V ← V + φφᵀ``, until the batch is full (arXiv 2505.19241).
 
     ``batch_update=False`` takes the B widest instead: the control for the batch rule, and what APO's public code does.
@@ -256,6 +317,10 @@ class ActiveDPO(Strategy):
         if not self.batch_update:
             rule = "picks the widest duels under V⁻¹ without adding a pick to V: the batch may repeat itself"
         return "; ".join([rule, *self.space.described()])
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return the widths, before any pick."""
+        return pool.widths
 
     def select(self, pool: Pool, count: int, key: Key) -> Tensor:
         """Return ``count`` duels, each the widest given those before it."""
@@ -290,6 +355,404 @@ class ADPO(ActiveDPO):
     space: FeatureSpace = FeatureSpace(layer="last", gradients="initial", weight="fisher")
 
     source = "Kveton et al., Active Learning for Direct Preference Optimization, arXiv 2503.01076, Algorithm 1"
+
+
+@dataclass(frozen=True)
+class Dissimilar(ActiveDPO):
+    """The duels of least similar responses: ``1 - cos`` of their fixed last-layer features, whatever was asked (REAL).
+
+    ``‖a/‖a‖ - b/‖b‖‖² = 2 - 2 cos(a, b)``: the widest duels of normalised responses where ``V`` is the identity.
+    """
+
+    space: FeatureSpace = FeatureSpace(layer="last", gradients="initial", normalise="response", metric="identity")
+    batch_update: bool = False
+
+    summary = "picks the duels whose two responses are least alike (cosine of fixed last-layer features)"
+    source = "Zhang et al., REAL, arXiv 2409.17169"
+
+
+@dataclass(frozen=True)
+class _Coverage(Strategy):
+    """Duels that stand for the others by distance; abstract.
+
+    A duel and its mirror image are one, and one of equal items teaches nothing: distances are ``min ‖φ ∓ φ'‖``, and 0
+    counts as covered, as do the duels that earlier rounds asked, where the pool says which they are.
+    """
+
+    space: FeatureSpace = FeatureSpace(metric="identity")
+
+    reads = frozenset[Quantity](["width"])
+
+    def _near(self, seen: Posterior, facing: Posterior) -> Float[Tensor, "*r n k"]:
+        """Return squared distances, times the ridge: ``‖φ‖² + ‖φ'‖² - 2 |⟨φ, φ'⟩|``."""
+        both = seen.residuals.unsqueeze(-1) + facing.residuals.unsqueeze(-2)
+        return (both - 2 * seen.inner(facing).abs()).clamp(min=0)
+
+    def _asked(self, pool: Pool) -> Float[Tensor, "*r n"]:
+        """Return every duel's squared distance to 0 or the nearest asked one."""
+        seen = pool.features
+        if pool.asked is None or not bool(pool.asked.any()):
+            return seen.residuals
+        flags, index = pool.asked.to(torch.int8).topk(int(pool.asked.sum(-1).max()), -1)
+        near = self._near(seen, seen.take(index))
+        return torch.minimum(seen.residuals, torch.where(flags.unsqueeze(-2) > 0, near, torch.inf).amin(-1))
+
+
+@dataclass(frozen=True)
+class KCentre(_Coverage):
+    """Each time the duel farthest from all asked so far (Gonzalez 1985; core-sets, Sener and Savarese)."""
+
+    source = (
+        "Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, arXiv 1708.00489"
+    )
+
+    @property
+    def summary(self) -> str:
+        """The rule and its space."""
+        return "; ".join(["picks the duel whose φ is farthest from those asked", *self.space.described()])
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` duels, each the farthest from those before it."""
+        seen, near, free, ties = pool.features, self._asked(pool), pool.available, _ties(pool, key)
+        picks: list[Tensor] = []
+        for _ in range(count):
+            picks.append(best(near, free, ties))
+            index = picks[-1].unsqueeze(-1)
+            free = free.scatter(-1, index, False)
+            near = torch.minimum(near, self._near(seen, seen.take(index)).squeeze(-1))
+        return torch.stack(picks, -1)
+
+
+@dataclass(frozen=True)
+class MaxHerding(_Coverage):
+    """Greedy maximisation of ``Σ_f max_{e asked} k(e, f)``, ``k = exp(-distance²/2ℓ²)`` (Bae et al.).
+
+    ``ℓ²`` is ``length²`` times the mean square of the φ's; memory is ``n²`` numbers.
+    """
+
+    length: float = 1.0
+
+    source = "Bae et al., Generalized Coverage for More Robust Low-Budget Active Learning, arXiv 2407.12212"
+
+    def __post_init__(self) -> None:
+        if not self.length > 0:
+            raise InputError(f"the kernel's length must be positive, got {self.length}")
+
+    @property
+    def summary(self) -> str:
+        """The rule and its space."""
+        return "; ".join(["picks the duel whose φ has most others near that no asked one has", *self.space.described()])
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` duels, each the one that adds most to the coverage."""
+        seen, free, ties = pool.features, pool.available, _ties(pool, key)
+        scale = 2 * self.length**2 * seen.residuals.mean(-1, keepdim=True).clamp(min=1e-300)
+        kernel = (-self._near(seen, seen) / scale.unsqueeze(-1)).exp()
+        covered = (-self._asked(pool) / scale).exp()
+        picks: list[Tensor] = []
+        for _ in range(count):
+            picks.append(best((kernel - covered.unsqueeze(-2)).clamp(min=0).sum(-1), free, ties))
+            index = picks[-1].unsqueeze(-1)
+            free = free.scatter(-1, index, False)
+            covered = torch.maximum(covered, gather(kernel, index).squeeze(-2))
+        return torch.stack(picks, -1)
+
+
+def _only(rule: str, space: FeatureSpace, **wanted: str) -> None:
+    """Refuse a space in which a rule means nothing."""
+    for field, value in wanted.items():
+        if getattr(space, field) != value:
+            raise InputError(f"{rule} needs a space of {field} {value!r}, got {getattr(space, field)!r}")
+
+
+@dataclass(frozen=True)
+class PolicyTrace(ScoreStrategy):
+    """The duel that most lowers the margins' variance over all duels of the pool, then ``V ← V + φφᵀ``, and so on.
+
+    ``Σ_f ⟨φ, f⟩²_{V⁻¹} / (1 + ‖φ‖²_{V⁻¹})``.  With responses drawn from π, ``Σ_{i<j} φ_ij φ_ijᵀ / K²`` estimates the
+    policy's Fisher matrix ``I``, so this lowers ``tr(I V⁻¹)``, the criterion of arXiv 2606.19607, one duel at a time.
+    """
+
+    space: FeatureSpace = FeatureSpace()
+
+    reads = frozenset[Quantity](["width"])
+    source = "Han, Goyal and Ma, Which Pairs to Compare for LLM Post-Training?, arXiv 2606.19607, made sequential"
+    _aim = "all duels of the pool"
+
+    def __post_init__(self) -> None:
+        _only(type(self).__name__, self.space, metric="full")
+
+    @property
+    def summary(self) -> str:
+        """The rule, its target and its space."""
+        rule = f"picks the duel whose label most lowers the margins' variance, summed over {self._aim}; adds it to V"
+        return "; ".join([rule, *self.space.described()])
+
+    def _target(self, pool: Pool) -> Posterior:
+        return pool.features
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return by how much each duel lowers the variance, before any pick."""
+        return Facing(pool.features, self._target(pool), 0, None).lowered
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` duels, each the best given those before it."""
+        return greedy_trace(pool.features, self._target(pool), count, pool.available, _ties(pool, key))[0]
+
+
+@dataclass(frozen=True)
+class PolicyTraceTarget(PolicyTrace):
+    """As ``PolicyTrace``, over the duels of held-out prompts: transductive, since it sees what it is measured on.
+
+    It sees their responses, never their labels or rewards.
+    """
+
+    reads = frozenset[Quantity](["width", "target"])
+    _aim = "the target's duels (transductive: it sees the held-out prompts, not their labels)"
+
+    def _target(self, pool: Pool) -> Posterior:
+        return pool.target
+
+
+@dataclass(frozen=True)
+class DeltaLogDet(Strategy):
+    """Each prompt proposes its largest optimistic gap, ``|margin| + ν·width``; of these the batch is greedy log det.
+
+    What DeltaUCB (arXiv 2603.09692) lacks is the batch: there each prompt's proposal stands alone.  Every prompt's
+    first proposal comes before any second one.  ``widths``: of the duel's ``difference`` (only differences are
+    identified), or ``s_i + s_j`` of its two ``responses``, as in the source.  ``quantile``: the share of a prompt's
+    rivals of the best response, from the worst up, that is passed over (0: the largest gap).
+    """
+
+    space: FeatureSpace = FeatureSpace()
+    nu: float = 1.0
+    widths: Literal["difference", "responses"] = "difference"
+    quantile: float = 0.0
+
+    source = "after Melikidze et al., ActiveUltraFeedback, arXiv 2603.09692; the batch is ours"
+
+    def __post_init__(self) -> None:
+        _only("delta-logdet", self.space, metric="full")
+        if self.widths == "responses":
+            _only("delta-logdet with widths of responses", self.space, weight="none")
+            if self.space.normalise == "duel":
+                raise InputError("delta-logdet with widths of responses cannot normalise duels")
+        if not self.nu >= 0:
+            raise InputError(f"the exploration factor nu must not be negative, got {self.nu}")
+        if not 0 <= self.quantile < 1:
+            raise InputError(f"the quantile must lie in [0, 1), got {self.quantile}")
+
+    @property
+    def reads(self) -> frozenset[Quantity]:  # type: ignore[override]  # a constant of the other rules
+        """Response widths only where they are used."""
+        return frozenset(("width", "reward", *(("response width",) if self.widths == "responses" else ())))
+
+    @property
+    def summary(self) -> str:
+        """What the switches make of the rule, in words."""
+        width = "the duel's width" if self.widths == "difference" else "its responses' two widths"
+        rule = f"each prompt proposes its largest gap (|margin| + {self.nu:g} × {width})"
+        if self.quantile:
+            rule += f", the worst {100 * self.quantile:g} % of rivals passed over"
+        return "; ".join([f"{rule}; picks of these what adds most to log det V", *self.space.described()])
+
+    def proposals(self, pool: Pool, key: Key) -> Int64[Tensor, "*r n"]:
+        """Return each duel's place, from 0, among its prompt's proposals."""
+        free, luck = pool.available.to(torch.int8), -_ties(pool, key)
+        width = pool.widths
+        if self.widths == "responses":
+            widths = pool.response_widths
+            width = widths.gather(-1, pool.duels.first) + widths.gather(-1, pool.duels.second)
+        gap = pool.margins.abs() + self.nu * width
+        rank = pool.rank(free, gap, luck)
+        if self.quantile == 0:
+            return rank
+        # The best response is the better side of the largest gap; its rivals are ranked, the worst of them first.
+        ahead = torch.where(pool.margins >= 0, pool.duels.first, pool.duels.second)
+        leaders = pool.leaders().scatter_reduce(
+            -1, pool.prompts, torch.where(rank == 0, ahead, -1), "amax", include_self=False
+        )
+        holds, _ = pool.against(leaders)
+        rivals = pool.rank(free, holds.to(torch.int8), gap, luck)
+        skipped = math.floor(self.quantile * (pool.responses - 1) + 1e-9)
+        return pool.rank(free, holds.to(torch.int8), -(rivals - skipped).abs(), gap, luck)
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` proposals, each the widest given those before it."""
+        place = self.proposals(pool, key)
+
+        def score(residual: Tensor, taken: Tensor) -> Tensor:
+            turn = torch.where(taken, place.amax(-1, keepdim=True) + 1, place).amin(-1, keepdim=True)
+            return torch.where(place == turn, residual, -1.0)
+
+        return greedy(pool.features, count, pool.available, _ties(pool, key), score=score)
+
+
+_FISHER = FeatureSpace(weight="fisher")
+
+
+@dataclass(frozen=True)
+class DecisiveBALD(ScoreStrategy):
+    """Information of the label about its margin, times how decided the label will be.
+
+    ``[h(E_z p) - E_z h(p)] · E_z |2p - 1|`` with ``p = σ(m + wz)``, ``z ~ N(0, 1)`` by 16 Gauss-Hermite nodes, ``h``
+    the binary entropy in nats, ``m`` the margin and ``w = ‖φ‖_{H⁻¹}`` its posterior standard deviation, ``H`` the
+    logistic loss's Hessian: the Fisher-weighted ``V``, which grows with every pick.  The first factor is BALD (Houlsby
+    et al., arXiv 1112.5745).  ``decisive=False`` is BALD alone.
+    """
+
+    space: FeatureSpace = _FISHER
+    decisive: bool = True
+
+    reads = frozenset[Quantity](["width", "reward"])
+    source = "BALD of Houlsby et al., arXiv 1112.5745, by the chance of a decided answer"
+
+    def __post_init__(self) -> None:
+        _only("decisive-bald", self.space, metric="full", weight="fisher")
+
+    @property
+    def summary(self) -> str:
+        """The rule and its space."""
+        rule = "picks the label of greatest information about its margin under the Laplace posterior"
+        return "; ".join([rule + (", times how decided it will be" if self.decisive else ""), *self.space.described()])
+
+    def worth(self, margins: Tensor, widths: Tensor) -> Tensor:
+        """Return the score of margins with these posterior standard deviations."""
+        nodes, weights = hermegauss(16)
+        margins = -margins.abs()  # the worth is even, and shares near 0 keep the digits that those near 1 lose
+        information, mean, decided = torch.zeros_like(margins), torch.zeros_like(margins), torch.zeros_like(margins)
+        for z, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True):
+            drawn = margins + widths * z
+            mean = mean + weight * torch.sigmoid(drawn)
+            information = information - weight * _entropy(drawn)
+            decided = decided + weight * torch.tanh(drawn.abs() / 2)  # |2σ - 1|
+        information = (information - torch.xlogy(mean, mean) - (1 - mean) * torch.log1p(-mean)).clamp(min=0)
+        return information * decided if self.decisive else information
+
+    def _score(self, pool: Pool, residual: Tensor) -> Tensor:
+        return self.worth(pool.margins, (residual / pool.features.ridge / slope(pool.margins)).sqrt())
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return the score before any pick."""
+        return self._score(pool, pool.features.residuals)
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` duels, each the best given those before it."""
+        ties = _ties(pool, key)
+        return greedy(pool.features, count, pool.available, ties, score=lambda left, _: self._score(pool, left))
+
+
+def _entropy(margins: Tensor) -> Tensor:
+    """Return ``h(σ(m)) = softplus(-|m|) + |m| σ(-|m|)`` in nats."""
+    size = margins.abs()
+    return torch.nn.functional.softplus(-size) + size * torch.sigmoid(-size)
+
+
+@dataclass(frozen=True)
+class Stochastic(ScoreStrategy):
+    """A rule by score, as a stochastic batch: ``log score + Gumbel noise / power``, the largest first (Kirsch et al.).
+
+    So duels are drawn one by one, without replacement, with probability ∝ ``score^power``, from the scores before any
+    pick: a batch that does not repeat itself costs one look.  ``by="rank"`` puts ``1/rank`` in the score's place: for
+    scores that may be negative, or several.
+    """
+
+    rule: ScoreStrategy
+    power: float = 1.0
+    by: Literal["score", "rank"] = "score"
+
+    source = "Kirsch et al., Stochastic Batch Acquisition, arXiv 2106.12059"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, ScoreStrategy):
+            raise InputError(f"a stochastic batch needs a rule by score, got {type(self.rule).__name__}")
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise InputError(f"the power must be positive and finite, got {self.power}")
+
+    @property
+    def space(self) -> FeatureSpace:  # type: ignore[override]  # the wrapped rule's
+        """The rule's."""
+        return self.rule.space
+
+    @property
+    def reads(self) -> frozenset[Quantity]:  # type: ignore[override]  # the wrapped rule's
+        """The rule's."""
+        return self.rule.reads
+
+    @property
+    def summary(self) -> str:
+        """The rule's, and what is drawn."""
+        shares = "score" if self.by == "score" else "1/rank"
+        return f"draws a batch with probability ∝ ({shares})^{self.power:g} of a rule that {self.rule.summary}"
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        """Return perturbed log scores."""
+        scores = self.rule.scores(pool, key)
+        if self.by == "rank":
+            scores = (scores,) if isinstance(scores, Tensor) else scores
+            scores = tuple(torch.where(pool.available, values, 0) for values in scores)
+            order = largest_first(pool.available.to(torch.int8), *scores, -_ties(pool, key))
+            place = torch.arange(1, order.shape[-1] + 1, dtype=torch.float64, device=order.device)
+            logs = torch.zeros(order.shape, dtype=place.dtype, device=order.device)
+            logs = logs.scatter(-1, order, -place.log().expand(order.shape))
+        elif isinstance(scores, Tensor) and not bool((pool.available & (scores < 0)).any()):
+            logs = scores.double().log()
+        else:
+            raise InputError(f"{type(self.rule).__name__}'s scores may be negative, or are several: set by='rank'")
+        uniform = key.fold_in("power").uniform(pool.duels.count).clamp(1e-300, 1 - 1e-16)
+        return logs - (-uniform.log()).log() / self.power
+
+
+@dataclass(frozen=True)
+class Ceiling(Strategy):
+    """The rule that knows the truth: greedy on the true reduction of the target margins' squared error.  No real rule.
+
+    Adding a duel of answer ``y`` moves the fit by one Newton step, so target margin ``f`` by ``h_f (y - σ(m)) g`` with
+    ``h_f = ⟨f, φ⟩_{H⁻¹}``, ``g = 1/(1 + σ'(m) ‖φ‖²_{H⁻¹})``, ``H`` the loss's Hessian.  With ``a = E[y] - σ(m)`` and
+    ``Var y`` the oracle's, and ``d_f`` the true margin less the fitted one, the expected squared error falls by
+
+        ``2 a g Σ_f d_f h_f - g² (a² + Var y) Σ_f h_f²``.
+
+    The best duel is picked, margins move by what is expected of it, ``H`` grows, and so on.  It knows the reward and
+    the oracle's probabilities, not which way a label will fall; it looks one label ahead, so a cleverer rule that knows
+    as much could do better still.
+    """
+
+    space: FeatureSpace = _FISHER
+
+    reads = frozenset[Quantity](["width", "reward", "target", "truth"])
+    summary = (
+        "knows the truth, as no real rule does: picks the label that most lowers the true squared error of the "
+        "target's margins, expected over its answer; the ceiling for the others"
+    )
+    source = "a reference of this project's"
+
+    def __post_init__(self) -> None:
+        _only("the ceiling", self.space, metric="full", weight="fisher")
+
+    def select(self, pool: Pool, count: int, key: Key) -> Tensor:
+        """Return ``count`` duels, each the best given what is expected of those before it."""
+        margins, ties, ridge = pool.margins, _ties(pool, key), pool.features.ridge
+        root, facing_root = slope(margins, pool.ties).sqrt(), slope(pool.target_margins, pool.ties).sqrt()
+        missing = pool.truth.margins - pool.target_margins
+        facing = Facing(pool.features, pool.target, count, facing_root.square().reciprocal())
+        free, picks = pool.available, list[Tensor]()
+        for step in range(count):
+            gain = ridge / (ridge + facing.residual)
+            surprise = pool.truth.outcome - expected(margins, pool.ties)
+            towards = facing.times(missing / facing_root) / (ridge * root)
+            spread = facing.squares / (ridge * root).square()
+            falls = 2 * surprise * gain * towards - gain.square() * (surprise.square() + pool.truth.variance) * spread
+            picks.append(best(falls, free, ties))
+            if step == count - 1:
+                break
+            index = picks[-1].unsqueeze(-1)
+            free = free.scatter(-1, index, False)
+            moved = (surprise * gain / (ridge * root)).gather(-1, index)
+            missing = missing - moved * facing.row(picks[-1]) / facing_root
+            margins = margins + moved * facing.column(picks[-1]) / root
+            facing.add(picks[-1])
+        return torch.stack(picks, -1)
 
 
 @dataclass(frozen=True)
@@ -345,12 +808,7 @@ class _TwoArms(ScoreStrategy):
         """Rank duels within their prompt by ``preference``; order first by rank, then by width."""
         preference = torch.where(pool.available, self.preference(pool, key), -torch.inf)
         shuffle = -_ties(pool, key)  # equal preferences are ranked at random
-        order = largest_first(-pool.prompts, pool.available.to(torch.int8), preference, shuffle)
-        sorted_prompts = pool.prompts.gather(-1, order)
-        place = torch.arange(order.shape[-1], device=order.device)
-        start = torch.searchsorted(sorted_prompts.contiguous(), sorted_prompts.contiguous())
-        rank = torch.zeros_like(order).scatter(-1, order, place - start)
-        return -rank, pool.widths
+        return -pool.rank(pool.available.to(torch.int8), preference, shuffle), pool.widths
 
     @abstractmethod
     def preference(self, pool: Pool, key: Key) -> Float[Tensor, "*r n"]:
@@ -480,6 +938,8 @@ def _check(strategy: object) -> None:
         raise InputError("a strategy says in one line what it does; set summary")
     if unknown := set(strategy.reads) - set(get_args(Quantity)):
         raise InputError(f"reads names {', '.join(sorted(unknown))}; choose from {', '.join(get_args(Quantity))}")
+    if "width" not in strategy.reads and (without := set(strategy.reads) & {"response width", "target"}):
+        raise InputError(f"reads names {' and '.join(sorted(without))} without width, whose V they are seen through")
 
 
 STRATEGIES = Registry[Strategy]("strategy", _check)
@@ -487,6 +947,7 @@ STRATEGIES = Registry[Strategy]("strategy", _check)
 
 for _name, _strategy in {
     "random": Random(),
+    "random-per-prompt": RandomPerPrompt(),
     "activedpo": ActiveDPO(),
     "activedpo-initial": ActiveDPO(FeatureSpace(gradients="initial")),
     "activedpo-stale": ActiveDPO(FeatureSpace(gradients="stale")),
@@ -507,5 +968,18 @@ for _name, _strategy in {
     "colstim": CoLSTIM(),
     "delta-ucb": DeltaUCB(),
     "drts": DRTS(),
+    "dissimilar": Dissimilar(),
+    "k-centre": KCentre(),
+    "max-herding": MaxHerding(),
+    "policy-trace": PolicyTrace(),
+    "policy-trace-target": PolicyTraceTarget(),
+    "delta-logdet": DeltaLogDet(),
+    "delta-logdet-responses": DeltaLogDet(widths="responses"),
+    "delta-logdet-20%": DeltaLogDet(quantile=0.2),
+    "decisive-bald": DecisiveBALD(),
+    "activedpo-power": Stochastic(ActiveDPO()),
+    "decisive-bald-power": Stochastic(DecisiveBALD()),
+    "label-entropy-power": Stochastic(LabelEntropy(), by="rank"),
+    "ceiling": Ceiling(),
 }.items():
     STRATEGIES.register(_name, _strategy)

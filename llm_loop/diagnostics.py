@@ -5,7 +5,6 @@ Numbers in, numbers out; knows nothing of models or files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.design import Posterior
+from bandits.core.greedy import gains
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Reasons:
     """Why duels were picked, or not: one number per duel on offer."""
 
     gain: Float[Tensor, " n"]
-    """``log(1 + ‖φ‖²_{V⁻¹})`` in nats; of a pick, given the picks before it, so that they sum to the batch's"""
+    """what the duel adds to ``log det V`` in nats, ``V`` as the strategy's metric keeps it; of a pick, given the picks
+    before it, so that they sum to the batch's"""
     nearest: Int64[Tensor, " n"]
     """the picked duel of this round with the largest cosine, another one than itself (itself, if it is the only one)"""
     cosine: Float[Tensor, " n"]
@@ -29,13 +30,9 @@ class Reasons:
 
 def reasons(pool: Posterior, picks: Int64[Tensor, " b"]) -> Reasons:
     """Return the reasons of all duels of a pool, given the picks in their order."""
-    chosen = pool.rows.take(picks)
-    seen = pool.projections[:, picks]
-    gram = pool.rows.inner(chosen) - pool.projections.mT @ seen  # (n, b), times ridge the inner products in V⁻¹
-    own = gram[picks]
-    steps = torch.linalg.cholesky(own + pool.ridge * torch.eye(len(picks), dtype=own.dtype)).diagonal()
-    gain = torch.log1p(pool.widths.square())
-    gain[picks] = 2 * steps.log() - math.log(pool.ridge)
+    gram = pool.inner(pool.take(picks))  # (n, b), times ridge the inner products in V⁻¹
+    gain, taken = gains(pool, picks)
+    gain[picks] = taken
     norms = pool.residuals.sqrt()
     scale = norms.unsqueeze(-1) * norms[picks]
     cosine = torch.where(scale > 0, gram / scale, 0.0).abs().clamp(max=1)

@@ -201,6 +201,15 @@ class TestRows:
             CountSketch.draw(10, 0, Key(0))
 
 
+@pytest.mark.parametrize(("lead", "n"), [((), 1024), ((2,), 1333), ((), 1023)])
+def test_a_large_gram_matrix_is_the_plain_product(lead, n):
+    """By stripes from 1,024 rows on, mirrored; an equal set that is another object is multiplied plainly."""
+    values = rows(0, n, 3, lead)
+    one = Dense(values)
+    torch.testing.assert_close(one.inner(one), values @ values.mT, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.inner(one), one.inner(Dense(values)), rtol=1e-12, atol=1e-12)
+
+
 class TestDesign:
     @pytest.mark.parametrize(
         ("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128), (PrimalDesign, 128)]

@@ -221,6 +221,15 @@ class TestCommand:
         assert "A small row" in capsys.readouterr().out
 
 
+def test_the_trace_row_is_checked_against_the_naive_batch():
+    answer = batches.trace(200, 16, 30, 5)()
+    small = {"ours": answer}
+    assert batches.check_trace(small).passed
+    assert not batches.check_trace({"ours": answer | {"small": answer["small"].flip(0)}}).passed
+    pool, past = batches.gaussian(200, 16, "pool"), batches.gaussian(30, 16, "past")
+    assert answer["picks"].tolist() == batches.naive_trace(pool, past, 5)
+
+
 class TestFastPaths:
     @given(
         seed=st.integers(0, 10**6),

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from test_llm_models import tiny
 
 import bandits.runs.files
-from bandits.core.design import GramDesign
+from bandits.core.design import Design, GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import Noiseless
@@ -568,6 +568,16 @@ class TestReasons:
             after = V + torch.outer(rows[p], rows[p])
             assert float(got.gain[p]) == pytest.approx(float(torch.logdet(after) - torch.logdet(V)))
             V = after
+
+    @pytest.mark.parametrize("metric", ["diagonal", "identity"])
+    def test_the_strategys_own_metric_counts(self, metric):
+        """With V's diagonal, gains are those of its product; with no V, a pick takes nothing from the next."""
+        rows = torch.stack([torch.tensor([2.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, 1.0])]).double()
+        seen = Design.of(Dense(rows), 0.5, metric).condition(Dense(rows))
+        got = reasons(seen, torch.tensor([0, 1]))
+        first = math.log1p(4 / 0.5) + math.log1p(1 / 0.5) if metric == "diagonal" else math.log1p(5 / 0.5)
+        both = math.log1p(8 / 0.5) + math.log1p(2 / 0.5) if metric == "diagonal" else 2 * first
+        assert got.gain.tolist() == pytest.approx([first, both - first])
 
     def test_a_zero_feature_is_like_nothing(self):
         rows = Key(1).normal(4, 6)

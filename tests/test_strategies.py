@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandits.core.design import GramDesign
-from bandits.core.duels import Duels
+from bandits.core.duels import Duels, Truth
 from bandits.core.errors import InputError
 from bandits.core.oracles import slope
 from bandits.core.registry import fingerprint
@@ -36,6 +36,15 @@ from bandits.selector import (
 
 PROMPTS, RESPONSES, DIM = 5, 3, 6
 LUCK = Key(11, (0, 1))
+PARTS = {
+    "width": "posterior",
+    "reward": "item_rewards",
+    "entropy": "prompt_entropy",
+    "response width": "item_posterior",
+    "target": "target_posterior",
+    "truth": "known",
+}
+"""Where a pool keeps what is read of it."""
 every = pytest.mark.parametrize("name", list(STRATEGIES))
 
 
@@ -51,17 +60,34 @@ def make_pool(seed: int, selves: bool = False, prompts: int = PROMPTS) -> Pool:
     available[:, :3] = True
     entropy = torch.from_numpy(rng.random((2, prompts)))
     seen = design.condition(Dense(gradients).differences(duels))
-    return Pool(duels, available, RESPONSES, seen, rewards, entropy)
+    asked = ~available & torch.from_numpy(rng.random((2, duels.count)) < 0.7)
+    outcome = torch.from_numpy(rng.random((2, duels.count)))
+    return Pool(
+        duels,
+        available,
+        RESPONSES,
+        seen,
+        rewards,
+        entropy,
+        asked,
+        design.condition(Dense(gradients)),
+        design.condition(Dense(torch.from_numpy(rng.standard_normal((2, 7, DIM))))),
+        torch.from_numpy(rng.standard_normal((2, 7))),
+        Truth(outcome, outcome * (1 - outcome), torch.from_numpy(rng.standard_normal((2, 7)))),
+    )
 
 
 def reordered(pool: Pool, order: torch.Tensor) -> Pool:
     """The same duels in another order."""
     index = order.expand(2, -1)
-    seen = dataclasses.replace(
-        pool.features, rows=pool.features.rows.take(index), projections=pool.features.projections[..., order]
-    )
+    truth = pool.truth
     return dataclasses.replace(
-        pool, duels=pool.duels.take(index), posterior=seen, available=pool.available.gather(-1, index)
+        pool,
+        duels=pool.duels.take(index),
+        posterior=pool.features.take(index),
+        available=pool.available.gather(-1, index),
+        asked=pool.asked.gather(-1, index),
+        known=Truth(truth.outcome.gather(-1, index), truth.variance.gather(-1, index), truth.margins),
     )
 
 
@@ -72,7 +98,18 @@ def turned(pool: Pool) -> Pool:
         rows=pool.features.rows.scaled(-torch.ones_like(pool.margins)),
         projections=-pool.features.projections,
     )
-    return dataclasses.replace(pool, duels=Duels(pool.duels.second, pool.duels.first), posterior=seen)
+    known = dataclasses.replace(pool.truth, outcome=1 - pool.truth.outcome)
+    return dataclasses.replace(pool, duels=Duels(pool.duels.second, pool.duels.first), posterior=seen, known=known)
+
+
+def alone(part, r: int):
+    """One replicate of a pool, or of anything in it."""
+    if isinstance(part, torch.Tensor):
+        return part[r : r + 1]
+    if not dataclasses.is_dataclass(part):
+        return part
+    fields = {field.name: alone(getattr(part, field.name), r) for field in dataclasses.fields(part)}
+    return type(part)(**fields)
 
 
 @every
@@ -95,20 +132,7 @@ class TestContract:
         pool = make_pool(2)
         both = select(pool, STRATEGIES[name], 4, LUCK)
         for r in range(2):
-            seen = dataclasses.replace(
-                pool.features,
-                rows=Dense(pool.features.rows.dense().values[r : r + 1]),
-                projections=pool.features.projections[r : r + 1],
-            )
-            alone = Pool(
-                Duels(pool.duels.first[r : r + 1], pool.duels.second[r : r + 1]),
-                pool.available[r : r + 1],
-                RESPONSES,
-                seen,
-                pool.rewards[r : r + 1],
-                pool.entropy[r : r + 1],
-            )
-            assert torch.equal(select(alone, STRATEGIES[name], 4, LUCK.only(r))[0], both[r])
+            assert torch.equal(select(alone(pool, r), STRATEGIES[name], 4, LUCK.only(r))[0], both[r])
 
     def test_sides_and_common_shifts_do_not_matter(self, name):
         """Exchanging a duel's sides, or adding c(x) to the rewards of a prompt, changes no pick."""
@@ -121,9 +145,9 @@ class TestContract:
             assert torch.equal(select(moved, STRATEGIES[name], 4, LUCK), plain)
 
     def test_the_order_of_the_pool_does_not_matter(self, name):
-        """But for the strategies that draw per duel: Random (its ties)."""
-        if name == "random":
-            pytest.skip("Random's draw belongs to the position in the pool")
+        """But for the strategies that draw per duel."""
+        if name.startswith("random") or name.endswith("-power"):
+            pytest.skip("its draw belongs to the position in the pool")
         pool = make_pool(3)
         order = torch.from_numpy(np.random.default_rng(0).permutation(pool.duels.count))
         picks = select(reordered(pool, order), STRATEGIES[name], 4, LUCK)
@@ -313,20 +337,16 @@ class TestChecks:
     def test_a_strategy_needs_no_more_than_it_says(self, name):
         pool, strategy = make_pool(7), STRATEGIES[name]
         read = dataclasses.replace(
-            pool,
-            posterior=pool.posterior if "width" in strategy.reads else None,
-            item_rewards=pool.item_rewards if "reward" in strategy.reads else None,
-            prompt_entropy=pool.prompt_entropy if "entropy" in strategy.reads else None,
+            pool, **{PARTS[quantity]: None for quantity in PARTS if quantity not in strategy.reads}
         )
         assert torch.equal(select(read, strategy, 4, LUCK), select(pool, strategy, 4, LUCK))
 
     @every
     def test_each_quantity_that_is_declared_is_read(self, name):
         pool, strategy = make_pool(7), STRATEGIES[name]
-        parts = {"width": "posterior", "reward": "item_rewards", "entropy": "prompt_entropy"}
         for quantity in strategy.reads:
             with pytest.raises(InputError, match=f"reads {quantity} without saying so"):
-                select(dataclasses.replace(pool, **{parts[quantity]: None}), strategy, 4, LUCK)
+                select(dataclasses.replace(pool, **{PARTS[quantity]: None}), strategy, 4, LUCK)
 
 
 class TestRegistry:
@@ -352,12 +372,16 @@ class TestRegistry:
             summary = "two\nlines"
 
         class Curious(Given):
-            reads = frozenset({"truth"})
+            reads = frozenset({"mood"})
+
+        class Blind(Given):
+            reads = frozenset({"target"})
 
         for strategy, words in (
             (Silent(()), "set summary"),
             (Wordy(()), "in one line"),
-            (Curious(()), "reads names truth"),
+            (Curious(()), "reads names mood"),
+            (Blind(()), "reads names target without width"),
             (Given, "inherits from Strategy, got <class"),
         ):
             with pytest.raises(InputError, match=f"strategy 'mine': .*{words}"):
@@ -371,7 +395,7 @@ class TestRegistry:
     def test_every_strategy_says_what_it_does_and_where_it_comes_from(self, name):
         strategy = STRATEGIES[name]
         assert len(strategy.summary) > 20
-        assert strategy.source or name in ("random", "label-entropy")
+        assert strategy.source or name in ("random", "random-per-prompt", "label-entropy")
 
     def test_no_two_strategies_say_the_same(self):
         said = [(s.summary, s.source) for s in STRATEGIES.values()]

@@ -58,7 +58,8 @@ class Posterior:
 
     def inner(self, other: Posterior) -> Float[Tensor, "*r n m"]:
         """Return ``ridge·⟨φ_i, φ'_j⟩_{V⁻¹}`` with all rows of another posterior of the same ``V``."""
-        return self.rows.inner(other.rows) - self.projections.mT @ other.projections
+        seen = Dense(self.projections.mT)
+        return self.rows.inner(other.rows) - seen.inner(seen if other is self else Dense(other.projections.mT))
 
     def column(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r n"]:
         """Return ``ridge·⟨φ_i, φ_pick⟩_{V⁻¹}`` for all ``i``, one pick per replicate."""

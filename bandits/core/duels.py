@@ -98,17 +98,42 @@ I = TypeVar("I", bound=Items)  # noqa: E741
 
 
 @dataclass(frozen=True, eq=False)
+class Target(Generic[I]):
+    """Duels whose margins the labels are to make known, such as those of held-out prompts; they are never asked."""
+
+    items: I
+    duels: Duels
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What no rule for real labels may know, for reference rules alone: what will be answered, and what is aimed at.
+
+    ``outcome`` and ``variance`` are the mean and variance of the label of each duel on offer, ``margins`` the true
+    reward differences of the target's duels, in log-odds.
+    """
+
+    outcome: Float[Tensor, "*r k"]
+    variance: Float[Tensor, "*r k"]
+    margins: Float[Tensor, "*r m"]
+
+
+@dataclass(frozen=True, eq=False)
 class Offer(Generic[I]):
     """What a round offers: a table of items, duels of it, and which of them may be asked.
 
     ``lasting`` says that every round offers this very table and that duels may be asked again: the history then keeps
-    the table once.
+    the table once.  ``asked`` tells which of these duels earlier rounds asked (none, if it is missing).  ``target`` and
+    ``truth`` are there if the arena says that it has them.
     """
 
     items: I
     duels: Duels
     available: Bool[Tensor, "*r k"]
     lasting: bool = False
+    asked: Bool[Tensor, "*r k"] | None = None
+    target: Target[I] | None = None
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True, eq=False)

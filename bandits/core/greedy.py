@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -9,9 +12,17 @@ from torch import Tensor
 from bandits.core.design import Posterior, factorised
 from bandits.core.duels import gather
 
+Score = Callable[[Float[Tensor, "*r n"], Bool[Tensor, "*r n"]], Tensor]
+"""What a row is worth, from ``ridge·‖φ‖²_{V⁻¹}`` and from which rows are gone."""
+
 
 def greedy(
-    pool: Posterior, count: int, available: Bool[Tensor, "*r n"], ties: Float[Tensor, "*r n"], update: bool = True
+    pool: Posterior,
+    count: int,
+    available: Bool[Tensor, "*r n"],
+    ties: Float[Tensor, "*r n"],
+    update: bool = True,
+    score: Score | None = None,
 ) -> Int64[Tensor, "*r count"]:
     """Pick ``count`` rows, each time ``argmax ‖φ‖_{V⁻¹}``, then ``V ← V + φφᵀ`` at once (unless not ``update``).
 
@@ -20,9 +31,11 @@ def greedy(
     factorisation of the conditioned Gram matrix: with ``w = column/√(ridge + residual)`` every residual falls by
     ``w²``.
     Cost ``O(count · n · (d + S + count))``; one large pool costs less, see :func:`_front`.  Equal widths are decided by
-    the larger tie number.
+    the larger tie number.  ``score`` puts another worth in the width's place, with the same ``V`` (full metric only).
     """
     residual = pool.residuals
+    if score is not None:
+        return _steps(pool, residual, count, available, ties, update, score=score)[0]
     if not update or pool.metric == "identity":
         return _steps(pool, residual, count, available, ties, False)[0]
     if pool.metric == "diagonal":
@@ -45,6 +58,66 @@ def greedy(
     return torch.cat([picked, rest], -1)
 
 
+class Facing:
+    """The inner products ``G`` of a pool's rows with target rows, under a ``V`` that grows by picks from the pool.
+
+    ``G`` is formed once, ``O(n m (d + S))``; after ``t`` picks it is ``G - A Bᵀ`` with ``t`` columns, so a pick costs
+    one product of ``G`` with a vector, and, if the target is not the pool itself, one pass over the pool's rows.  Both
+    posteriors must be of one ``V``, whose metric is full.  All inner products are ``ridge`` times those in ``V⁻¹``.
+    """
+
+    def __init__(self, pool: Posterior, target: Posterior, count: int, weights: Float[Tensor, "*r m"] | None) -> None:
+        """Begin with the posteriors' ``V``; at most ``count`` rows will be added, ``weights`` are the target rows'."""
+        self.pool, self.ridge, self.residual = pool, pool.ridge, pool.residuals
+        self._block = pool.inner(target)
+        self._weights = torch.ones_like(self._block[..., 0, :]) if weights is None else weights
+        self.squares = (self._block.square() @ self._weights.unsqueeze(-1)).squeeze(-1)
+        """``Σ_f weight_f ⟨φ, f⟩²`` of every row of the pool"""
+        self._ours = self.residual.new_zeros((*self.residual.shape, count))
+        self._same = target is pool
+        self._theirs = self._ours if self._same else self.residual.new_zeros((*self._weights.shape, count))
+        self._added = 0
+
+    def times(self, vector: Float[Tensor, "*r m"]) -> Float[Tensor, "*r n"]:
+        """Return ``G`` times a vector over the target."""
+        column, t = vector.unsqueeze(-1), self._added
+        return (self._block @ column - self._ours[..., :t] @ (self._theirs[..., :t].mT @ column)).squeeze(-1)
+
+    def row(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r m"]:
+        """Return the inner products of one row of the pool with the target."""
+        index, t = pick.unsqueeze(-1), self._added
+        return (gather(self._block, index).mT - self._theirs[..., :t] @ gather(self._ours[..., :t], index).mT).squeeze(
+            -1
+        )
+
+    def column(self, pick: Int64[Tensor, "*r"]) -> Float[Tensor, "*r n"]:
+        """Return the inner products of one row of the pool with the whole pool."""
+        if self._same:
+            return self.row(pick)
+        index, t = pick.unsqueeze(-1), self._added
+        return self.pool.column(pick) - (self._ours[..., :t] @ gather(self._ours[..., :t], index).mT).squeeze(-1)
+
+    def add(self, pick: Int64[Tensor, "*r"]) -> None:
+        """Let ``V ← V + φφᵀ`` with one row of the pool."""
+        scale = (self.ridge + self.residual.gather(-1, pick.unsqueeze(-1))).sqrt()
+        theirs = self.row(pick) / scale
+        ours = theirs if self._same else self.column(pick) / scale
+        weighed = self._weights * theirs
+        shared = (theirs * weighed).sum(-1, keepdim=True)
+        self.squares = (self.squares - 2 * ours * self.times(weighed) + ours.square() * shared).clamp(min=0)
+        self.residual = (self.residual - ours.square()).clamp(min=0)
+        self._ours[..., self._added], self._theirs[..., self._added] = ours, theirs
+        self._added += 1
+
+    @property
+    def lowered(self) -> Float[Tensor, "*r n"]:
+        """By how much each row of the pool, added to ``V``, would lower ``Σ_f weight_f ‖f‖²_{V⁻¹}``.
+
+        ``Σ_f weight_f ⟨f, φ⟩²_{V⁻¹} / (1 + ‖φ‖²_{V⁻¹})``, by Sherman and Morrison.
+        """
+        return self.squares / (self.ridge + self.residual) / self.ridge
+
+
 def greedy_trace(
     pool: Posterior,
     target: Posterior,
@@ -55,42 +128,44 @@ def greedy_trace(
 ) -> tuple[Int64[Tensor, "*r count"], Float[Tensor, "*r count"]]:
     """Pick ``count`` rows, each the one that most lowers ``Σ_f weight_f ‖f‖²_{V⁻¹}`` over target rows ``f``.
 
-    By Sherman and Morrison adding ``φ`` to ``V`` lowers that sum by ``Σ_f weight_f ⟨f, φ⟩²_{V⁻¹} / (1 + ‖φ‖²_{V⁻¹})``:
-    greedy V-optimality, or, with ``Σ_f weight_f f fᵀ = I``, the A-optimality ``tr(I V⁻¹)`` of arXiv 2606.19607.
-    Returns the picks and how much each lowers the sum.  Both posteriors must be of one ``V``, whose metric is full.
-
-    One block of inner products ``G`` between pool and target, ``O(n m (d + S))``, is formed once.  A pick then costs
-    one pass over it: with ``G_t = G - A Bᵀ`` after ``t`` picks, the squares of its rows change by a product of ``G``
-    with one vector.  If the target is the pool itself, a pick touches no row again.
+    Greedy V-optimality; with ``M = Σ_f weight_f f fᵀ`` it is the trace ``tr(M V⁻¹)`` of arXiv 2606.19607, lowered one
+    duel at a time.  Returns the picks and how much each lowers the sum.  Cost: see :class:`Facing`.
     """
-    block, residual, ridge = pool.inner(target), pool.residuals, pool.ridge
-    weigh = torch.ones_like(block[..., 0, :]) if weights is None else weights
-    squares = (block.square() @ weigh.unsqueeze(-1)).squeeze(-1)
-    ours = residual.new_zeros((*residual.shape, count))
-    theirs = ours if target is pool else weigh.new_zeros((*weigh.shape, count))
+    facing = Facing(pool, target, count, weights)
     picks: list[Tensor] = []
     lowered: list[Tensor] = []
     for step in range(count):
-        values = squares / (ridge + residual)
-        pick = best(values, available, ties)
-        index = pick.unsqueeze(-1)
-        picks.append(pick)
-        lowered.append(values.gather(-1, index).squeeze(-1) / ridge)
-        if step == count - 1:
-            break
-        available = available.scatter(-1, index, False)
-        scale = (ridge + residual.gather(-1, index)).sqrt()
-        mine = gather(ours[..., :step], index).mT
-        theirs[..., step] = (gather(block, index).mT - theirs[..., :step] @ mine).squeeze(-1) / scale
-        if target is not pool:
-            ours[..., step] = (pool.column(pick) - (ours[..., :step] @ mine).squeeze(-1)) / scale
-        mine, facing = ours[..., step], theirs[..., step]
-        weighed = (weigh * facing).unsqueeze(-1)
-        along = block @ weighed - ours[..., :step] @ (theirs[..., :step].mT @ weighed)
-        squares = squares - 2 * mine * along.squeeze(-1) + mine.square() * (facing.unsqueeze(-2) @ weighed).squeeze(-1)
-        squares = squares.clamp(min=0)
-        residual = (residual - mine.square()).clamp(min=0)
+        values = facing.lowered
+        picks.append(best(values, available, ties))
+        index = picks[-1].unsqueeze(-1)
+        lowered.append(values.gather(-1, index).squeeze(-1))
+        if step < count - 1:
+            available = available.scatter(-1, index, False)
+            facing.add(picks[-1])
     return torch.stack(picks, -1), torch.stack(lowered, -1)
+
+
+def gains(pool: Posterior, picks: Int64[Tensor, "*r count"]) -> tuple[Float[Tensor, "*r n"], Float[Tensor, "*r count"]]:
+    """Return what every row alone would add to ``log det V`` in nats, and what each pick added after those before it.
+
+    ``V`` is what the metric keeps of it: ``log(1 + ‖φ‖²_{V⁻¹})``; with the diagonal ``Σ_k log(1 + φ_k²/V_kk)``; with
+    the identity the first of these for the picks, too, since none of them changes ``V``.
+    """
+    alone = torch.log1p(pool.residuals / pool.ridge)
+    chosen = pool.take(picks)
+    match pool.metric:
+        case "identity":
+            return alone, alone.gather(-1, picks)
+        case "diagonal":
+            added = chosen.rows.dense().values.square() / pool.ridge
+            grown = torch.log1p(added.cumsum(-2)).sum(-1)
+            alone = torch.log1p(pool.rows.dense().values.square() / pool.ridge).sum(-1)
+            return alone, grown.diff(dim=-1, prepend=torch.zeros_like(grown[..., :1]))
+        case "full":
+            own = chosen.inner(chosen)
+            own.diagonal(dim1=-2, dim2=-1).add_(pool.ridge)
+            steps = factorised(own, pool.ridge).diagonal(dim1=-2, dim2=-1)
+            return alone, 2 * steps.log() - math.log(pool.ridge)
 
 
 def _diagonal(
@@ -154,6 +229,7 @@ def _steps(
     ties: Float[Tensor, "*r n"],
     update: bool,
     known: Float[Tensor, "*r n k"] | None = None,
+    score: Score | None = None,
 ) -> tuple[Int64[Tensor, "*r count"], Float[Tensor, "*r count"]]:
     """Pick step by step; return the picks and their residuals when picked.  ``known`` are earlier picks' columns."""
     taken = ~available
@@ -163,7 +239,7 @@ def _steps(
     if known is not None:
         factor[..., :start] = known
     for step in range(start, start + count):
-        pick = best(residual, ~taken, ties)
+        pick = best(residual if score is None else score(residual, taken), ~taken, ties)
         index = pick.unsqueeze(-1)
         picks.append(pick)
         values.append(residual.gather(-1, index).squeeze(-1))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bandits.core.duels import Duels, Offer, gather
+from bandits.core.duels import Duels, Offer, Target, Truth, gather
 from bandits.core.errors import InputError
 from bandits.core.oracles import BTL, Oracle
 from bandits.core.rng import Key
@@ -184,14 +184,30 @@ def answer(
     return torch.where(duels.first <= duels.second, share, 1 - share)
 
 
+def foreseen(
+    oracle: Oracle, rewards: Float[Tensor, "*r n"], duels: Duels, responses: int
+) -> tuple[Float[Tensor, "*r b"], Float[Tensor, "*r b"]]:
+    """Return the mean and the variance of the label of each duel of a table."""
+    margin = duels.difference(rewards)
+    win = oracle.probability(margin, (duels.first % responses, duels.second % responses), responses)
+    tie = oracle.tie(margin)
+    mean = win + tie / 2
+    return mean, (win + tie / 4 - mean.square()).clamp(min=0)
+
+
 class SyntheticArena(Arena[Inputs]):
-    """Rounds of duels of a problem, in all its replicates at once, labelled by an oracle."""
+    """Rounds of duels of a problem, in all its replicates at once, labelled by an oracle.
+
+    The target are all duels of the held-out prompts, if there are any.
+    """
 
     def __init__(self, problem: Problem, oracle: Oracle | None = None) -> None:
         """Offer this problem."""
         self.problem, self.oracle = problem, oracle or BTL()
         self._duels = problem.duels
         self._asked: Bool[Tensor, "*r pairs"] | None = None
+        if problem.heldout:
+            self.knows = frozenset(("target", "truth"))
 
     def offer(self, round: int) -> Offer[Inputs]:
         """Begin a round; a duel of a fixed pool that was labelled is no longer available, unless it may be repeated."""
@@ -201,8 +217,14 @@ class SyntheticArena(Arena[Inputs]):
         if self._asked is None or round == 0 or problem.fresh or problem.repeats:
             pairs = problem.prompts * problem.responses**2
             self._asked = torch.zeros((*self._rewards.shape[:-1], pairs), dtype=torch.bool, device=self._rewards.device)
-        available = ~self._asked.gather(-1, self._pair(self._duels))
-        return Offer(items, self._duels, available, lasting=problem.repeats and not problem.fresh)
+        asked = self._asked.gather(-1, self._pair(self._duels))
+        lasting = problem.repeats and not problem.fresh
+        if not problem.heldout:
+            return Offer(items, self._duels, ~asked, lasting, asked)
+        heldout, rewards = problem.heldout_table()
+        duels = Duels.within(problem.heldout, problem.responses).to(rewards.device).expand(*rewards.shape[:-1])
+        truth = Truth(*foreseen(self.oracle, self._rewards, self._duels, problem.responses), duels.difference(rewards))
+        return Offer(items, self._duels, ~asked, lasting, asked, Target(heldout, duels), truth)
 
     def label(self, duels: Duels) -> Float[Tensor, "*r b"]:
         """Label duels of the offered table."""
