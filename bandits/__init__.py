@@ -5,6 +5,7 @@ The loop (:func:`play`) asks an :class:`Arena` for duels and labels, a :class:`L
 """
 
 from bandits._version import __version__
+from bandits.ask import Selector
 from bandits.core.duels import Duels, Items, Labelled, Offer
 from bandits.core.errors import InputError
 from bandits.core.oracles import BTL, ORACLES, Oracle, kappa
@@ -47,6 +48,7 @@ __all__ = [
     "Round",
     "Schedule",
     "ScoreStrategy",
+    "Selector",
     "Strategy",
     "SyntheticArena",
     "TangentLearner",
