@@ -150,7 +150,7 @@ class PoolArena(Arena[Table]):
     def offer(self, round: int) -> Offer[Table]:
         """Offer the whole pool."""
         self._round = round
-        return Offer(self.table, self.table.duels, self._free, lasting=True)
+        return Offer(self.table, self.table.duels, self._free, lasting=True, asked=~self._free)
 
     def label(self, duels: Duels) -> Tensor:
         """Return the round's answers; of the round that is being chosen, which has none yet, ties."""

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bandits.core.duels import Duels, Offer
+from bandits.core.duels import Duels, Offer, Target, Truth
 from bandits.core.errors import InputError
 from bandits.core.oracles import BTL, Oracle
 from bandits.core.rng import Key
 from bandits.loop import Arena
-from bandits.sim.problem import answer
+from bandits.sim.problem import answer, foreseen
 from llm_loop.data.chat import Prompt
 from llm_loop.models import Policy, Row
 from llm_loop.rewards.scorers import Scorer, checked
@@ -99,6 +99,7 @@ class TextArena(Arena[Completions]):
         self.spent: Counter[str] = Counter()
         """tokens by stage, as the policy's meter showed them when the last table began to be drawn"""
         self.round = -1
+        self.aim: tuple[Target[Completions], Tensor] | None = None
 
     def chosen_prompts(self, round: int) -> list[int]:
         """Return the round's training prompts: a random order, gone through again and again in new orders."""
@@ -140,7 +141,21 @@ class TextArena(Arena[Completions]):
         seen: dict[tuple[int, str], int] = {}
         first = torch.tensor([seen.setdefault((i // k, text), i) == i for i, text in enumerate(self.table.texts)])
         duels = Duels.within(self.prompts_per_round, k)
-        return Offer(self.table.items, duels, first[duels.first] & first[duels.second])
+        offer = Offer(self.table.items, duels, first[duels.first] & first[duels.second])
+        if self.aim is None:
+            return offer
+        target, margins = self.aim
+        return replace(offer, target=target, truth=Truth(*foreseen(self.oracle, self.rewards, duels, k), margins))
+
+    def aim_at(self, rows: Sequence[Row], rewards: Sequence[float], reference: Float[Tensor, " n"]) -> None:
+        """Offer a target: two fixed responses to each of some held-out prompts, with their scores, as duels.
+
+        ``reference`` are the rows' log-probabilities under the initial model.  The scorer is the truth.
+        """
+        items, duels = Completions(tuple(rows), 2, reference), Duels.within(len(rows) // 2, 2)
+        true = torch.tensor(rewards, dtype=torch.float64) / self.temperature
+        self.aim = Target(items, duels), duels.difference(true)
+        self.knows = frozenset(("target", "truth"))
 
     def label(self, duels: Duels) -> Float[Tensor, " b"]:
         """Label duels by the oracle; the uniform numbers are the round's, the same for every strategy."""

@@ -138,6 +138,8 @@ def play_on(setup: Setup, journal: Journal) -> None:
         )
         journal.append(first, policy)
     fixed = Fixed.of(setup, journal.rounds[0]["fixed"])
+    if setup.strategy.reads & {"target", "truth"}:
+        arena.aim_at(fixed.rows, fixed.rewards, learner.reference(fixed.rows))
     replay = [_recall(setup, journal, number) for number in range(1, len(journal.rounds))]
     # A width is judged against the margin's error, so a strategy that reads widths gets margins to be judged by.
     looks = alignment.diagnostics or "width" in setup.strategy.reads
