@@ -42,7 +42,7 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
     with _moved(policy, key):
         told = ""
         for drawing in DRAWINGS:
-            policy.route = Route(drawing, padded=False)
+            policy.route = Route(drawing, padded=False, shared=False, cached=False)
             try:
                 rows, logs = sample(policy, prompts, 2, decoding, key.fold_in("draws"), "check")
             except Exception as error:  # a fast way may break in any manner on a model it is not made for
@@ -56,9 +56,19 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
         else:
             raise InputError(f"the model cannot be used: {told}, against its own plain forward pass")
         policy.route = replace(policy.route, padded=_padding_agrees(policy, rows, plain, nats))
-        policy.route = replace(policy.route, hooked=_hooks_agree(policy, rows[-1:1:-2], share, key))
-    policy.meter.tokens.pop("check", None)
-    policy.meter.seconds.pop("check", None)
+        shared = policy.route.padded and _sharing_agrees(policy, rows, plain, nats, cached=False)
+        cached = shared and (not policy.trunk.there or _sharing_agrees(policy, rows, plain, nats, cached=True))
+        want = _gradients(policy, rows[-1:1:-2], key)
+        for hooked, keep, share_prompts in ((True, cached, shared), (True, False, shared), (True, False, False)):
+            policy.route = replace(policy.route, hooked=hooked, cached=keep, shared=share_prompts)
+            if _hooks_agree(policy, rows[-1:1:-2], want, share, key):
+                break
+        else:
+            policy.route = replace(policy.route, hooked=False, cached=cached, shared=shared)
+    policy.trunk.forget()
+    for stage in ("check", "below"):
+        policy.meter.tokens.pop(stage, None)
+        policy.meter.seconds.pop(stage, None)
     return policy.route
 
 
@@ -112,21 +122,34 @@ def _padding_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: 
     return bool((found - torch.cat(plain)).abs().max() <= nats)
 
 
-def _hooks_agree(policy: Policy, rows: list[Row], share: float, key: Key) -> bool:
-    """Whether gradients of a batch, taken by hooks, are those of autograd; both through one sketch.
-
-    Raises ``InputError`` if the model cannot be differentiated at all.
-    """
-    gradients = Gradients(policy, 1.0, "shift", 1024, key)
-    policy.route = replace(policy.route, hooked=False)
+def _sharing_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: float, cached: bool) -> bool:
+    """Whether rows behind a prompt that is read once, two a prompt, have the log-probabilities of the plain pass."""
+    before, policy.route = policy.route, replace(policy.route, shared=True, cached=cached)
     try:
-        want = gradients(rows, "check").values
+        with torch.no_grad():
+            found = policy.summed([rows[i : i + 2] for i in range(0, len(rows), 2)]).double().cpu()
+    except Exception:  # as above
+        return False
+    finally:
+        policy.route = before
+    off = (found - torch.stack([logs.sum() for logs in plain])).abs()
+    return bool((off <= nats * torch.tensor([len(logs) for logs in plain])).all())
+
+
+def _gradients(policy: Policy, rows: list[Row], key: Key) -> Tensor:
+    """Return gradients by autograd, row by row, by the slowest way; ``InputError`` if the model has none."""
+    policy.route = replace(policy.route, hooked=False, cached=False, shared=False)
+    try:
+        return Gradients(policy, 1.0, "shift", 1024, key)(rows, "check").values
     except Exception as error:  # as above
         reason = str(error).partition("\n")[0][:120]
         raise InputError(f"the model cannot be trained ({type(error).__name__}: {reason})") from None
-    policy.route = replace(policy.route, hooked=True)
+
+
+def _hooks_agree(policy: Policy, rows: list[Row], want: Tensor, share: float, key: Key) -> bool:
+    """Whether gradients of a batch, taken by hooks, are those of autograd; both through one sketch."""
     try:
-        found = gradients(rows, "check").values
+        found = Gradients(policy, 1.0, "shift", 1024, key)(rows, "check").values
     except Exception:  # as above
         return False
     norms = torch.linalg.vector_norm(want, dim=-1)

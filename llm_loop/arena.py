@@ -1,16 +1,18 @@
-"""Owns where duels of text come from: the current policy answers the round's prompts, a scorer's BTL oracle labels.
+"""Owns where duels of text come from, and that a scorer's BTL oracle labels them.
 
-Knows nothing of gradients, training or strategies.
+``TextArena``: the current policy answers the round's prompts.  ``FixedArena``: responses are there before the first
+label, the same for all strategies and seeds.  Knows nothing of gradients, training or strategies.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bandits.core.duels import Duels, Offer, Target, Truth
@@ -80,8 +82,9 @@ class TextArena(Arena[Completions]):
         oracle: Oracle | None = None,
         temperature: float = 1.0,
         prompt_tokens: int = 64,
+        note: Callable[[Completions], None] | None = None,
     ) -> None:
-        """Let the policy answer these prompts, some each round."""
+        """Let the policy answer these prompts, some each round; ``note`` is told what was drawn, while it is new."""
         if responses < 2:
             raise InputError(f"arena: a duel needs at least 2 responses per prompt, got {responses}")
         if prompts_per_round < 1:
@@ -92,6 +95,7 @@ class TextArena(Arena[Completions]):
         self.encoded = policy.encode(self.prompts, prompt_tokens)
         self.decoding, self.oracle = decoding or Decoding(), oracle or BTL()
         self.prompts_per_round, self.responses = prompts_per_round, responses
+        self.note = note
         self.temperature = temperature
         """divides the scorer's rewards, so that their differences are the oracle's log-odds"""
         self.tables: dict[int, Table] = {}
@@ -111,19 +115,35 @@ class TextArena(Arena[Completions]):
         first = start % len(self.prompts)
         return order[first : first + self.prompts_per_round]
 
-    def _draw(self, round: int) -> Table:
+    def draw(self, round: int) -> Table:
         """Let the current policy answer the round's prompts."""
-        self.spent = Counter(self.policy.meter.tokens)
         chosen = self.chosen_prompts(round)
         key = self.key.fold_in("responses", round)
         rows, logs = sample(
             self.policy, [self.encoded[i] for i in chosen], self.responses, self.decoding, key, "generate"
         )
-        texts = tuple(self.policy.decode(row.response) for row in rows)
-        asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
+        return self.scored(chosen, Completions(tuple(rows), self.responses, logs))
+
+    def answer(self, chosen: Sequence[int], draws: Sequence[tuple[int, Decoding]], key: Key) -> Table:
+        """Let the current policy answer training prompts: some responses each, by each of several ways of drawing."""
+        encoded = [self.encoded[i] for i in chosen]
+        parts = [
+            sample(self.policy, encoded, count, decoding, key.fold_in("part", i), "generate")
+            for i, (count, decoding) in enumerate(draws)
+        ]
+        counts = [count for count, _ in draws]
+        order = [(p, r * n + k) for r in range(len(chosen)) for p, n in enumerate(counts) for k in range(n)]
+        rows = tuple(parts[p][0][place] for p, place in order)
+        logs = torch.stack([parts[p][1][place] for p, place in order])
+        return self.scored(chosen, Completions(rows, sum(counts), logs))
+
+    def scored(self, chosen: Sequence[int], items: Completions) -> Table:
+        """Return a table of responses to training prompts, with their texts and true rewards."""
+        texts = tuple(self.policy.decode(row.response) for row in items.rows)
+        asked = [self.prompts[i] for i in chosen for _ in range(items.responses)]
         with self.policy.meter.stage("reward"):
             rewards = checked(self.scorer, asked, texts)
-        return Table(Completions(tuple(rows), self.responses, logs), texts, rewards, tuple(chosen))
+        return Table(items, texts, rewards, tuple(chosen))
 
     @property
     def table(self) -> Table:
@@ -137,15 +157,26 @@ class TextArena(Arena[Completions]):
         """
         self.round, k = round, self.responses
         if round not in self.tables:
-            self.tables[round] = self._draw(round)
+            self.spent = Counter(self.policy.meter.tokens)
+            self.tables[round] = self.draw(round)
+            if self.note:
+                self.note(self.tables[round].items)
+        self.offered()
         seen: dict[tuple[int, str], int] = {}
         first = torch.tensor([seen.setdefault((i // k, text), i) == i for i, text in enumerate(self.table.texts)])
         duels = Duels.within(self.prompts_per_round, k)
-        offer = Offer(self.table.items, duels, first[duels.first] & first[duels.second])
+        offer = Offer(self.table.items, duels, first[duels.first] & first[duels.second] & self.unasked(duels))
         if self.aim is None:
             return offer
         target, margins = self.aim
         return replace(offer, target=target, truth=Truth(*foreseen(self.oracle, self.rewards, duels, k), margins))
+
+    def offered(self) -> None:
+        """Take note that a round has begun."""
+
+    def unasked(self, duels: Duels) -> Bool[Tensor, " n"]:
+        """Return which duels of the round's table were not asked before; new responses make new duels."""
+        return torch.ones(duels.count, dtype=torch.bool)
 
     def aim_at(self, rows: Sequence[Row], rewards: Sequence[float], reference: Float[Tensor, " n"]) -> None:
         """Offer a target: two fixed responses to each of some held-out prompts, with their scores, as duels.
@@ -168,3 +199,62 @@ class TextArena(Arena[Completions]):
     def rewards(self) -> Float[Tensor, " n"]:
         """The true rewards of the offered table in log-odds, for evaluation only."""
         return self.table.rewards / self.temperature
+
+
+class FixedArena(TextArena):
+    """Rounds of duels between responses that were drawn once, from the initial model, before any label was bought.
+
+    ``draw_pool`` makes them: ``responses`` to each of ``pool`` training prompts, half of them at a temperature of their
+    own (``spread``; 0: none), so that a prompt has answers of unlike quality.  A round offers the duels of some of the
+    prompts that were not asked before.
+    """
+
+    def __init__(self, *args: Any, pool: int = 60, spread: float = 0.0, **settings: Any) -> None:
+        """Take the training prompts' first ``pool``; ``pool_table`` is to be set before the first offer."""
+        super().__init__(*args, **settings)
+        if pool > len(self.prompts):
+            raise InputError(f"a pool of {pool} prompts asked for, but there are {len(self.prompts)}")
+        if self.prompts_per_round > pool:
+            raise InputError(f"{self.prompts_per_round} prompts a round asked for, but the pool has {pool}")
+        self.prompts, self.encoded, self.spread = self.prompts[:pool], self.encoded[:pool], spread
+        self.pool_table: Table | None = None
+        self._asked: dict[int, set[tuple[int, int]]] = {}
+
+    def draw_pool(self, key: Key) -> Table:
+        """Let the policy, which must be the initial one, answer all prompts of the pool."""
+        other = self.responses // 2 if self.spread else 0
+        draws = [(self.responses - other, self.decoding)]
+        draws += [(other, replace(self.decoding, temperature=self.spread))] if other else []
+        return self.answer(range(len(self.prompts)), draws, key)
+
+    def draw(self, round: int) -> Table:
+        """Return the part of the pool that the round offers."""
+        assert self.pool_table is not None
+        chosen, k, pool = self.chosen_prompts(round), self.responses, self.pool_table
+        places = [i * k + j for i in chosen for j in range(k)]
+        items = Completions(tuple(pool.items.rows[i] for i in places), k, pool.items.log_probs[places])
+        return Table(items, tuple(pool.texts[i] for i in places), pool.rewards[places], tuple(chosen))
+
+    def offered(self) -> None:
+        """Forget what was asked in this round and later ones, for a loop that begins anew."""
+        self._asked = {number: pairs for number, pairs in self._asked.items() if number < self.round}
+
+    def _names(self, duels: Duels) -> list[tuple[int, int]]:
+        chosen, k = self.table.prompt_indices, self.responses
+        pairs = zip(duels.first.tolist(), duels.second.tolist(), strict=True)
+        return [(chosen[a // k] * k + a % k, chosen[b // k] * k + b % k) for a, b in pairs]
+
+    def unasked(self, duels: Duels) -> Bool[Tensor, " n"]:
+        """Return which duels of the round's table were not asked in an earlier round."""
+        asked = set().union(*self._asked.values())
+        return torch.tensor([name not in asked for name in self._names(duels)])
+
+    def label(self, duels: Duels) -> Float[Tensor, " b"]:
+        """Label duels, which are not offered again.
+
+        A duel is labelled alike whenever it is asked: the uniform numbers belong to the pool's duels, not to a round.
+        """
+        self._asked[self.round] = set(self._names(duels))
+        chosen = torch.tensor(self.table.prompt_indices)
+        uniforms = self.key.fold_in("labels").uniform(len(self.prompts), self.responses, self.responses)
+        return answer(self.oracle, uniforms[chosen], self.rewards, duels)

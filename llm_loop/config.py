@@ -53,6 +53,8 @@ class Evaluation:
 
     prompts: Annotated[int, tyro.conf.arg(name="heldout")] = 48
     """held-out prompts"""
+    between: Annotated[int, tyro.conf.arg(name="heldout-between")] = 0
+    """held-out prompts that are answered after the rounds between the first and the last; 0: all"""
     duels: Annotated[int, tyro.conf.arg(name="heldout-duels")] = 12
     """of the held-out prompts, how many also give a fixed duel"""
     probes: int = 4
@@ -62,6 +64,8 @@ class Evaluation:
         for option, value in (("--heldout", self.prompts), ("--heldout-duels", self.duels), ("--probes", self.probes)):
             if value < 1:
                 raise InputError(f"{option} must be at least 1, got {value}")
+        if not 0 <= self.between <= self.prompts:
+            raise InputError(f"--heldout-between must be from 0 to --heldout, got {self.between}")
         if self.duels > self.prompts or self.probes > 2 * self.duels:
             raise InputError("--heldout-duels may not exceed --heldout, nor --probes twice --heldout-duels")
 
@@ -75,7 +79,7 @@ class Alignment:
         "random",
     )
     """registered rules of choice; random is the baseline of all comparisons"""
-    seeds: Count = 2
+    seeds: Count = 8
     """paired runs of every strategy"""
     seed: Seed = 0
     """of the first run's key"""
@@ -85,20 +89,26 @@ class Alignment:
     prompts_per_round: Count = 20
     responses: Annotated[int, Ge(2), Le(10**6)] = 3
     """per prompt"""
+    pool: Annotated[int, Ge(0), Le(10**6)] = 0
+    """prompts whose responses are drawn once, from the initial model, for all rounds, strategies and seeds; 0: every
+    round has new responses of the current policy"""
+    pool_temperature: Annotated[float, Ge(0)] = 0.0
+    """of a pool, at which half of each prompt's responses are drawn; 0: all at --sampling-temperature"""
     model: str = "smollm2-135m"
     """a fetched asset, a tiny random model, a local directory or a hub id"""
     chat: Literal["auto", "yes", "no"] = "auto"
     """texts are the user's message of a chat; auto: of a file, if the tokenizer has a template (named sets go on)"""
     trust_remote_code: bool = False
     """run code that a model's folder brings"""
-    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter()
-    prompts: str = "plots"
-    """plots, news, tldr, webgpt, builtin, or a file or folder of JSON lines, JSON or Parquet"""
+    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter(layers=8)
+    prompts: str = "films"
+    """films and headlines (chat), plots and news (openings), tldr, webgpt, builtin, or a file or folder of JSON lines,
+    JSON or Parquet"""
     skip_bad_rows: bool = False
     """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
-    prompt_tokens: Count = 64
+    prompt_tokens: Count = 160
     """longest prompt allowed"""
-    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding(tokens=28)
     reward: str = "sentiment-valence"
     """labels duels and evaluates: sentiment-valence, lexical-letters, or a classifier's directory or hub id"""
     judge: str = "tweet-judge"
@@ -107,11 +117,11 @@ class Alignment:
     """registered oracle that labels duels: btl, noiseless, flipped-20%, probit, ..."""
     label_temperature: Positive = 0.5
     """divides the rewards, so that their differences are the oracle's log-odds: P(first wins) = σ(Δ / temperature)"""
-    training: Annotated[Training, tyro.conf.arg(name="")] = Training()
+    training: Annotated[Training, tyro.conf.arg(name="")] = Training(rate=5e-4)
     ridge: Positive = 1.0
     """of V; not known of the paper"""
     sketch: Annotated[Sketch, tyro.conf.arg(name="")] = Sketch()
-    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation()
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation(prompts=64, between=12)
     diagnostics: bool = False
     """compute widths and margins for strategies that read none too, so that the page can tell what they would be"""
     feature_tokens: Count = 512
@@ -129,6 +139,11 @@ class Alignment:
                 f"{self.batch} duels are to be labelled a round, but the pool has {duels}; lower --batch, or raise "
                 "--prompts-per-round or --responses"
             )
+        if self.pool and self.prompts_per_round > self.pool:
+            raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
+        labels = self.rounds * self.batch
+        if self.pool and labels > (most := self.pool * (self.responses * (self.responses - 1) // 2)):
+            raise InputError(f"{labels} labels are to be bought, but the pool has {most} duels; raise --pool")
         if self.sketch.kind == "factored" and self.sketch.size % self.adapter.rank:
             raise InputError(
                 f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
@@ -168,17 +183,18 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             batch=3,
             prompts_per_round=4,
             model="tiny-llama",
-            adapter=Adapter(rank=4, alpha=8.0),
+            adapter=Adapter(rank=4, alpha=8.0, layers=1),
             prompts="builtin",
+            prompt_tokens=64,
             decoding=Decoding(tokens=8),
             reward="lexical-letters",
             judge="lexical-vowels",
             training=Training(rate=1e-2, epochs=4),
             sketch=Sketch(size=512),
-            evaluation=Evaluation(prompts=6, duels=4),
+            evaluation=Evaluation(prompts=6, between=4, duels=4),
         ),
     ),
-    "quick": ("SmolLM2-135M continues film plots: ActiveDPO and Random, paired, 2 seeds", Alignment()),
+    "quick": ("SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds", Alignment()),
     "study": (
         "SmolLM2-135M, all main strategies, 8 seeds, 10 rounds (hours)",
         Alignment(

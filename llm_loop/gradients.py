@@ -22,6 +22,7 @@ from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.core.sketches import SKETCHES, Coordinates, Kind
 from llm_loop.models import Policy, Row, batches
+from llm_loop.passes import log_probs, pack
 
 
 @dataclass
@@ -80,10 +81,16 @@ class Gradients:
         policy = self.policy
         done = _Pass(torch.zeros(len(rows), self.map.size, device=policy.device))
         done.zero = torch.zeros(len(rows), dtype=torch.int64, device=policy.device)
-        with self._watched(done), torch.enable_grad():
-            total = self.beta * policy.token_log_probs(rows).sum()
+        packed = pack([[row] for row in rows], policy.pad, policy.device)
+        with policy.begun(packed) as start, self._watched(done), torch.enable_grad():
+            if start is not None:
+                start.requires_grad_(True)
+            if policy.route.shared:
+                total = self.beta * log_probs(policy.model, policy.head, packed).sum()
+            else:
+                total = self.beta * policy.token_log_probs(rows).sum()
             # Rows do not interact, so the gradient of the sum holds each row's own.
-            torch.autograd.grad(total, self._entry)
+            torch.autograd.grad(total, self._entry if start is None else start)
         return done
 
     def _one_by_one(self, rows: Sequence[Row]) -> _Pass:
@@ -100,7 +107,7 @@ class Gradients:
         """Return one row's gradients by autograd, matrix by matrix."""
         weights = [matrix.weight for matrix in self._matrices]
         with torch.enable_grad():
-            total = self.beta * self.policy.token_log_probs([row]).sum()
+            total = self.beta * self.policy.summed([[row]]).sum()
             found = torch.autograd.grad(total, weights, allow_unused=True)
         return [torch.zeros_like(w[None]) if g is None else g[None] for w, g in zip(weights, found, strict=True)]
 
@@ -151,7 +158,8 @@ def embeddings(policy: Policy, rows: Sequence[Row], stage: str = "features") -> 
     table = torch.zeros(0, dtype=torch.float64)
     for places in batches([row.tokens for row in rows], policy.batch_tokens if policy.route.padded else 1):
         part = [rows[place] for place in places]
-        with policy.meter.stage(stage, sum(row.tokens for row in part)):
+        packed = pack([[row] for row in part], policy.pad, policy.device)
+        with policy.meter.stage(stage, sum(row.tokens for row in part)), policy.begun(packed):
             ids, inside = policy.padded(part)
             decoder = base.get_decoder()
             if decoder is base:  # of a model that does not name its decoder

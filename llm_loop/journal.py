@@ -69,7 +69,7 @@ class Journal:
             spent = read_json(path, dict) if path.exists() else {}
         except DamagedError:
             spent = {}
-        seconds = dict(policy.meter.seconds)
+        seconds: dict[str, float] = dict(policy.meter.seconds)
         seconds["other"] = time.perf_counter() - self._since - sum(seconds.values())
         write_json(path, spent | {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in seconds.items()})
         policy.meter.seconds.clear()

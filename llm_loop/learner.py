@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from bandits.core.rows import Dense
 from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
-from llm_loop.models import Policy, Row, token_log_probs
+from llm_loop.models import Policy, Row, read_once
 from llm_loop.seeding import seeded
 
 
@@ -106,40 +106,35 @@ class Fit:
     """share of pairs whose preferred response has the larger log-ratio"""
 
 
-@dataclass(frozen=True)
-class _Collator:
-    """TRL's batches, with the answers' outcomes beside them."""
-
-    inner: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.inner(examples) | {"outcome": torch.tensor([row["outcome"] for row in examples])}
-
-
 class _Trainer(DPOTrainer):
     """TRL's trainer on rows that are token ids already, with cached reference log-probabilities.
 
     Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
     the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
-    wrong ones; tests compare ours with TRL's own).  The loss is written out here, since on a CPU TRL's fused head makes
-    logits for prompts and padding too, and makes them twice (``python -m benchmarks dpo-step``), and knows no ties.
-    Tests compare it and its gradients with TRL's, which ``own_loss=False`` uses.
+    wrong ones; tests compare ours with TRL's own).  The loss is written out here: TRL's fused head makes logits for
+    prompts and padding too, and makes them twice, and knows no ties; a prompt is read once for both responses, and what
+    the layers below the adapter make of them is known (``python -m benchmarks dpo-step``).  Tests compare it and its
+    gradients with TRL's, which ``own_loss=False`` uses.
     """
 
     def __init__(
         self,
-        *args: Any,
-        pull: float,
-        start: dict[str, Tensor],
-        padded: bool,
-        own_loss: bool,
-        ties: float,
+        policy: Policy,
+        preferences: Sequence[Preference],
+        *,
+        pull: float = 0.0,
+        own_loss: bool = True,
+        ties: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.data_collator = _Collator(vars(self)["data_collator"])
+        super().__init__(
+            model=policy.model, train_dataset=_dataset(preferences), processing_class=policy.tokenizer, **kwargs
+        )
         self.precompute_ref_logps = True
-        self._pull, self._start, self._padded, self._own_loss, self._ties = pull, start, padded, own_loss, ties
+        self._policy, self._preferences, self._pull, self._own_loss = policy, preferences, pull, own_loss
+        self._ties = ties
+        if own_loss:
+            self._signature_columns, self.data_collator = ["place"], _places
         self.ratios: list[Tensor] = []
         """of every step's pairs, ``(pairs, 3)``: log-ratios of chosen and rejected, outcome; by our own loss only"""
 
@@ -151,11 +146,11 @@ class _Trainer(DPOTrainer):
     ) -> Any:
         model.eval()  # no dropout, which the policy's log-probabilities do without
         if self._own_loss:
-            inside = inputs["completion_mask"].bool()
-            logs = token_log_probs(model, inputs["input_ids"], inside, self._padded).sum(-1)
-            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-            chosen, rejected = (logs - reference).chunk(2)
-            outcome = inputs["outcome"].to(chosen.dtype)
+            pairs = [self._preferences[place] for place in inputs["place"].tolist()]
+            logs = self._policy.summed([[pair.chosen, pair.rejected] for pair in pairs], model).unflatten(0, (-1, 2))
+            known = [(pair.chosen_reference, pair.rejected_reference, pair.outcome) for pair in pairs]
+            *reference, outcome = torch.tensor(known, device=logs.device).unbind(-1)
+            chosen, rejected = (logs - torch.stack(reference, -1)).unbind(-1)
             self.ratios.append(torch.stack([chosen, rejected, outcome], -1).detach())
             loss = duel_loss(self.beta * (chosen - rejected), outcome, self._ties) / len(outcome)
         else:
@@ -163,8 +158,30 @@ class _Trainer(DPOTrainer):
         if self._pull == 0:
             return loss
         named = dict(self.accelerator.unwrap_model(model).named_parameters())
-        drift = sum((named[name] - at.to(named[name].device)).square().sum() for name, at in self._start.items())
+        start = self._policy.initial
+        drift = sum((named[name] - at.to(named[name].device)).square().sum() for name, at in start.items())
         return loss + self._pull / 2 * drift
+
+
+def _dataset(preferences: Sequence[Preference]) -> Dataset:
+    """Return preferences as TRL has them once they are token ids, with their places."""
+    return Dataset.from_list(
+        [
+            {
+                "place": place,
+                "prompt_ids": list(pair.chosen.prompt),
+                "chosen_ids": list(pair.chosen.response),
+                "rejected_ids": list(pair.rejected.response),
+                "ref_chosen_logps": pair.chosen_reference,
+                "ref_rejected_logps": pair.rejected_reference,
+            }
+            for place, pair in enumerate(preferences)
+        ]
+    )
+
+
+def _places(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    return {"place": torch.tensor([example["place"] for example in examples])}
 
 
 @contextmanager
@@ -194,23 +211,10 @@ def fit_dpo(
     """
     if not preferences:
         raise InputError("DPO needs at least one preference")
-    data = Dataset.from_list(
-        [
-            {
-                "prompt_ids": list(p.chosen.prompt),
-                "chosen_ids": list(p.chosen.response),
-                "rejected_ids": list(p.rejected.response),
-                "ref_chosen_logps": p.chosen_reference,
-                "ref_rejected_logps": p.rejected_reference,
-                "outcome": p.outcome,
-            }
-            for p in preferences
-        ]
-    )
     share = training.batch // processes()  # of a batch, where a launcher started several processes
     if share < 1:
         raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
-    tokens = training.epochs * sum(p.chosen.tokens + p.rejected.tokens for p in preferences)
+    tokens = training.epochs * sum(read_once([p.chosen, p.rejected]) for p in preferences)
     with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(key), _lent(policy):
         arguments = DPOConfig(
             output_dir=scratch,
@@ -234,13 +238,10 @@ def fit_dpo(
             seed=int(key.fold_in("order").generators()[0].integers(2**31)),
         )
         trainer = _Trainer(
-            model=policy.model,
+            policy,
+            preferences,
             args=arguments,
-            train_dataset=data,
-            processing_class=policy.tokenizer,
             pull=training.regularisation / len(preferences),
-            start=policy.initial,
-            padded=policy.route.padded,
             own_loss=own_loss,
             ties=training.ties or 0.0,
         )
@@ -271,6 +272,8 @@ class DPOLearner:
         self._reference: dict[Row, float] = {}
         self._current: dict[Row, float] = {}
         self._zero: dict[Row, float] = {}
+        self._initial: dict[tuple[Literal["all", "last"], Row], tuple[Tensor, float | None]] = {}
+        """features at θ0 that are known, with the share of zero gradients"""
         self.at_start = self._is_start()
         """whether ``θ = θ0``, where every implicit reward is exactly 0; looked at whenever the learner moves θ"""
 
@@ -287,6 +290,23 @@ class DPOLearner:
         for cache, values in ((self._current, current), (self._reference, reference)):
             if values is not None:
                 cache.update(zip(rows, values.tolist(), strict=True))
+
+    def note_drawn(self, items: Completions) -> None:
+        """Remember what the current policy gives to what it has just drawn."""
+        self.note(items.rows, items.log_probs, items.log_probs if self.at_start else None)
+
+    def note_initial_draws(self, items: Completions) -> None:
+        """Remember what the reference gives to what it has drawn."""
+        self.note(items.rows, items.log_probs if self.at_start else None, items.log_probs)
+
+    def note_initial(self, layer: Literal["all", "last"], rows: Sequence[Row], values: Tensor, zero: Tensor) -> None:
+        """Remember features at θ0, ``(n, d)``, and the share of zero gradients (NaN: unknown)."""
+        for row, value, share in zip(rows, values, zero.tolist(), strict=True):
+            self._initial[layer, row] = (value, None if math.isnan(share) else share)
+
+    def known_reference(self, rows: Sequence[Row]) -> list[float | None]:
+        """Return ``log π_ref(y|x)`` in nats of the rows whose value is known already."""
+        return [self._reference.get(row) for row in rows]
 
     def reference(self, rows: Sequence[Row]) -> Float[Tensor, " n"]:
         """Return ``log π_ref(y|x)`` in nats; each row goes through the model once in a run."""
@@ -314,13 +334,20 @@ class DPOLearner:
     def features(self, items: Completions, at: Literal["current", "initial"], layer: Literal["all", "last"]) -> Dense:
         """Return each item's gradient of its implicit reward, or its last hidden state; equal items count once."""
         rows = list(dict.fromkeys(items.rows))
-        if at == "initial" and not self.at_start:
-            with self.policy.at(self.policy.initial):
-                table = self._features(rows, layer)
+        if self.at_start or at == "initial":
+            known = [self._initial.get((layer, row)) for row in rows]
+            missing = [row for row, found in zip(rows, known, strict=True) if found is None]
+            values = [found[0] for found in known if found is not None]
+            self._zero |= {row: f[1] for row, f in zip(rows, known, strict=True) if f is not None and f[1] is not None}
+            if missing:
+                with nullcontext() if self.at_start else self.policy.at(self.policy.initial):
+                    values += self._features(missing, layer).values
+            order = [row for row, found in zip(rows, known, strict=True) if found is not None] + missing
+            table = torch.stack(values)
         else:
-            table = self._features(rows, layer)
-        place = {row: i for i, row in enumerate(rows)}
-        return Dense(table.values[[place[row] for row in items.rows]])
+            order, table = rows, self._features(rows, layer).values
+        place = {row: i for i, row in enumerate(order)}
+        return Dense(table[[place[row] for row in items.rows]])
 
     def _features(self, rows: Sequence[Row], layer: Literal["all", "last"]) -> Dense:
         if layer == "last":

@@ -6,6 +6,7 @@ What is said of a pool is a pure function of the round; the policy is asked only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from bandits.loop import Round
 from bandits.runs.stats import rank_correlation
 from llm_loop.arena import Completions, Table
-from llm_loop.data.chat import Prompt, to_json
+from llm_loop.data.chat import Prompt, text_of, to_json
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
 from llm_loop.models import Row
@@ -169,24 +170,25 @@ def draw_fixed(setup: Setup) -> Fixed:
     return Fixed(tuple(rows), tuple(rewards))
 
 
-def answer(setup: Setup, fixed: Fixed, initial: bool = False) -> Record:
-    """Let the policy answer the held-out prompts; return the rows of tables.
+def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False) -> Record:
+    """Let the policy answer the held-out prompts, fewer of them between the ends; return the rows of tables.
 
     The policies of all rounds draw with the same uniform numbers, so that rounds and strategies can be told apart; the
     initial model draws with others, so that a win against it is one between independent responses.
     """
     policy, learner, heldout, alignment = setup.policy, setup.learner, setup.heldout, setup.alignment
     key = heldout.key.fold_in("initial" if initial else "answers")
-    rows, logs = sample(policy, heldout.encoded, 1, alignment.decoding, key, "evaluate")
+    asked = heldout.prompts[: None if initial or last else alignment.evaluation.between or None]
+    rows, logs = sample(policy, heldout.encoded[: len(asked)], 1, alignment.decoding, key, "evaluate")
     pairs = torch.zeros(len(fixed.rows), dtype=torch.float64)
     reference = logs
     if not initial:
         with policy.reference():
-            reference = policy.log_probs(rows, "evaluate")
+            reference = policy.log_probs(rows, "evaluate", cached=False)
         pairs = policy.log_probs(fixed.rows, "evaluate") - learner.reference(fixed.rows)
     with policy.meter.stage("evaluate"):
         texts = [policy.decode(row.response) for row in rows]
-        rewards, judged = (checked(s, heldout.prompts, texts).tolist() for s in (heldout.scorer, heldout.judge))
+        rewards, judged = (checked(s, asked, texts).tolist() for s in (heldout.scorer, heldout.judge))
     evaluations = [
         {
             "prompt_index": i,
@@ -213,6 +215,19 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False) -> Record:
     ]
     samples = [
         {"prompt_index": i, "prompt": to_json(prompt), "response": text}
-        for i, (prompt, text) in enumerate(zip(heldout.prompts, texts, strict=True))
+        for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
     ]
-    return {"evaluations": evaluations, "duels": duels, "samples": samples}
+    row = {"bits_per_byte": bits_per_byte(setup)}
+    return {"row": row, "evaluations": evaluations, "duels": duels, "samples": samples}
+
+
+def bits_per_byte(setup: Setup) -> float:
+    """Return how well the policy foretells what people wrote: bits per byte of the held-out prompts' texts.
+
+    ``-Σ log₂ π(text) / bytes``, each text begun as the tokenizer begins texts (or after an end token); bytes, not
+    tokens, so that models with unlike tokenizers can be compared.
+    """
+    policy, texts = setup.policy, [text_of(prompt) for prompt in setup.heldout.prompts]
+    rows = [policy.as_response(text) for text in texts]
+    logs = policy.log_probs(rows, "evaluate")
+    return float(-logs.sum() / math.log(2)) / sum(len(text.encode("utf-8", "replace")) for text in texts)

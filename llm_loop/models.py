@@ -12,13 +12,14 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+import tyro
 from jaxtyping import Bool, Float, Int64
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
@@ -36,28 +37,16 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes, write_json
 from bandits.runs.text import lines
-from llm_loop import folders
+from llm_loop import folders, passes
 from llm_loop.data import assets
 from llm_loop.data.chat import Message, Prompt, continuable, text_of, to_json
 from llm_loop.folders import DTYPES
+from llm_loop.passes import Packed, Row, Trunk
 from llm_loop.seeding import seeded
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
 Chat = Literal["yes", "no"]
 """Whether a prompt that is a text is sent as a message."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One item as token ids: a prompt and a response to it (with its end token, if it has ended)."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens, prompt and response."""
-        return len(self.prompt) + len(self.response)
 
 
 Drawing = Literal["grouped", "cached", "generate", "generate-alike", "generate-uncached"]
@@ -71,11 +60,15 @@ class Route:
     ``drawing``: our decoding with grouped attention; ours with the model's own attention; the library's ``generate``
     with prompts padded on the left; the same with prompts of one length only; the same without a key-value memory.
     ``padded``: score rows of unlike length side by side, padded on the right; else one row at a time.
+    ``shared``: read a prompt once for the responses to it that are scored or trained on together; needs ``padded``.
+    ``cached``: keep what the layers below the adapter make of a row (``llm_loop.passes``); needs ``shared``.
     ``hooked``: take gradients of a whole batch from what passes through LoRA's matrices; else by autograd, row by row.
     """
 
     drawing: Drawing = "grouped"
     padded: bool = True
+    shared: bool = True
+    cached: bool = True
     hooked: bool = True
 
     @property
@@ -89,23 +82,35 @@ class Route:
         }
         clauses = [slow[self.drawing]] if self.drawing in slow else []
         clauses += [] if self.padded else ["scoring one response at a time"]
+        clauses += [] if self.shared or not self.padded else ["reading prompts anew for every response"]
+        clauses += [] if self.cached or not self.shared else ["running the layers below the adapter in every pass"]
         clauses += [] if self.hooked else ["gradients one response at a time"]
         return ", ".join(clauses)
 
 
 @dataclass
 class Meter:
-    """What was spent, stage by stage: tokens through the model (padding not counted) and wall-clock seconds."""
+    """What was spent, stage by stage: tokens through the model (padding not counted) and wall-clock seconds.
+
+    The seconds of a stage within another are the inner one's alone.
+    """
 
     tokens: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _inner: list[float] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str, tokens: int = 0) -> Iterator[None]:
         """Count a block of work."""
         started = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - started
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            self.seconds[name] += elapsed - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += elapsed
         self.tokens[name] += tokens
 
 
@@ -122,8 +127,14 @@ class Adapter:
     """LoRA's scale is alpha/rank"""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """modules that get an adapter; all-linear: all linear layers but the output; none: what PEFT takes for the model"""
+    layers: Annotated[int, tyro.conf.arg(name="lora-layers")] = 0
+    """how many of the uppermost layers get an adapter, 0: all; what is below runs once a response, not in every pass"""
+    init: Annotated[Literal["b0", "a0"], tyro.conf.arg(name="lora-init")] = "b0"
+    """which of LoRA's matrices begins at 0, the other at random: B, as is usual, or A"""
 
     def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise InputError(f"--lora-layers must not be negative, got {self.layers}")
         if self.rank < 1:
             raise InputError(f"--rank must be at least 1, got {self.rank}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
@@ -175,6 +186,7 @@ class Policy:
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
+            layers_to_transform=_upper(model, adapter.layers),
             fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )
         try:
@@ -184,13 +196,24 @@ class Policy:
             raise InputError(
                 f"LoRA cannot be put on {', '.join(targets)}: {str(error).partition(chr(10))[0]}"
             ) from None
+        if adapter.init == "a0":
+            self._swap(key)
         self.model.to(self.device).eval()
+        self.trunk = Trunk(self.model)
         self.meter = Meter()
         self.batch_tokens = 1024
         """padded tokens in one pass without gradients"""
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.parameters: dict[str, nn.Parameter] = dict(sorted(named.items()))
         self.initial = self.state()
+
+    @torch.no_grad()
+    def _swap(self, key: Key) -> None:
+        """Begin with A = 0 and B drawn as PEFT draws A."""
+        with seeded(key.fold_in("adapter-b")):
+            for layer in self.layers:
+                layer.lora_A["default"].weight.zero_()
+                nn.init.kaiming_uniform_(layer.lora_B["default"].weight, a=math.sqrt(5))
 
     @property
     def layers(self) -> list[LoraLayer]:
@@ -281,6 +304,10 @@ class Policy:
             return (*self._opening, *self._text(continuable(prompt)))
         return tuple(self._chat(prompt))
 
+    def as_response(self, text: str) -> Row:
+        """Return a text as a response to nothing: after what the tokenizer puts before texts, or after an end token."""
+        return Row(self._opening or (self.end,), tuple(self._text(text)))
+
     def _text(self, text: str) -> list[int]:
         """Return a text's tokens, none of them special."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -342,14 +369,52 @@ class Policy:
         """Return ``log π_θ(y_t | x, y_<t)`` of the rows' response tokens, as ``token_log_probs`` does."""
         return token_log_probs(self.model, *self.padded(rows), self.route.padded)
 
+    @contextmanager
+    def begun(self, packed: Packed) -> Iterator[Tensor | None]:
+        """Let a pass over packed rows begin above the layers that θ does not change, if it may; yield where it begins.
+
+        What those layers make of rows is computed here where it is not known.
+        """
+        if not (self.route.cached and self.route.shared and self.trunk.there):
+            yield None
+            return
+        # One by one: a run that goes on must find the same last digits, whatever else it has to compute then.
+        for row in self.trunk.missing(packed.rows):
+            with self.meter.stage("below", row.tokens):
+                self.trunk.keep(lambda ids: self.model(input_ids=ids, use_cache=False), [row], self.pad, self.device)
+        with self.trunk.given(packed) as table:
+            yield table
+
+    def summed(self, groups: Sequence[Sequence[Row]], model: Any = None, cached: bool = True) -> Float[Tensor, " n"]:
+        """Return ``log π_θ(y|x)`` of rows in nats, group by group; differentiable.  Rows of a group share their prompt.
+
+        ``model`` stands for the policy's where a trainer has wrapped it.  ``cached=False`` is for rows that are seen
+        but once.
+        """
+        model = self.model if model is None else model
+        if not self.route.shared:
+            rows = [row for group in groups for row in group]
+            return token_log_probs(model, *self.padded(rows), self.route.padded).sum(-1)
+        packed = passes.pack(groups, self.pad, self.device)
+        with self.begun(packed) if cached else nullcontext():
+            return passes.log_probs(model, self.head, packed, passes.windows(self.model.config.get_text_config()))
+
+    @property
+    def head(self) -> nn.Module:
+        """The output's layer."""
+        head: nn.Module = self.model.get_base_model().get_output_embeddings()
+        return head
+
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[Row], stage: str) -> Float[Tensor, " n"]:
+    def log_probs(self, rows: Sequence[Row], stage: str, cached: bool = True) -> Float[Tensor, " n"]:
         """Return ``log π(y|x)`` of every row in nats, summed over its tokens, in float64 on the CPU."""
         out = torch.zeros(len(rows), dtype=torch.float64)
-        for places in batches([row.tokens for row in rows], self.batch_tokens):
-            part = [rows[place] for place in places]
-            with self.meter.stage(stage, sum(row.tokens for row in part)):
-                out[places] = self.token_log_probs(part).sum(-1).double().cpu()
+        groups = grouped(rows, self.batch_tokens) if self.route.shared else [[i] for i in range(len(rows))]
+        lengths = [read_once([rows[i] for i in group]) for group in groups]
+        for places in batches(lengths, self.batch_tokens):
+            part = [[rows[i] for i in groups[place]] for place in places]
+            with self.meter.stage(stage, sum(lengths[place] for place in places)):
+                out[[i for place in places for i in groups[place]]] = self.summed(part, cached=cached).double().cpu()
         return out
 
     def save(self, folder: Path) -> None:
@@ -385,6 +450,37 @@ def token_log_probs(
     logits = logits.float()
     chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
     return torch.where(inside[:, start:], chosen, 0.0)
+
+
+def read_once(rows: Sequence[Row]) -> int:
+    """Return how many tokens rows of one prompt have, the prompt counted once."""
+    return len(rows[0].prompt) + sum(len(row.response) for row in rows)
+
+
+def grouped(rows: Sequence[Row], limit: int) -> list[list[int]]:
+    """Return the places of rows in groups that share a prompt, of at most ``limit`` tokens each, or one row."""
+    out: list[list[int]] = []
+    last: dict[tuple[int, ...], int] = {}
+    spent: list[int] = []
+    for place, row in enumerate(rows):
+        group = last.get(row.prompt)
+        if group is None or spent[group] + len(row.response) > limit:
+            group = last[row.prompt] = len(out)
+            out.append([])
+            spent.append(len(row.prompt))
+        out[group].append(place)
+        spent[group] += len(row.response)
+    return out
+
+
+def _upper(model: Any, count: int) -> list[int] | None:
+    """Return the numbers of a model's uppermost layers; None for all."""
+    there = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if not count or there is None:
+        return None
+    if count > there:
+        raise InputError(f"--lora-layers {count}: the model has {there} layers; 0 means all")
+    return list(range(there - count, there))
 
 
 def _adaptable(module: nn.Module) -> bool:

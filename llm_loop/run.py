@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bandits.core.rng import Key
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report
 from bandits.runs.files import read_json
 from bandits.selector import FeatureSpace
 from llm_loop import launch, measures, tables
-from llm_loop.arena import Completions, Table
+from llm_loop.arena import Completions, FixedArena, Table
 from llm_loop.config import LIBRARIES, Alignment
 from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
@@ -24,9 +30,11 @@ from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
 from llm_loop.setup import Parts, Setup, build, check, inputs, quiet_libraries
+from llm_loop.shared import Shared, clear
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
-"""What a round's tokens are counted under, by column; measuring on held-out prompts is not counted."""
+"""What a round's tokens are counted under, by column.  Not counted: measuring on held-out prompts, and what the layers
+below the adapter make of a response, which a run that goes on computes again."""
 
 COMPARED = FeatureSpace(normalise="response")
 """Where the widths of a strategy that reads none are measured, if they are: ActiveDPO's space in practice."""
@@ -94,8 +102,9 @@ class AlignmentStudy:
         """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
         check(self.alignment, self.parts)
         with quiet_libraries():
-            setup = build(self.alignment, self.parts, self.alignment.strategies[0], 0)
-        if slow := setup.policy.route.summary:
+            slow = build(self.alignment, self.parts, self.alignment.strategies[0], 0).policy.route.summary
+        gc.collect()  # the cells load their own; here the models would only take room
+        if slow:
             print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
 
     def play(self, cell: Cell, folder: Path) -> list[str]:
@@ -109,7 +118,9 @@ class AlignmentStudy:
                 setup = build(self.alignment, self.parts, cell.strategy, cell.seed)
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
-            play_on(setup, journal)
+            if isinstance(setup.arena, FixedArena):
+                _lay_out(setup.arena, Shared.beside(folder, "all", launch.is_main()), setup)
+            play_on(setup, journal, Shared.beside(folder, f"seed-{cell.seed}", launch.is_main()))
         return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
 
     def follow(self) -> None:
@@ -122,24 +133,25 @@ class AlignmentStudy:
         from llm_loop.report.page import write  # matplotlib: only where a page is made
 
         write(directory.path)
+        clear(directory.path)
 
     def report(self, directory: RunDirectory) -> Report:
         """Say what was found."""
         return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
-def play_on(setup: Setup, journal: Journal) -> None:
+def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
     """Play all rounds that the journal does not have yet."""
     alignment, policy, learner, arena = setup.alignment, setup.policy, setup.learner, setup.arena
     if not journal.rounds:
-        fixed = measures.draw_fixed(setup)
-        first = {"row": {"labels": 0}, "left_out": setup.left_out, "fixed": fixed.record} | measures.answer(
-            setup, fixed, initial=True
-        )
-        journal.append(first, policy)
+        with launch.main_first():
+            answers = shared.json("round-0", partial(_initial_answers, setup))
+        about = {"left_out": setup.left_out, "slower": policy.route.summary}
+        journal.append({"row": {"labels": 0} | answers.pop("row")} | about | answers, policy)
     fixed = Fixed.of(setup, journal.rounds[0]["fixed"])
     if setup.strategy.reads & {"target", "truth"}:
         arena.aim_at(fixed.rows, fixed.rewards, learner.reference(fixed.rows))
+    _begin(setup, shared, len(journal.rounds))
     replay = [_recall(setup, journal, number) for number in range(1, len(journal.rounds))]
     # A width is judged against the margin's error, so a strategy that reads widths gets margins to be judged by.
     looks = alignment.diagnostics or "width" in setup.strategy.reads
@@ -176,9 +188,73 @@ def play_on(setup: Setup, journal: Journal) -> None:
             "picks": round.picks.tolist(),
             "candidates": measures.candidates(round, arena.table, arena.prompts),
             "preferences": measures.preferences(round, arena.table, arena.prompts),
-            "table": _table(setup),
+            "table": _table(arena.table, learner.known_reference(arena.table.items.rows)),
         }
-        journal.append(record | measures.answer(setup, fixed), policy)
+        answers = measures.answer(setup, fixed, last=round.number == alignment.rounds - 1)
+        record["row"] |= answers.pop("row")
+        journal.append(record | answers, policy)
+
+
+def _initial_answers(setup: Setup) -> Record:
+    """Return what round 0 has for all strategies of a seed: the fixed responses, and answers of the initial model."""
+    fixed = measures.draw_fixed(setup)
+    return {"fixed": fixed.record} | measures.answer(setup, fixed, initial=True)
+
+
+def _lay_out(arena: FixedArena, shared: Shared, setup: Setup) -> None:
+    """Give a fixed arena its pool, which all cells share; its making is no cell's cost."""
+    key = Key(setup.alignment.seed).fold_in("pool")
+    with launch.main_first():
+        pool = shared.json("pool", partial(_counted, setup, lambda: _table(arena.draw_pool(key), None)))
+    arena.pool_table = _read_table(setup, pool["made"])
+
+
+def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
+    """Give arena and learner what all strategies of a seed share of round 1: its pool and, if read, its features.
+
+    ``recorded`` is how many rounds the journal has, round 0 included.  What the work cost is counted as a cell's own.
+    """
+    strategy, learner, arena = setup.strategy, setup.learner, setup.arena
+    reads = setup.alignment.diagnostics or "width" in strategy.reads
+    if recorded > 1 and not (reads and strategy.space.gradients == "initial"):
+        return
+    with launch.main_first():
+        pool = shared.json("round-1", partial(_counted, setup, lambda: _table(arena.draw(0), None)))
+    table = _read_table(setup, pool["made"])
+    spent = Counter(setup.policy.meter.tokens)
+    if recorded == 1:
+        arena.tables[0], arena.spent = table, spent
+        learner.note_drawn(table.items)  # the policy is where it began
+        setup.policy.meter.tokens.update(pool["tokens"])
+    if reads:
+        space = strategy.space if "width" in strategy.reads else COMPARED
+        rows = list(dict.fromkeys(table.items.rows))
+        with launch.main_first():
+            found = shared.tensors(f"features-{space.layer}", partial(_features, setup, rows, space.layer))
+        learner.note_initial(space.layer, rows, found["values"], found["zero"])
+        if recorded == 1:
+            setup.policy.meter.tokens["features"] += int(found["tokens"])
+
+
+def _counted(setup: Setup, make: Callable[[], Any]) -> Record:
+    """Do work that is shared; return it with the tokens it took, and leave the policy's counts as they were."""
+    meter = setup.policy.meter
+    before = Counter(meter.tokens)
+    made = make()
+    spent = Counter(meter.tokens)
+    spent.subtract(before)
+    meter.tokens = before
+    setup.policy.trunk.forget()
+    return {"made": made, "tokens": {name: count for name, count in sorted(spent.items()) if count}}
+
+
+def _features(setup: Setup, rows: list[Row], layer: Literal["all", "last"]) -> dict[str, Tensor]:
+    """Return features at θ0, the share of zero gradients of each (NaN where no gradient was made), and tokens spent."""
+    items = Completions(tuple(rows), 1, torch.zeros(len(rows)))
+    counted = _counted(setup, lambda: setup.learner.features(items, "initial", layer).values)
+    zero = [share if (share := setup.learner.zero_share([row])) is not None else math.nan for row in rows]
+    spent = torch.tensor(counted["tokens"].get("features", 0))
+    return {"values": counted["made"], "zero": torch.tensor(zero, dtype=torch.float64), "tokens": spent}
 
 
 def _probe(setup: Setup, fixed: Fixed, theta: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -188,31 +264,33 @@ def _probe(setup: Setup, fixed: Fixed, theta: Mapping[str, Tensor] | None = None
         return setup.learner.gradients(probes, "probe").values
 
 
-def _table(setup: Setup) -> Record:
-    """Return the round's table as JSON values."""
-    table = setup.arena.table
+def _table(table: Table, reference: list[float | None] | None) -> Record:
+    """Return a round's table as JSON values, with the reference's log-probabilities as far as they are known."""
     return {
         "prompt_indices": list(table.prompt_indices),
         "responses": [list(row.response) for row in table.items.rows],
         "texts": list(table.texts),
         "log_probs": table.items.log_probs.tolist(),
         "rewards": table.rewards.tolist(),
-        "reference": setup.learner.reference(table.items.rows).tolist(),
+        "reference": reference,
     }
+
+
+def _read_table(setup: Setup, record: Record) -> Table:
+    """Return the table that ``_table`` wrote."""
+    k = setup.alignment.responses
+    encoded = [setup.arena.encoded[i] for i in record["prompt_indices"] for _ in range(k)]
+    rows = tuple(Row(p, tuple(r)) for p, r in zip(encoded, record["responses"], strict=True))
+    log_probs, rewards = (torch.tensor(record[name], dtype=torch.float64) for name in ("log_probs", "rewards"))
+    return Table(Completions(rows, k, log_probs), tuple(record["texts"]), rewards, tuple(record["prompt_indices"]))
 
 
 def _recall(setup: Setup, journal: Journal, number: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Put a recorded round's table back into the arena; return its picks and θ after it."""
-    arena, record = setup.arena, journal.rounds[number]
-    table, k = record["table"], setup.alignment.responses
-    encoded = [arena.encoded[i] for i in table["prompt_indices"] for _ in range(k)]
-    rows = tuple(Row(p, tuple(r)) for p, r in zip(encoded, table["responses"], strict=True))
-    log_probs, rewards, reference = (
-        torch.tensor(table[name], dtype=torch.float64) for name in ("log_probs", "rewards", "reference")
-    )
-    items = Completions(rows, k, log_probs)
-    arena.tables[number - 1] = Table(items, tuple(table["texts"]), rewards, tuple(table["prompt_indices"]))
-    setup.learner.note(rows, reference=reference)
+    record = journal.rounds[number]
+    table = setup.arena.tables[number - 1] = _read_table(setup, record["table"])
+    known = {r: v for r, v in zip(table.items.rows, record["table"]["reference"], strict=True) if v is not None}
+    setup.learner.note(list(known), reference=torch.tensor(list(known.values()), dtype=torch.float64))
     return torch.tensor(record["picks"]), journal.theta(number, setup.policy)
 
 

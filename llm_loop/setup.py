@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import transformers
@@ -19,7 +20,7 @@ from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.selector import STRATEGIES, Strategy
 from llm_loop.agreement import settle
-from llm_loop.arena import TextArena
+from llm_loop.arena import FixedArena, TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import assets
 from llm_loop.data import prompts as prompt_sets
@@ -122,7 +123,19 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
     scorer, judge = (parts.load_scorer(name, alignment) for name in (alignment.reward, alignment.judge))
-    arena = TextArena(
+    gradients = Gradients(
+        policy,
+        alignment.training.beta,
+        alignment.sketch.kind,
+        alignment.sketch.size,
+        key.fold_in("gradients"),
+        alignment.feature_tokens,
+    )
+    given = alignment.training.ties
+    training = replace(alignment.training, ties=parts.oracle.ties if given is None else given)
+    learner = DPOLearner(policy, training, gradients, key.fold_in("learner"))
+    kind = partial(FixedArena, pool=alignment.pool, spread=alignment.pool_temperature) if alignment.pool else TextArena
+    arena: TextArena = kind(
         policy,
         scorer,
         texts.train,
@@ -133,20 +146,10 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
         oracle=parts.oracle,
         temperature=alignment.label_temperature,
         prompt_tokens=alignment.prompt_tokens,
-    )
-    gradients = Gradients(
-        policy,
-        alignment.training.beta,
-        alignment.sketch.kind,
-        alignment.sketch.size,
-        key.fold_in("gradients"),
-        alignment.feature_tokens,
+        note=learner.note_initial_draws if alignment.pool else learner.note_drawn,
     )
     prompts = texts.heldout[: alignment.evaluation.prompts]
     heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
-    given = alignment.training.ties
-    training = replace(alignment.training, ties=parts.oracle.ties if given is None else given)
-    learner = DPOLearner(policy, training, gradients, key.fold_in("learner"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(
         alignment, parts.strategies[strategy], policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text

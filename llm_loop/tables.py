@@ -48,6 +48,8 @@ class Round(Row):
     table: ClassVar[str] = "rounds"
     labels: int
     """bought so far"""
+    bits_per_byte: float | None = None
+    """of the held-out prompts' texts under the policy: what it still knows of how people write"""
     tokens_generated: int | None = None
     """of the pool's responses"""
     tokens_scored: int | None = None

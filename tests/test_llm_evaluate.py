@@ -19,6 +19,7 @@ from llm_loop.report.evaluate import (
     degenerate,
     distinct,
     intervals,
+    longer_wins,
     selection,
     totals,
     win_rates,
@@ -196,6 +197,31 @@ def test_no_gain_is_rarely_called_a_gain() -> None:
     false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"undecided"} for seed in range(300))
     assert stats.binom.sf(30, 300, 0.05) < 1e-3
     assert false <= 30
+
+
+def test_rounds_that_ask_fewer_prompts_are_compared_on_these_and_have_the_level_of_all() -> None:
+    whole = table(seeds=2, prompts=8, rounds=3)
+    few = whole[(whole["round"] != 1) | (whole["prompt_index"] < 3)]
+    check_balanced(few)
+    found = intervals(few, ["reward"], "prompt_index").set_index(["strategy", "round"])
+    want = intervals(whole, ["reward"], "prompt_index").set_index(["strategy", "round"])
+    one, two = (frame.query("round != 1") for frame in (found, want))
+    pd.testing.assert_frame_equal(one, two)
+    for strategy, own in few.groupby("strategy"):
+        by = own.groupby(["round", "prompt_index"])["reward"].mean().unstack("round")
+        change = (by[1] - by[0]).dropna().mean()
+        assert found.loc[(strategy, 1), "change"] == pytest.approx(change)
+        assert found.loc[(strategy, 1), "mean"] == pytest.approx(by[0].mean() + change)
+        assert found.loc[(strategy, 1), "units"] == 3
+    with pytest.raises(InputError):
+        check_balanced(few.drop(few[(few["strategy"] == "random") & (few["round"] == 1)].index[:1]))
+
+
+def test_longer_wins_counts_pairs_of_unequal_length() -> None:
+    rows = [(0, 0, 5, 1.0), (0, 1, 5, 1.0), (0, 2, 5, 1.0), (0, 3, 5, 1.0)]
+    rows += [(2, 0, 9, 2.0), (2, 1, 3, 2.0), (2, 2, 5, 0.0), (2, 3, 7, 1.0)]
+    frame = pd.DataFrame(rows, columns=["round", "prompt_index", "tokens", "reward"]).assign(strategy="a", seed=0)
+    assert longer_wins(frame) == {"a": 0.5}
 
 
 def test_incomplete_evaluations_are_refused() -> None:

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 from test_llm_models import rows_of, tiny
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
@@ -98,30 +97,7 @@ def trainer_of(policy, preferences, folder, pull=0.0, own_loss=True):
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    data = Dataset.from_list(
-        [
-            {
-                "prompt_ids": list(p.chosen.prompt),
-                "chosen_ids": list(p.chosen.response),
-                "rejected_ids": list(p.rejected.response),
-                "ref_chosen_logps": p.chosen_reference,
-                "ref_rejected_logps": p.rejected_reference,
-                "outcome": p.outcome,
-            }
-            for p in preferences
-        ]
-    )
-    return _Trainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=policy.tokenizer,
-        pull=pull,
-        start=policy.initial,
-        padded=True,
-        own_loss=own_loss,
-        ties=0.0,
-    )
+    return _Trainer(policy, preferences, args=arguments, pull=pull, own_loss=own_loss)
 
 
 def by_hand(policy, preferences):
@@ -157,7 +133,7 @@ def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, 
     """Ours are the adapter-off model's; TRL computes its own from the copy of the adapter as it was at the start."""
     preferences = preferences_of(policy)
     with seeded(Key(0)), _lent(policy):
-        trainer = trainer_of(policy, preferences, tmp_path)
+        trainer = trainer_of(policy, preferences, tmp_path, own_loss=False)
         inputs = next(iter(trainer.get_train_dataloader()))
         chosen, rejected = trainer.compute_ref_log_probs(policy.model, inputs)
     assert torch.allclose(chosen, inputs["ref_chosen_logps"], atol=1e-4)

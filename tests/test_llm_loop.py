@@ -111,7 +111,7 @@ def test_a_run_leaves_what_it_promises(finished):
     # the picks' gains sum to the information that the rounds report
     gains = picked.groupby("round")["log_det_gain"].sum()
     assert rounds["information"][1] == pytest.approx(gains[1])
-    assert len(evaluations) == 3 * SMOKE.evaluation.prompts
+    assert len(evaluations) == 2 * SMOKE.evaluation.prompts + SMOKE.evaluation.between
     assert (evaluations.query("round == 0")["log_ratio"] == 0).all()
     assert (duels.query("round == 0")["margin"] == 0).all()
     assert len(preferences) == 6

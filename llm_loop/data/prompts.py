@@ -20,12 +20,14 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.text import dumps, lines
 from llm_loop.data import assets, files, ratings
-from llm_loop.data.chat import Prompt, text_of, to_json
+from llm_loop.data.chat import Message, Prompt, text_of, to_json
 from llm_loop.data.files import Found
 from llm_loop.data.rows import NoPromptError, held_out, prompt_of, split_of
 
 WORDS = 7
 """Words of a packaged text that make its prompt."""
+ARTICLE = 30
+"""Words of an article that a headline is asked for."""
 HELDOUT = 0.2
 """Share of prompts that is held out, where the data bring no split of their own."""
 
@@ -220,6 +222,28 @@ def news(dropped: Counter[str]) -> list[Entry]:
     return without_known(openings(plain, dropped), dropped)
 
 
+@register("films")
+def films(dropped: Counter[str]) -> list[Entry]:
+    """Read the film plots' openings as messages of a chat, which ask for the end of the sentence."""
+    system = Message("system", "You are a film critic. Answer in one short sentence.")
+    return [_asked(entry, system, "Finish the sentence: {}") for entry in plots(dropped)]
+
+
+@register("headlines")
+def headlines(dropped: Counter[str]) -> list[Entry]:
+    """Read the news articles' first words as messages of a chat, which ask for a headline: short summaries."""
+    table = pd.read_csv(assets.find("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
+    plain = [text for text in table["text"] if _plain(text)]
+    dropped["dateline"] = len(table) - len(plain)
+    system = Message("system", "You write headlines.")
+    found = without_known(openings(plain, dropped, ARTICLE), dropped)
+    return [_asked(entry, system, "Write a short headline for this article: {}...") for entry in found]
+
+
+def _asked(entry: Entry, system: Message, wording: str) -> Entry:
+    return replace(entry, prompt=(system, Message("user", wording.format(entry.prompt))))
+
+
 @register("tldr")
 def tldr(dropped: Counter[str]) -> Iterable[Entry]:
     """Read ``openai/summarize_from_feedback``, the paper's summaries, from the hub or the hub library's cache."""
@@ -247,16 +271,16 @@ def _plain(text: str) -> bool:
     return bool(start) and not start[0].isupper() and all(re.fullmatch(r"[\w'’.,$%-]+", word) for word in start)
 
 
-def openings(texts: Iterable[str], dropped: Counter[str]) -> list[Entry]:
-    """Return each text's first ``WORDS`` words as a prompt; texts that are not longer are dropped."""
+def openings(texts: Iterable[str], dropped: Counter[str], count: int = WORDS) -> list[Entry]:
+    """Return each text's first ``count`` words as a prompt; texts that are not longer are dropped."""
     kept = []
     dropped["short"] = 0
     for number, text in enumerate(texts, start=1):
         words = text.split()
-        if len(words) <= WORDS:
+        if len(words) <= count:
             dropped["short"] += 1
         else:
-            kept.append(Entry(" ".join(words[:WORDS]), f"text {number}"))
+            kept.append(Entry(" ".join(words[:count]), f"text {number}"))
     return kept
 
 

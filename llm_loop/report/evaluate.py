@@ -55,7 +55,10 @@ def check_balanced(evaluations: pd.DataFrame) -> None:
         key: frozenset(zip(part["seed"], part["prompt_index"], strict=True)) for key, part in evaluations.groupby(KEYS)
     }
     rounds = {strategy: {r for s, r in cells if s == strategy} for strategy, _ in cells}
-    if len(set(cells.values())) > 1 or len({frozenset(r) for r in rounds.values()}) > 1:
+    alike = all(len({cells[s, r] for s, q in cells if q == r}) == 1 for _, r in cells)
+    started = {s: cells.get((s, 0), frozenset()) for s in rounds}
+    within = all(part <= started[strategy] for (strategy, _), part in cells.items() if 0 in rounds[strategy])
+    if not (alike and within) or len({frozenset(r) for r in rounds.values()}) > 1:
         raise InputError("evaluations: strategies or rounds differ in their seeds or prompts; is the run complete?")
     if any(0 not in r for r in rounds.values()):
         raise InputError("evaluations: round 0, the initial model, is missing")
@@ -65,11 +68,27 @@ def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.
     """Return each measure's mean and its paired change from the initial model, with Student's t intervals at 95 %.
 
     One row per strategy, round and measure.  With ``v_u`` the mean of all rows of unit ``u``, the columns ``mean``,
-    ``low``, ``high`` are of ``v_u`` and ``change``, ``change_low``, ``change_high`` of ``v_u − v_u(round 0)``.
+    ``low``, ``high`` are of ``v_u`` and ``change``, ``change_low``, ``change_high`` of ``v_u − v_u(round 0)``.  A round
+    that asked some of the prompts is compared with round 0 on these, and its level is that of round 0 on all of them
+    plus the change: prompts are in random order, so that is unbiased, and the curve has no jump of its own.
     """
+    asked = evaluations.groupby(["strategy", "round"])["prompt_index"].nunique()
+    few = asked[asked < asked.max()].index
+    sides = []
+    for (strategy, number), part in evaluations.groupby(KEYS, sort=False):
+        if (strategy, number) in few:
+            first = evaluations[(evaluations["strategy"] == strategy) & (evaluations["round"] == 0)]
+            same = first[first["prompt_index"].isin(part["prompt_index"].unique())]
+            part = part.assign(**{m: part[m] + first[m].mean() - same[m].mean() for m in measures})
+            start = same.assign(**{m: same[m] + first[m].mean() - same[m].mean() for m in measures})
+        else:
+            start = evaluations[(evaluations["strategy"] == strategy) & (evaluations["round"] == 0)]
+        sides.append((part, start.assign(round=number)))
+    evaluations = pd.concat([part for part, _ in sides])
     means = evaluations.groupby([*KEYS, unit], sort=False)[measures].mean()
-    start = means.xs(0, level="round").add_suffix(" at first")
-    table = means.join(start, on=["strategy", unit]).reset_index()
+    start = pd.concat([first for _, first in sides]).groupby([*KEYS, unit], sort=False)[measures].mean()
+    start = start.add_suffix(" at first")
+    table = means.join(start).reset_index()
     rows = []
     for (strategy, number), part in table.groupby(KEYS, sort=False):
         for measure in measures:
@@ -122,6 +141,20 @@ def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFram
             }
         )
     return pd.DataFrame(rows)
+
+
+def longer_wins(evaluations: pd.DataFrame) -> dict[str, float]:
+    """Return, by strategy, how often the longer of the initial and the last policy's response has more reward.
+
+    A tie in reward counts ½; pairs of one length are left out.  Near ½, length says nothing; NaN: no such pair.
+    """
+    keys = ["strategy", "seed", "prompt_index"]
+    last = evaluations[evaluations["round"] == evaluations["round"].max()].set_index(keys)
+    first = evaluations[evaluations["round"] == 0].set_index(keys)
+    longer = np.sign(last["tokens"] - first["tokens"])
+    agree = (longer * np.sign(last["reward"] - first["reward"]) + 1) / 2
+    found = agree[longer != 0].groupby("strategy", sort=False).mean()
+    return {name: float(found.get(name, np.nan)) for name in dict.fromkeys(evaluations["strategy"])}
 
 
 def accuracies(duels: pd.DataFrame) -> pd.DataFrame:

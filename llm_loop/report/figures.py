@@ -43,6 +43,28 @@ def reward_curves(
     return figure
 
 
+def frontier(table: pd.DataFrame, label: str) -> Figure:
+    """Draw mean reward against KL from the initial model, a line per strategy, round by round: more reward at equal KL
+    is better alignment, whatever the labels.  ``table`` has strategy, round, kl, reward, low, high."""
+    strategies = list(table["strategy"].unique())
+    look = looks(strategies, list(STRATEGIES))
+    figure, (axis,) = panels(1, legend=0)
+    for strategy in strategies:
+        part = table[table["strategy"] == strategy].sort_values("round")
+        style = look[strategy] | {"marker": "o", "ms": 4}
+        axis.errorbar(
+            part["kl"],
+            part["reward"],
+            [(part["reward"] - part["low"]).clip(lower=0), (part["high"] - part["reward"]).clip(lower=0)],
+            label=strategy,
+            elinewidth=0.7,
+            **style,
+        )
+    axis.set(xlabel="KL from the initial model (nats per token)", ylabel=f"mean held-out reward\n({label})")
+    legend_below(figure, axis)
+    return figure
+
+
 def small_multiples(table: pd.DataFrame, titles: dict[str, str], columns: int = 3) -> Figure:
     """Draw measures against labels, a panel each: lines are means, bands what the table calls ``low`` and ``high``.
 

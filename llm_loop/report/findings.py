@@ -33,6 +33,11 @@ REWARDS = {
 """What a reward is, and what it is not."""
 
 DIAGNOSTICS = {
+    "bits_per_byte": (
+        "bits per byte",
+        "What the policy needs, in bits a byte, to foretell what people wrote (the held-out prompts' own texts). Where "
+        "it rises, the policy has unlearned language that no label was about.",
+    ),
     "zero_A_gradient_share": (
         "zero A-gradients",
         "Share of LoRA's A-matrices, over responses, whose gradient is exactly 0. LoRA starts with B = 0, so in "
@@ -306,6 +311,12 @@ def _games(row: dict[str, Any]) -> list[str]:
     if abs(last["tokens"]["change"]) > 0.25 * row["start"]["tokens"]:
         lines.append(f"{name}: responses changed in length by {number(last['tokens']['change'], 1)} tokens.")
     return lines
+
+
+def lengths(shares: dict[str, float]) -> list[str]:
+    """Say how far length alone decides who wins, by strategy: a win rate to compare the reward's with."""
+    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return [f"Of each pair of answers, the initial model's and the last policy's, the longer has more reward: {each}."]
 
 
 def told(loop: pd.DataFrame, strategies: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -40,6 +40,7 @@ from llm_loop.report.evaluate import (
     corpus_distinct,
     degenerate,
     intervals,
+    longer_wins,
     selection,
     totals,
     win_rates,
@@ -78,6 +79,8 @@ class Run:
     samples: pd.DataFrame
     left_out: str = ""
     """prompts that were not used, in words"""
+    slower: str = ""
+    """which slower ways the model took, in words"""
 
     @property
     def strategies(self) -> list[str]:
@@ -116,9 +119,10 @@ def read(folder: Path) -> Run:
             raise InputError(f"{ledger.folder} is not finished; the command of this run goes on with it")
     first = "records/round-00.json"
     ledger = Ledger(cells[0])
-    left_out = loads(ledger.read(first).decode())["left_out"] if ledger.holds(first) else ""
+    about = loads(ledger.read(first).decode()) if ledger.holds(first) else {}
+    told = {name: str(about.get(name, "")) for name in ("left_out", "slower")}
     kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
-    return Run(manifest, **{kind.table: tables.frame(kind, *cells) for kind in kinds}, left_out=left_out)
+    return Run(manifest, **{kind.table: tables.frame(kind, *cells) for kind in kinds}, **told)
 
 
 def _known(ours: Any, theirs: Any) -> bool:
@@ -271,6 +275,19 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
             len(run.strategies) <= words.FEW,
         ),
     )
+    sides = [paired[paired["measure"] == name].set_index(["strategy", "round"]) for name in ("kl_per_token", "reward")]
+    show(
+        "frontier",
+        "Reward against KL from the initial model, round by round: how much reward each nat of change buys. Bars are "
+        "95 % over prompts, of the change from the initial model.",
+        plots.frontier(
+            sides[1][["mean", "low", "high"]]
+            .rename(columns={"mean": "reward"})
+            .join(sides[0]["mean"].rename("kl"))
+            .reset_index(),
+            str(run.manifest["config"]["reward"]),
+        ),
+    )
     if len(comparison) and len(run.seeds) > 1:
         show(
             "paired",
@@ -315,6 +332,9 @@ def write(folder: Path) -> Path:
     health = words.health(rows)
     headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    said += words.lengths(longer_wins(run.evaluations))
+    if run.slower:
+        said.append(f"The model disagrees with the fastest ways, so: {run.slower}.")
     if run.left_out:
         said.append(f"Prompts left out: {run.left_out}.")
     timing = render("llm_loop.report", "timing.html.j2", seconds=seconds(run, folder), manifest=run.manifest)

@@ -1,0 +1,184 @@
+"""What strategies of a seed share, pools that are drawn once, and the figures' studies, on tiny models."""
+
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from test_llm_loop import FEW, SMOKE, contents, run_cell, run_folder, smoke
+from test_llm_models import tiny
+
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from llm_loop import studies, tables
+from llm_loop.arena import FixedArena
+from llm_loop.models import Adapter
+from llm_loop.rewards.scorers import load_scorer
+from llm_loop.sampling import Decoding
+from llm_loop.shared import Shared
+
+POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """A run on a fixed pool: two seeds, two strategies."""
+    folder = tmp_path_factory.mktemp("pooled")
+    assert smoke(folder, *POOL, "--seeds", "2") == 0
+    return run_folder(folder)
+
+
+def test_what_is_shared_is_made_once_and_a_damaged_entry_again(tmp_path, capsys):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": [0.1, 1 / 3]}
+
+    first, second = Shared(tmp_path / "seed-0"), Shared(tmp_path / "seed-0")
+    assert first.json("one", make) == second.json("one", make) == {"a": [0.1, 1 / 3]}
+    assert len(made) == 1
+    (tmp_path / "seed-0" / "one" / "one.json").write_text("{}")
+    assert second.json("one", make) == {"a": [0.1, 1 / 3]}
+    assert len(made) == 2
+    assert "cut or altered" in capsys.readouterr().err
+    assert Shared(None).json("one", make) == {"a": [0.1, 1 / 3]}
+    tensors = first.tensors("two", lambda: {"x": torch.tensor([1 / 3], dtype=torch.float64)})
+    assert torch.equal(tensors["x"], torch.tensor([1 / 3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("strategy", ["activedpo-initial", "apo", "random"])
+def test_a_cell_that_finds_shared_work_has_the_bytes_of_one_that_makes_it(strategy, tmp_path):
+    alignment = replace(FEW, strategies=(strategy, "activedpo-normalised"))
+    run_cell(alignment, strategy, 0, tmp_path / "alone")
+    run = tmp_path / "run" / "cells"
+    run_cell(alignment, "activedpo-normalised", 0, run / "first")
+    run_cell(alignment, strategy, 0, run / "second")
+    assert (tmp_path / "run" / "shared" / "seed-0" / "round-1").is_dir()
+    assert contents(run / "second") == contents(tmp_path / "alone")
+    shutil.copytree(run / "second", run / "third")
+    (run / "third" / "records" / "round-02.json").unlink()
+    run_cell(alignment, strategy, 0, run / "third")  # resumed above layers whose states are gone
+    assert contents(run / "third") == contents(tmp_path / "alone")
+
+
+def test_a_finished_run_keeps_nothing_shared(pooled):
+    assert not (pooled / "shared").exists()
+    assert (pooled / "index.html").exists()
+    assert "before the first label was bought" in (pooled / "index.html").read_text()
+
+
+def test_a_pool_is_one_for_all_strategies_and_seeds_and_no_duel_is_asked_twice(pooled):
+    texts, labels = {}, {}
+    for cell in sorted((pooled / "cells").iterdir()):
+        table = tables.frame(tables.Candidate, cell)
+        for row in table.to_dict("records"):
+            name = (row["prompt_index"], row["candidate"] % 6)
+            pair = (row["response_1"], row["response_2"])
+            assert texts.setdefault(name, pair) == pair
+        picked = table[table["picked_position"].notna()]
+        asked = list(zip(picked["prompt_index"], picked["candidate"] % 6, strict=True))
+        assert len(set(asked)) == len(asked) == 6
+        for duel, label in zip(asked, picked["label"], strict=True):
+            assert labels.setdefault((cell.name[-1], *duel), label) == label
+    seeds = [
+        tables.frame(tables.Candidate, pooled / "cells" / f"random--seed{k}")["prompt_index"].tolist() for k in (0, 1)
+    ]
+    assert seeds[0] != seeds[1]
+
+
+def test_a_pool_goes_on_with_the_same_bytes(pooled, tmp_path):
+    part = tmp_path / "llm" / pooled.name
+    shutil.copytree(pooled, part)
+    (part / "ledger.json").unlink()
+    (part / "cells" / "activedpo-normalised--seed1" / "records" / "round-02.json").unlink()
+    (part / "cells" / "activedpo-normalised--seed1" / "rounds.jsonl").unlink()
+    assert smoke(tmp_path, *POOL, "--seeds", "2") == 0
+    assert contents(part) == contents(pooled)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pool", "3"), "exceeds --pool 3"),
+        (("--pool", "4", "--responses", "2"), "the pool has 4 duels"),
+        (("--pool", "5000"), "a pool of 5000 prompts asked for"),
+        (("--lora-layers", "9"), "the model has 2 layers"),
+        (("--heldout-between", "99"), "--heldout-between must be from 0"),
+    ],
+)
+def test_bad_settings_of_pools_and_layers_are_one_line(options, words, tmp_path, capsys):
+    assert smoke(tmp_path, *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_fixed_arena_offers_parts_of_its_pool_half_of_it_at_another_temperature():
+    policy, scorer = tiny("tiny-llama", moved=False), load_scorer("lexical-letters", "cpu")
+    prompts = ["a b c", "de", "f"]
+    arena = FixedArena(
+        policy, scorer, prompts, key=Key(1), prompts_per_round=2, responses=4, decoding=Decoding(5), pool=3, spread=9.0
+    )
+    arena.pool_table = table = arena.draw_pool(Key(0))
+    logs = table.items.log_probs.unflatten(0, (3, 4))
+    lengths = torch.tensor([len(row.response) for row in table.items.rows]).view(3, 4)
+    per_token = logs / lengths
+    assert float(per_token[:, :2].mean()) > float(per_token[:, 2:].mean())
+    assert torch.allclose(policy.log_probs(table.items.rows, "test"), table.items.log_probs, atol=1e-4)
+    offer = arena.offer(0)
+    arena.label(Duels(offer.duels.first[:2], offer.duels.second[:2]))
+    again = [arena.offer(number) for number in (1, 2, 3)]
+    chosen = arena.chosen_prompts(0)[0]
+    for number, later in zip((1, 2, 3), again, strict=True):
+        place = arena.chosen_prompts(number)
+        if chosen in place:
+            start = 6 * place.index(chosen)
+            assert not bool(later.available[start : start + 2].any())
+    assert bool(arena.offer(0).available[:2].all()) == bool(offer.available[:2].all())
+
+
+@pytest.mark.parametrize("name", ["3", "4"])
+def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--jobs", "1"]
+    assert studies.main([name, *options, "--show-only"]) == 0
+    assert "no seed of this study is finished yet" in capsys.readouterr().out
+    assert studies.main([name, *options, "--cells", "1/2"]) == 0
+    assert studies.main([name, *options]) == 0
+    page = (tmp_path / "studies" / f"figure-{name}.md").read_text()
+    assert "2 of" in page
+    assert ("did" in page or "undecided" in page) if name == "3" else "of the exact gradients' first picks" in page
+    table = pd.read_csv(tmp_path / "studies" / f"figure-{name}.csv")
+    assert set(table["round"]) == {0, 1, 2}
+    assert (tmp_path / "studies" / f"figure-{name}.png").stat().st_size > 5000
+
+
+def test_an_unknown_study_is_refused(capsys):
+    assert studies.main(["7"]) == 2
+    assert "unknown study '7'" in capsys.readouterr().err
+
+
+def test_every_study_has_settings_that_hold():
+    for study in studies.STUDIES.values():
+        for preset in ("smoke", "full"):
+            for part in study.parts(preset):
+                arguments = ["quick" if preset == "full" else "smoke", "--strategies", *part.strategies, *part.options]
+                assert studies.command.parse(studies.COMMAND, arguments)[1].settings.seeds >= 2
+
+
+def test_a_run_with_a_at_zero_sees_no_gradient_of_b_at_first(tmp_path):
+    alignment = replace(SMOKE, adapter=Adapter(rank=4, alpha=8.0, layers=1, init="a0"), strategies=("activedpo",))
+    run_cell(alignment, "activedpo", 0, tmp_path)
+    assert tables.frame(tables.Round, tmp_path)["zero_A_gradient_share"].tolist()[1:] == [0.0, 0.0]
+
+
+def test_a_pool_too_small_is_refused_by_the_arena():
+    with pytest.raises(InputError, match="the pool has 1"):
+        FixedArena(
+            tiny("tiny-llama"),
+            load_scorer("lexical-letters", "cpu"),
+            ["a", "b"],
+            key=Key(0),
+            prompts_per_round=2,
+            pool=1,
+        )
