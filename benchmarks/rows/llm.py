@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +23,15 @@ LOOP = ("transformers", "peft", "trl")
 TRAINED = 2  # steps of a DPO fit
 
 
-def _policy() -> Any:
-    """Return SmolLM2 with the quick preset's adapter, its B-matrices moved off zero so that no gradient vanishes."""
+def _policy(layers: int = 0) -> Any:
+    """Return SmolLM2 with an adapter on all layers, or the uppermost, its B-matrices off zero: no gradient vanishes."""
     import transformers
 
     from llm_loop.models import Adapter, load_policy
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    policy = load_policy("smollm2-135m", Adapter(), Key(0))
+    policy = load_policy("smollm2-135m", Adapter(layers=layers), Key(0))
     generator = Key(0).fold_in("moved").torch_generator()
     with torch.no_grad():
         for name, parameter in policy.parameters.items():
@@ -47,11 +48,11 @@ def _rows(policy: Any, count: int, length: int) -> list[Any]:
     return [Row(tuple(row[: length // 6]), tuple(row[length // 6 :])) for row in ids]
 
 
-def gradients(rows: int, length: int) -> Callable[[], Answer]:
+def gradients(rows: int, length: int, layers: int = 0) -> Callable[[], Answer]:
     """Hooks and the sketch; two rows are compared by the check; the sketch's share of the time is taken apart."""
     from llm_loop.gradients import Gradients
 
-    policy = _policy()
+    policy = _policy(layers)
     items = _rows(policy, rows, length)
     maker = Gradients(policy, BETA, "shift", SIZE, Key(1), 10**6)
     first = maker(items)
@@ -70,13 +71,14 @@ def gradients(rows: int, length: int) -> Callable[[], Answer]:
     return lambda: {"features": maker(items).values[:2], "first": first.values[:2], "sketch_share": share}
 
 
-def plain(rows: int, length: int) -> Callable[[], Answer]:
-    """One forward and backward pass of the batch, for LoRA's gradients of the sum."""
-    policy = _policy()
+def plain(rows: int, length: int, layers: int = 0) -> Callable[[], Answer]:
+    """One forward and backward pass of the batch through the layers that train, for LoRA's gradients of the sum."""
+    policy = _policy(layers)
     items = _rows(policy, rows, length)
+    policy.log_probs(items, "benchmark")  # what the layers below make of the rows is known
 
     def run() -> Answer:
-        total = BETA * policy.token_log_probs(items).sum()
+        total = BETA * policy.summed([[row] for row in items]).sum()
         got = torch.autograd.grad(total, list(policy.parameters.values()))
         return {"norm": float(sum(g.square().sum() for g in got))}
 
@@ -167,7 +169,7 @@ def bergson(rows: int, length: int) -> Callable[[], Answer]:
     return run
 
 
-def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], Check]:
+def gradients_check(rows: int, length: int, layers: int = 0) -> Callable[[Mapping[str, Answer]], Check]:
     """Return the check of this size: two rows alone, by autograd, through the same sketch written out.
 
     With the model in float64 the hooks must agree to 1e-5.  The timed rows, in float32, must come as near to float64 as
@@ -177,7 +179,7 @@ def gradients_check(rows: int, length: int) -> Callable[[Mapping[str, Answer]], 
     def check(answers: Mapping[str, Answer]) -> Check:
         from llm_loop.gradients import Gradients
 
-        policy = _policy()
+        policy = _policy(layers)
         items = _rows(policy, rows, length)[:2]
         single = _alone(policy, items)
         policy.model.double()
@@ -329,13 +331,15 @@ def _preferences(policy: Any) -> list[Any]:
     return [Preference(rows[i], rows[i + 8], known[i], known[i + 8]) for i in range(8)]
 
 
-def dpo() -> Callable[[], Answer]:
-    """The loop's fit: two steps of 8 pairs."""
+def dpo(layers: int = 0, whole: bool = False) -> Callable[[], Answer]:
+    """The loop's fit: two steps of 8 pairs; ``whole`` runs all layers in every pass, and a prompt for each response."""
     from llm_loop.learner import Training, fit_dpo
+    from llm_loop.models import Route
 
-    policy = _policy()
+    policy = _policy(layers)
     policy.restore(policy.initial)
     pairs = _preferences(policy)
+    policy.route = Route(shared=not whole, cached=not whole)
     training = Training(beta=BETA, epochs=TRAINED, batch=8)
 
     def run() -> Answer:
@@ -403,9 +407,9 @@ def trl(cached: bool) -> Callable[[], Answer]:
     return run
 
 
-def dpo_check(answers: Mapping[str, Answer]) -> Check:
+def dpo_check(answers: Mapping[str, Answer], layers: int = 0) -> Check:
     """Compare our losses with log 2 and with two AdamW steps written out, from the logistic loss itself."""
-    policy = _policy()
+    policy = _policy(layers)
     policy.restore(policy.initial)
     pairs = _preferences(policy)
     base = torch.tensor([p.chosen_reference for p in pairs] + [p.rejected_reference for p in pairs])
@@ -465,6 +469,36 @@ def loop_check(answers: Mapping[str, Answer]) -> Check:
     )
 
 
+UPPER = 8
+
+
+def _upper_rows() -> tuple[Row, Row]:
+    """Return the rows of an adapter on the uppermost layers."""
+    size = {"rows": 16, "length": 40, "layers": UPPER}
+    features = Row(
+        "llm-gradients-upper",
+        "Per-response LoRA gradients, upper layers",
+        f"SmolLM2-135M, LoRA on the upper {UPPER} of 30 layers, 16 x 40 tokens, to {SIZE}; states below are kept",
+        Contender("ours", gradients, size, LOOP),
+        gradients_check(**size),
+        (Target("yardstick", 1.05, "at most 1.05 times one plain pass through the layers that train"),),
+        (),
+        yardstick=Contender("one plain forward and backward pass", plain, size, LOOP),
+        repetitions=3,
+    )
+    step = Row(
+        "dpo-step-upper",
+        "DPO step, upper layers",
+        f"SmolLM2-135M, LoRA on the upper {UPPER} of 30 layers, 8 pairs x 40 tokens, {TRAINED} steps and set-up",
+        Contender("ours", dpo, {"layers": UPPER}, LOOP),
+        partial(dpo_check, layers=UPPER),
+        (Target("peer", 1.5, "at least 1.5 times as fast as with whole passes"),),
+        (Contender("the same, every pass through all layers", dpo, {"layers": UPPER, "whole": True}, LOOP),),
+        repetitions=2,
+    )
+    return features, step
+
+
 def _gradient_row(rows: int, length: int, long: bool) -> Row:
     size = {"rows": rows, "length": length}
     rivals: tuple[tuple[str, Callable[..., Callable[[], Answer]], Literal["", "bergson", "opacus"]], ...] = (
@@ -493,6 +527,7 @@ def _gradient_row(rows: int, length: int, long: bool) -> Row:
 
 
 register(
+    *_upper_rows(),
     _gradient_row(16, 40, False),
     _gradient_row(32, 64, True),
     Row(
