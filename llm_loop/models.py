@@ -557,17 +557,19 @@ def load_policy(
     dtype: str = "float32",
     chat: Literal["auto", "yes", "no"] = "no",
     trust: bool = False,
+    weights: Key | None = None,
 ) -> Policy:
     """Return the policy of a named asset, a local directory, a hub id, or a tiny random model (``TINY``).
 
     A hub id is looked up in the local hub cache first; the network is used only if it is not there.  A PEFT folder is
-    merged into its model, which then is the reference.  ``chat="auto"`` treats texts as messages where the tokenizer
+    merged into its model, which then is the reference.  ``weights`` draws a tiny model (default: ``key``, which draws
+    the adapter); all seeds of a run begin with one model.  ``chat="auto"`` treats texts as messages where the tokenizer
     has a chat template.  Raises ``InputError`` if there is no such model, its files are not right, it needs code of its
     own and ``trust`` is not given, or it cannot be adapted.
     """
     check_device(device)
     if name in TINY:
-        tiny = tiny_model(name, key.fold_in("model")).to(DTYPES[dtype])
+        tiny = tiny_model(name, (weights or key).fold_in("model")).to(DTYPES[dtype])
         return Policy(tiny, byte_tokenizer(), adapter, key, device, "yes" if chat == "yes" else "no")
     loaded = folders.load(AutoModelForCausalLM, _folder(name, trust), "model", dtype, trust)
     if chat == "auto":

@@ -118,6 +118,7 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
         alignment.dtype,
         _chat(alignment, parts),
         alignment.trust_remote_code,
+        Key(alignment.seed),
     )
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)

@@ -315,7 +315,9 @@ def _games(row: dict[str, Any]) -> list[str]:
 
 def lengths(shares: dict[str, float]) -> list[str]:
     """Say how far length alone decides who wins, by strategy: a win rate to compare the reward's with."""
-    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if not math.isnan(share))
+    if not each:
+        return ["No answer of a last policy differs in length from the initial model's, so length decides nothing."]
     return [f"Of each pair of answers, the initial model's and the last policy's, the longer has more reward: {each}."]
 
 
