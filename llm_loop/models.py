@@ -41,7 +41,8 @@ from llm_loop import folders, passes
 from llm_loop.data import assets
 from llm_loop.data.chat import Message, Prompt, continuable, text_of, to_json
 from llm_loop.folders import DTYPES
-from llm_loop.passes import Packed, Row, Trunk
+from llm_loop.passes import Packed, Trunk
+from llm_loop.passes import Row as Row
 from llm_loop.seeding import seeded
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")

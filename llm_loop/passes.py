@@ -60,7 +60,9 @@ def pack(groups: Sequence[Sequence[Row]], pad: int, device: torch.device | str =
     ids = torch.full((len(groups), longest), pad)
     positions = torch.zeros(len(groups), longest, dtype=torch.int64)
     segment = torch.full((len(groups), longest), -1)
-    segments, foretold, tokens, owner, rows = [], [], [], [], []
+    segments, foretold, owner = [], [], []
+    tokens: list[int] = []
+    rows: list[Row] = []
     for s, group in enumerate(groups):
         prompt = group[0].prompt
         start = len(prompt)
@@ -179,7 +181,7 @@ class Trunk:
 
         hook = self.entry.register_forward_pre_hook(enter, with_kwargs=True)
         for layer in self.below:
-            layer.forward = skip  # type: ignore[method-assign]
+            layer.forward = skip
         try:
             yield table
         finally:

@@ -23,7 +23,6 @@ from bandits.runs.figures import looks, panels, png
 from bandits.runs.files import write_bytes, write_frame, write_text
 from bandits.runs.settings import unknown
 from bandits.runs.stats import mean
-from bandits.selector import STRATEGIES
 from llm_loop import tables
 from llm_loop.__main__ import COMMAND
 from llm_loop.report.evaluate import against, win_rates
@@ -226,8 +225,8 @@ def verdicts(study: Study, parts: Sequence[Part], table: pd.DataFrame) -> list[s
     if len(parts) > 1 and parts[-1].name == "exact" and len(exact):
         kept = _first_picks(exact)
         for part in parts[:-1]:
-            own = _first_picks(table[table["part"] == part.name])
-            shares = [len(kept[seed] & picks) / len(kept[seed]) for seed, picks in own.items() if seed in kept]
+            found = _first_picks(table[table["part"] == part.name])
+            shares = [len(kept[seed] & picks) / len(kept[seed]) for seed, picks in found.items() if seed in kept]
             if shares:
                 share = mean(pd.Series(shares))
                 lines.append(
@@ -262,11 +261,11 @@ def _drawn(study: Study, table: pd.DataFrame) -> Figure:
     """Draw each measure against labels, a line per run and strategy, over the seeds."""
     figure, axes = panels(len(study.measures), 2, legend=0)
     several = table["strategy"].nunique() > 1
-    look = looks(list(table["strategy"].unique()), list(STRATEGIES))
+    look = looks(list(table["strategy"].unique()))
     for axis, measure in zip(axes, study.measures, strict=True):
         for (part, strategy), own in table.groupby(["part", "strategy"], sort=False):
             line = own.groupby("labels")[measure].mean().dropna()
-            style = look[strategy] if several and table["part"].nunique() == 1 else {}
+            style = look[str(strategy)] if several and table["part"].nunique() == 1 else {}
             axis.plot(line.index, line.to_numpy(), marker="o", ms=3, label=f"{part}, {strategy}", **style)
         axis.set(xlabel="labels bought", ylabel=measure)
     axes[0].legend(fontsize=7)

@@ -209,6 +209,10 @@ def _fingerprint(prompt: Prompt) -> str:
 @register("plots")
 def plots(dropped: Counter[str]) -> list[Entry]:
     """Read the film plots of the packaged corpus, never its reviews: most of those were rated for the labeller."""
+    return _plots(dropped)
+
+
+def _plots(dropped: Counter[str]) -> list[Entry]:
     table = pd.read_csv(assets.find("plots"), compression="bz2", keep_default_na=False)
     return without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)
 
@@ -226,7 +230,7 @@ def news(dropped: Counter[str]) -> list[Entry]:
 def films(dropped: Counter[str]) -> list[Entry]:
     """Read the film plots' openings as messages of a chat, which ask for the end of the sentence."""
     system = Message("system", "You are a film critic. Answer in one short sentence.")
-    return [_asked(entry, system, "Finish the sentence: {}") for entry in plots(dropped)]
+    return [_asked(entry, system, "Finish the sentence: {}") for entry in _plots(dropped)]
 
 
 @register("headlines")
@@ -241,6 +245,7 @@ def headlines(dropped: Counter[str]) -> list[Entry]:
 
 
 def _asked(entry: Entry, system: Message, wording: str) -> Entry:
+    assert isinstance(entry.prompt, str)
     return replace(entry, prompt=(system, Message("user", wording.format(entry.prompt))))
 
 

@@ -83,7 +83,7 @@ def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.
             start = same.assign(**{m: same[m] + first[m].mean() - same[m].mean() for m in measures})
         else:
             start = evaluations[(evaluations["strategy"] == strategy) & (evaluations["round"] == 0)]
-        sides.append((part, start.assign(round=number)))
+        sides.append((part, start.assign(round=np.full(len(start), number))))
     evaluations = pd.concat([part for part, _ in sides])
     means = evaluations.groupby([*KEYS, unit], sort=False)[measures].mean()
     start = pd.concat([first for _, first in sides]).groupby([*KEYS, unit], sort=False)[measures].mean()

@@ -47,7 +47,7 @@ def frontier(table: pd.DataFrame, label: str) -> Figure:
     """Draw mean reward against KL from the initial model, a line per strategy, round by round: more reward at equal KL
     is better alignment, whatever the labels.  ``table`` has strategy, round, kl, reward, low, high."""
     strategies = list(table["strategy"].unique())
-    look = looks(strategies, list(STRATEGIES))
+    look = looks(strategies)
     figure, (axis,) = panels(1, legend=0)
     for strategy in strategies:
         part = table[table["strategy"] == strategy].sort_values("round")

@@ -120,9 +120,10 @@ def read(folder: Path) -> Run:
     first = "records/round-00.json"
     ledger = Ledger(cells[0])
     about = loads(ledger.read(first).decode()) if ledger.holds(first) else {}
-    told = {name: str(about.get(name, "")) for name in ("left_out", "slower")}
+    told: dict[str, Any] = {name: str(about.get(name, "")) for name in ("left_out", "slower")}
     kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
-    return Run(manifest, **{kind.table: tables.frame(kind, *cells) for kind in kinds}, **told)
+    frames: dict[str, Any] = {kind.table: tables.frame(kind, *cells) for kind in kinds}
+    return Run(manifest, **frames, **told)
 
 
 def _known(ours: Any, theirs: Any) -> bool:
