@@ -89,6 +89,7 @@ def test_a_pool_is_one_for_all_strategies_and_seeds_and_no_duel_is_asked_twice(p
     assert seeds[0] != seeds[1]
 
 
+@pytest.mark.slow
 def test_a_pool_goes_on_with_the_same_bytes(pooled, tmp_path):
     part = tmp_path / "llm" / pooled.name
     shutil.copytree(pooled, part)
@@ -138,6 +139,7 @@ def test_a_fixed_arena_offers_parts_of_its_pool_half_of_it_at_another_temperatur
     assert bool(arena.offer(0).available[:2].all()) == bool(offer.available[:2].all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3", "4"])
 def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_path, capsys):
     options = ["--output", str(tmp_path), "--jobs", "1"]
