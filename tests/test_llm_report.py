@@ -209,7 +209,7 @@ def test_the_page_is_one_file_that_loads_nothing(run: Path) -> None:
     assert sources
     assert all(source.startswith("data:image/svg+xml;base64,") or source == "timing.html" for source in sources)
     assert not re.search(r"https?://|<script|@import|url\(", page)
-    assert page.count("data:image/svg") == len(list((run / "figures").glob("*.svg"))) == 4
+    assert page.count("data:image/svg") == len(list((run / "figures").glob("*.svg"))) == 5
     assert page.rstrip().endswith("</html>")
 
 
