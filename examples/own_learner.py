@@ -49,4 +49,4 @@ LEARNERS.register("quadratic", Quadratic)
 
 if __name__ == "__main__":
     contenders = ["--contenders", "random", "activedpo", "quadratic:random", "quadratic:activedpo"]
-    sys.exit(main(["quick", "--truths", "square", *contenders, *sys.argv[1:]]))
+    sys.exit(main(["quick", "--no-few-duels", "--truths", "square", *contenders, *sys.argv[1:]]))

@@ -28,4 +28,4 @@ STRATEGIES.register("wide-and-unsure", WideAndUnsure())
 
 if __name__ == "__main__":
     contenders = ["--contenders", "random", "activedpo", "wide-and-unsure"]
-    sys.exit(main(["quick", *contenders, *sys.argv[1:]]))
+    sys.exit(main(["quick", "--no-few-duels", *contenders, *sys.argv[1:]]))

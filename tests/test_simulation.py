@@ -22,7 +22,7 @@ from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.sim import run as cells
 from bandits.sim.config import PRESETS, Simulation
-from bandits.sim.run import build
+from bandits.sim.run import SimulationStudy, build
 
 SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
 
@@ -177,6 +177,7 @@ BAD = [
     (["smoke", "--contenders", "neuron:random"], "unknown learner"),
     (["smoke", "--truths", "cubic"], "unknown ground truth"),
     (["smoke", "--truths", "ntk@liar"], "unknown oracle"),
+    (["smoke", "--truths", "ntk+deep"], "unknown pool"),
     (["smoke", "--width", "0"], "--width"),
     (["smoke", "--depth", "1"], "--depth"),
     (["smoke", "--rounds", "100"], "--rounds and --batch"),
@@ -345,6 +346,18 @@ def test_a_skewed_pool_is_skewed_and_its_held_out_prompts_are_not():
     off_plane = shown[..., 2:].norm(dim=-1).unflatten(-1, (-1, 3)).amax(-1) / 5**0.5
     assert 0.05 < float((off_plane > 0.5).double().mean()) < 0.2
     assert float((heldout[..., 2:].norm(dim=-1) / 5**0.5 > 0.5).double().mean()) > 0.8
+
+
+def test_a_truth_may_name_a_pool_of_its_own():
+    """The same world, luck and labels as with the pool as the run's own setting; the even pool stays beside it."""
+    both = Simulation(truths=("ntk", "ntk+redundant"), replicates=2, prompts=12, heldout=4, rounds=2, batch=3)
+    alone = Simulation(truths=("ntk",), replicates=2, prompts=12, heldout=4, rounds=2, batch=3, inputs="skewed")
+    for ours, theirs in (("ntk+redundant", "ntk"), ("ntk+redundant@flipped", "ntk@flipped")):
+        named, own = (build(s, truth, "random")[0].problem for s, truth in ((both, ours), (alone, theirs)))
+        assert torch.equal(named.table(0)[0].x, own.table(0)[0].x)
+        assert torch.equal(named.heldout_table()[1], own.heldout_table()[1])
+    assert both.foreseeable == ["ntk", "ntk+redundant"]
+    assert len(SimulationStudy.of(both).cells()) == both.count() + 2
 
 
 class TestOneTableOfACell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from bandits.core.errors import InputError
 from bandits.core.oracles import ORACLES, Oracle, kappa
 from bandits.loop import Ridges, Schedule
-from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check, unknown
 from bandits.selector import STRATEGIES
 from bandits.sim.audit import Bounds
 from bandits.sim.learners import LEARNERS
@@ -30,9 +30,18 @@ def split(contender: str) -> tuple[str, str]:
 
 
 def split_truth(truth: str) -> tuple[str, str]:
-    """Return (ground truth, oracle) of a truth's name: ``cosine`` or ``cosine@flipped``."""
+    """Return (ground truth, oracle) of a truth's name: ``cosine``, ``cosine@flipped``, ``cosine+redundant``."""
     name, _, oracle = truth.partition("@")
-    return name, oracle or "btl"
+    return name.partition("+")[0], oracle or "btl"
+
+
+POOLS: dict[str, dict[str, Any]] = {"redundant": {"inputs": "skewed"}}
+"""Pools that a truth may name after a +, with the settings that they stand for."""
+
+
+def pool_of(truth: str) -> str:
+    """Return the pool that a truth names; "" where it is the run's own."""
+    return truth.partition("@")[0].partition("+")[2]
 
 
 def blocks(stop: int, first: int = 0) -> list[range]:
@@ -52,6 +61,8 @@ def check_truth(truth: str) -> None:
     """Raise ``InputError`` for a truth whose ground truth or oracle there is not."""
     name, oracle = split_truth(truth)
     _ = TRUTHS[name], ORACLES[oracle]
+    if (pool := pool_of(truth)) and pool not in POOLS:
+        raise unknown("pool", pool, POOLS)
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class Simulation:
     )
     """strategies, each with a learner other than neural before a colon (linear:ucb)"""
     truths: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(check_truth)] = ("ntk", "square")
-    """ground truths, each with an oracle other than btl after an @ (cosine@flipped)"""
+    """ground truths, each with a pool of its own after a + (ntk+redundant), an oracle after an @ (cosine@flipped)"""
     replicates: Count = 16
     until_decided: Whole = 0
     """add replicates (doubling them) on each truth until it is decided what each strategy saves; at most so many"""
@@ -233,10 +244,17 @@ class Simulation:
             for block in blocks(self.replicates)
         ]
 
+    def beside(self, truth: str) -> Simulation:
+        """Return the settings with which a truth is played: these, with the pool that it names."""
+        pool = pool_of(truth)
+        return replace(self, **POOLS[pool]) if pool else self
+
     @property
-    def foreseeable(self) -> bool:
-        """Whether it can be asked, before any label is bought, what choosing from the pool can save."""
-        return self.experiment == "pool" and not self.fresh and not self.repeats
+    def foreseeable(self) -> list[str]:
+        """A truth for each pool of which it can be asked, before any label, what choosing from it can save."""
+        if self.experiment != "pool" or self.fresh or self.repeats:
+            return []
+        return list({pool_of(truth): truth for truth in reversed(self.truths)}.values())[::-1]
 
     def repeated(self) -> Simulation | None:
         """Return the setting in which Proposition 1 can say something, if it is asked for."""
@@ -292,20 +310,28 @@ FEW_DUELS = Simulation(
     contenders=("random",),
     truths=("ntk", "ntk@flipped"),
     replicates=80,
-    rounds=60,
+    rounds=100,
     batch=3,
     prompts=1,
     heldout=1,
+    width=32,
     repeats=True,
     reward_bound=0.5,
-    evaluations=8,
-    refit=0.1,
+    evaluations=2,
+    refit=1.0,
 )
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": (
-        "which duels to label: 4 strategies, 2 truths, 72 replicates, the propositions measured",
-        Simulation(contenders=("random", "activedpo", "activedpo-identity", "label-entropy"), replicates=72),
+        "how many labels choosing saves: an even and a redundant pool, 2 truths; a bound that can be told",
+        Simulation(
+            contenders=("random", "activedpo", "label-entropy"),
+            truths=("ntk", "ntk+redundant", "square", "square+redundant"),
+            replicates=48,
+            width=32,
+            audit=False,
+            few_duels=True,
+        ),
     ),
     "headline": (
         "what the README says: ActiveDPO, Random and V = identity, 3 truths, 96 replicates (--inputs skewed: its pool)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
     return figure
 
 
-def saved(rounds: pd.DataFrame, savings: pd.DataFrame, margin: float, foreseen: float | None = None) -> Figure:
+def saved(rounds: pd.DataFrame, savings: pd.DataFrame, margin: float, foreseen: Mapping[str, float]) -> Figure:
     """Draw, per truth, the mean error with where each strategy has Random's final one, and below it what that saves.
 
     Shaded: what counts as no saving; dotted: what the best choice was foreseen to save.
@@ -62,8 +64,8 @@ def saved(rounds: pd.DataFrame, savings: pd.DataFrame, margin: float, foreseen: 
             below.plot(100 * row["saved"], number, "o", color=colour, mfc=colour if told else "white", ms=7)
         below.axvspan(-100 * margin, 100 * margin, color="0.93", zorder=0)
         below.axvline(0, color="black", lw=0.8)
-        if foreseen is not None:
-            below.axvline(100 * foreseen, color="0.3", ls=":", lw=1.4)
+        if truth in foreseen:
+            below.axvline(100 * foreseen[truth], color="0.3", ls=":", lw=1.4)
         above.set(title=f"truth: {truth}", xlabel="labels", ylabel="rms error (log-odds)" if place == 0 else "")
         below.set(xlim=(-100, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="labels saved, %", yticks=range(len(rows)))
         below.set_yticklabels([row["contender"] for row in rows] if place == 0 else [])

@@ -31,7 +31,7 @@ from bandits.runs.stats import (
 from bandits.selector import STRATEGIES
 from bandits.sim import figures as plots
 from bandits.sim.audit import VERSIONS, coverage
-from bandits.sim.config import Cell, Simulation, split
+from bandits.sim.config import Cell, Simulation, pool_of, split
 
 MEASURES = ["error", "accuracy", "greedy_value", "policy_value"]
 
@@ -161,11 +161,16 @@ def pooled_findings(pooled: pd.DataFrame) -> list[str]:
     ]
 
 
+def pool_named(pool: Hashable) -> str:
+    """Say which pool."""
+    return "this pool" if pool == "own" else f"the {pool} pool"
+
+
 def foreseen(meter: pd.DataFrame) -> list[str]:
     """Say what choosing can save, before any label."""
     return [
-        f"Foreseen before any label: the best choice from this pool can save {share(row, 'labels_saved')} "
-        f"of {row['budget']} labels by variance alone."
+        f"Foreseen before any label: the best choice from {pool_named(row['pool'])} can save "
+        f"{share(row, 'labels_saved')} of {row['budget']} labels by variance alone."
         for row in meter.to_dict("records")
     ]
 
@@ -363,12 +368,14 @@ def finish(
             plots.learning_curves(rounds, "weak", "weak regret per round"),
         )
     if len(whole):
+        known = dict(zip(meter["pool"], meter["labels_saved"], strict=True)) if len(meter) else {}
+        predicted = {truth: known[pool] for truth in simulation.truths if (pool := pool_of(truth) or "own") in known}
         show(
             "saved",
             "Above: mean error on held-out duels; a dot marks where a strategy has Random's final error. Below: the "
             "share of labels that saves, with joint 95 % intervals; hollow: undecided; shaded: counts as no saving"
             + ("; dotted: what the best choice was foreseen to save." if len(meter) else "."),
-            plots.saved(rounds, whole, simulation.margin, float(meter["labels_saved"].iloc[0]) if len(meter) else None),
+            plots.saved(rounds, whole, simulation.margin, predicted),
         )
     show(
         "error",
@@ -480,6 +487,7 @@ def finish(
         what=WHAT,
         counts=rounds.groupby("truth", sort=False)["replicate"].nunique().to_dict(),
         meter=meter,
+        pool_named=pool_named,
         pictures={p.name: p for p in pictures},
         comparison=comparison,
         final=final,

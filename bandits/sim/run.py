@@ -26,7 +26,7 @@ from bandits.runs.files import DamagedError, read_json, read_tensors, write_fram
 from bandits.runs.stats import UNDECIDED, Estimate
 from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.audit import Audit, Columns
-from bandits.sim.config import Cell, Simulation, split, split_truth
+from bandits.sim.config import Cell, Simulation, pool_of, split, split_truth
 from bandits.sim.learners import LEARNERS, Fit, Learner, NeuralLearner, Start
 from bandits.sim.problem import Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
@@ -93,14 +93,14 @@ class SimulationStudy:
     def count(self) -> int:
         """How many cells there are."""
         few = self.simulation.repeated()
-        return self.simulation.count() + (few.count() if few else 0) + self.simulation.foreseeable
+        return self.simulation.count() + (few.count() if few else 0) + len(self.simulation.foreseeable)
 
     def cells(self) -> list[Cell]:
-        """All cells: the pool's, those of the duels asked again and again, and the one that foresees the saving."""
+        """All cells: the pool's, those of the duels asked again and again, and those that foresee the saving."""
         s, few = self.simulation, self.simulation.repeated()
         extra = [replace(cell, setting=FEW) for cell in (few.cells() if few else ())]
-        if s.foreseeable:
-            extra.append(Cell(s.truths[0], s.contenders[0], 0, min(FORESEEN, s.replicates), METER))
+        stop = min(FORESEEN, s.replicates)
+        extra += [Cell(truth, s.contenders[0], 0, stop, METER) for truth in s.foreseeable]
         return s.cells() + extra
 
     def more(self, directory: RunDirectory, cells: Sequence[Cell]) -> list[Cell]:
@@ -154,6 +154,7 @@ def build(
     ``block`` names the replicates to play (default: all); ``parts`` are what the names stand for (default: looked up).
     """
     name, _ = split_truth(truth)
+    simulation = simulation.beside(truth)
     parts = parts or Parts.of(truth, contender)
     block = block or range(simulation.replicates)
     key = Key(simulation.seed, tuple(block), device=simulation.device)
@@ -243,11 +244,16 @@ def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts | Non
         budget=simulation.rounds * simulation.batch,
         key=key,
     )
-    row: dict[str, Any] = {"budget": found.budget, "replicates": found.labels_saved.n, "note": found.note}
+    row: dict[str, Any] = {
+        "pool": pool_of(cell.truth) or "own",
+        "budget": found.budget,
+        "replicates": found.labels_saved.n,
+        "note": found.note,
+    }
     for name in ("labels_saved", "error_saved"):
         estimate: Estimate = getattr(found, name)
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    tables = {METER: pd.DataFrame([row]), f"{METER}_curve": found.curve}
+    tables = {METER: pd.DataFrame([row]), f"{METER}_curve": found.curve.assign(pool=row["pool"])}
     for name, table in tables.items():
         write_frame(folder / f"{name}.csv", table)
     return [f"{name}.csv" for name in tables]

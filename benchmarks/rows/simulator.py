@@ -254,7 +254,7 @@ register(
     Row(
         "simulate",
         "make simulate",
-        "python -m bandits quick: 7 strategies, 2 truths, 16 replicates",
+        "python -m bandits quick: 3 strategies, 2 truths, 2 pools, 48 replicates",
         Contender("ours", command, {"arguments": ("quick",)}),
         checked_command(QUICK, "activedpo"),
         (_seconds("make simulate", 180), Target("figure", 4, "at most 4 GB, all processes together", "gigabytes")),
