@@ -53,7 +53,7 @@ class Source:
             project = Project(path)
             project.manifest()
             if not project.batches:
-                raise InputError(f"{path} has no queries yet; activedpo select {path} writes a batch")
+                raise InputError(f"{path} has no queries yet; activedpo select --project {path} writes a batch")
             return cls(answers or project.answers_path, project)
         if not path.is_file():
             raise InputError(f"{path} is neither a file of queries nor a project; activedpo select writes both")

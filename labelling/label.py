@@ -16,7 +16,7 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.runs import command
-from bandits.runs.settings import Le, Whole, check
+from bandits.runs.settings import Ge, Le, Whole, check
 from labelling import exchange, terminal
 from labelling.answers import checked_name
 from labelling.desk import Desk, Source
@@ -48,7 +48,7 @@ class Options:
     """who labels in the terminal, or who gave the answers of an --import that does not say so"""
     host: str = "127.0.0.1"
     """the address to listen on; another one than this machine's own lets everybody in who has the page's address"""
-    port: Annotated[Whole, Le(65535)] = PORT
+    port: Annotated[int, Ge(0), Le(65535)] = PORT
     """the port to listen on (0: any that is free)"""
     browser: bool = False
     """open the page in this machine's browser"""
@@ -86,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
         _terminal(desk, options)
     else:
         _page(desk, options)
+    if not options.export and source.project is not None:
+        command.say(f"next: activedpo loop {source.project.root}")
     return 0
 
 
@@ -119,12 +121,12 @@ def _page(desk: Desk, options: Options) -> None:
             f"the page needs {error.name!r}: pip install 'activedpo-testbed[label]', or label with --terminal"
         ) from None
 
-    if options.host not in ("127.0.0.1", "localhost", "::1"):
-        command.say("note: whoever gets the address can read the duels and answer them, and it travels unencrypted")
     count = len(desk.queries)
 
     def say(address: str) -> None:
         command.say(f"{count} {'duel' if count == 1 else 'duels'} of {desk.source.name}", f"open {address}")
+        if options.host not in ("127.0.0.1", "localhost", "::1"):
+            command.say("note: whoever gets the address can read the duels and answer them, and it travels unencrypted")
         command.say("Ctrl-C stops; every answer is saved at once, and the same command goes on")
 
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_labelling_page import full
 
 from bandits.core.errors import InputError
 from labelling import label, queries, terminal
@@ -73,6 +74,15 @@ class TestTerminal:
 
     def test_long_lines_are_wrapped_and_ends_of_lines_stay(self) -> None:
         assert list(terminal.wrapped("a\n\n    b " + "c" * 5, 12)) == ["  a", "", "      b", "      ccccc"]
+
+    def test_a_full_disk_is_told_and_the_answer_can_be_given_again(self, file: Path) -> None:
+        person = Keyboard("l", "r")
+        with full(40):
+            terminal.label(Desk(Source.at(file)), "ada", "Which?", person.say, person.read)
+        assert person.screen.count("not saved: ") == 2
+        assert kept(file) == []
+        self.run(file, "r")
+        assert kept(file) == [(0, "ada", "right")]
 
     def test_the_command_needs_a_name_where_nobody_can_be_asked(
         self, file: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,19 @@ def served(desk: Desk, question: str = "Which?") -> Iterator[Client]:
         thread.join(20)
 
 
+@contextlib.contextmanager
+def full(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return batch(tmp_path / "q.jsonl")
@@ -336,14 +349,8 @@ class TestFiles:
         state = client.answer(client.state(), "left")[1]["state"]
         answers = file.with_name("q.answers.jsonl")
         before = answers.read_bytes()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
-        try:
+        with full(len(before) + 20):
             status, reply = client.answer(state, "right")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            signal.signal(signal.SIGXFSZ, handler)
         assert status == 507
         assert "Free some space" in reply["error"]
         assert "\n" not in reply["error"]
