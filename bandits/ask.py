@@ -151,7 +151,7 @@ class Selector:
         if "width" in self.strategy.reads:
             posterior = self._look(given, items, placed, available, budget)
         seen = given.rewards(items) if "reward" in self.strategy.reads else None
-        shown = Pool(placed, available, items.responses, posterior, seen)
+        shown = Pool(placed, available, items.responses, posterior, seen, asked=~available)
         picks = select(shown, self.strategy, budget, self.key.fold_in("ask", self.batches))
         self.batches += 1
         self.duels_ = torch.stack([offered.first, offered.second], -1).numpy()

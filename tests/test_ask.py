@@ -93,3 +93,14 @@ def test_rewards_are_read_by_those_who_read_them():
 def test_what_cannot_be_is_told(ask, said):
     with pytest.raises(InputError, match=said):
         ask(Selector())
+
+
+def test_batches_go_on_prompt_by_prompt_where_the_last_ended():
+    """Six prompts of three: three batches of two ask every prompt once before any prompt twice."""
+    values, groups = Key(0).normal(18, 4).numpy(), np.repeat(np.arange(6), 3)
+    selector, prompts = Selector("random-per-prompt"), []
+    for _ in range(3):
+        asked = selector.ask(values, 2, groups=groups)
+        prompts += groups[asked[:, 0]].tolist()
+        selector.tell([1.0, 0.0])
+    assert sorted(prompts) == [0, 1, 2, 3, 4, 5]

@@ -70,7 +70,7 @@ class ItemRows(Rows):
         """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
 
 
-STRIPE = 512  # rows whose products with those after them are one matrix product, where the Gram matrix is symmetric
+STRIPE = 256  # rows whose products with those after them are one matrix product, where the Gram matrix is symmetric
 
 
 @dataclass(frozen=True)
