@@ -9,6 +9,7 @@ The same strategies and the same design as everywhere; no language model, no fil
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -202,18 +203,12 @@ def _table(pool: Array) -> Tensor:
     if isinstance(pool, np.ndarray):
         if pool.dtype.kind != "f":
             pool = pool.astype(np.float64)
-        if not pool.flags.writeable:  # torch warns of what it could write to; it will not
-            pool = _writable(pool)
-        pool = torch.from_numpy(pool)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
+            pool = torch.from_numpy(pool)
     if not isinstance(pool, Tensor) or pool.dim() != 2 or not pool.shape[0] or not pool.shape[1]:
         raise InputError(f"ask: a pool is an array of rows, (n, d), got shape {tuple(getattr(pool, 'shape', ()))}")
     return pool.detach().cpu()
-
-
-def _writable(pool: np.ndarray) -> np.ndarray:
-    if isinstance(pool, np.memmap) and pool.filename is not None and pool.flags.c_contiguous:
-        return np.memmap(pool.filename, pool.dtype, "c", pool.offset, pool.shape)
-    return pool.copy()
 
 
 def _scores(rewards: Array | Sequence[int | float], count: int) -> Tensor:

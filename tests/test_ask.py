@@ -64,6 +64,13 @@ def test_what_has_no_answer_is_neither_known_nor_asked_again():
     assert tuple(asked[0]) not in {tuple(pair) for pair in told.ask(more, 9)}
 
 
+def test_a_part_of_a_mapped_file_is_that_part(tmp_path, recwarn):
+    np.save(tmp_path / "x.npy", Key(5).normal(12, 3).numpy())
+    part = np.load(tmp_path / "x.npy", mmap_mode="r")[4:]
+    assert Selector().ask(part, 4).tolist() == Selector().ask(np.array(part), 4).tolist()
+    assert not recwarn.list
+
+
 def test_rewards_are_read_by_those_who_read_them():
     values, rewards = Key(3).normal(6, 2), [0.0, 5.0, 0.1, 9.0, 1.0, 1.01]
     asked = Selector("label-entropy").ask(values, 1, duels=np.array([[0, 1], [2, 3], [5, 4]]), rewards=rewards)
