@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from bandits.core.errors import InputError
-from bandits.core.oracles import ORACLES, Oracle, kappa
+from bandits.core.oracles import ORACLES, Davidson, Oracle, kappa
 from bandits.loop import Ridges, Schedule
-from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Probability, Seed, Whole, check, unknown
+from bandits.runs.settings import Count, Distinct, Ge, Le, Lt, MinLen, Names, Probability, Seed, Whole, check, unknown
 from bandits.selector import STRATEGIES
 from bandits.sim.audit import Bounds
 from bandits.sim.learners import LEARNERS
 from bandits.sim.networks import MLP, Activation
-from bandits.sim.problem import InputShape
+from bandits.sim.problem import POLICIES, InputShape, check_mixing
 from bandits.sim.truths import TRUTHS
 
 BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
@@ -129,7 +129,23 @@ class Simulation:
     """held-out prompts"""
     dim: Count = 5
     inputs: InputShape = "sphere"
-    """skewed: most of the pool is alike, the held-out prompts are not"""
+    """skewed: most of the pool is alike (redundancy 0.9), the held-out prompts are not"""
+    redundancy: Annotated[float, Ge(0), Le(1)] = 0.0
+    """share of the pool's prompts that are alike: their items lie near a plane, held-out ones anywhere"""
+    alike: Annotated[float, Ge(0), Le(1)] = 0.05
+    """how far alike prompts differ, as a share of what others do"""
+    clusters: Whole = 0
+    """prompts are noisy copies of so many (0: all are of their own), the noise by --alike"""
+    tail: Annotated[float, Ge(0), Le(100)] = 0.0
+    """exponent of the clusters' frequencies in the pool, rank^-tail; held out they are even"""
+    mixing: Annotated[tuple[float, ...], MinLen(1)] = (1.0,)
+    """weights of policies that answer with the truly best of 1, 4 and 16 draws; sum 1"""
+    temperature: Annotated[float, Ge(1e-3), Le(1e3)] = 1.0
+    """of the oracle: divides the rewards, so that they are log-odds (errors, values and bounds are in these)"""
+    flips: Annotated[float, Ge(0), Le(1)] = 0.0
+    """share of answers turned round, which no learner knows"""
+    tie_rate: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """share of ties between responses of equal reward (Davidson)"""
     fresh: bool = False
     """a new pool every round"""
     repeats: bool = False
@@ -169,6 +185,15 @@ class Simulation:
 
     def __post_init__(self) -> None:
         check(self)
+        check_mixing(self.mixing)
+        if self.redundancy and self.inputs != "sphere":
+            raise InputError(f"--redundancy is of items on the sphere, got --inputs {self.inputs}")
+        if (self.redundancy or self.inputs == "skewed") and self.dim < 3:
+            raise InputError(f"--redundancy needs --dim 3 or more, got {self.dim}")
+        if self.clusters and self.inputs == "cube":
+            raise InputError("--clusters are of items on the sphere, got --inputs cube")
+        for truth in self.truths:
+            self.oracle(truth)
         if "random" not in self.contenders:
             object.__setattr__(self, "contenders", ("random", *self.contenders))
         if self.experiment == "regret" and not self.fresh:
@@ -208,11 +233,20 @@ class Simulation:
 
     def bounds_for(self, truth: str) -> Bounds:
         """Return the constants of the bounds on the answers about a truth."""
-        return self.bounds_with(self.ties_of(ORACLES[split_truth(truth)[1]]))
+        return self.bounds_with(self.ties_of(self.oracle(truth)))
+
+    def oracle(self, truth: str) -> Oracle:
+        """Return who answers about a truth: the oracle that it names, or BTL with this run's flips and ties."""
+        name = split_truth(truth)[1]
+        if not (self.flips or self.tie_rate):
+            return ORACLES[name]
+        if name != "btl":
+            raise InputError(f"--flips and --tie-rate are of BTL answers, but the truth {truth} names another oracle")
+        return Davidson(self.tie_rate, self.flips)
 
     def bounds_with(self, ties: float) -> Bounds:
         """Return the constants of the bounds, κ the least slope of the link with Davidson's ν."""
-        largest = 2 * self.reward_bound
+        largest = 2 * self.reward_bound / self.temperature
         return Bounds(kappa(largest, ties), self.regularisation, self.delta, ties, largest)
 
     @property
@@ -290,6 +324,7 @@ class Simulation:
         lead = 8.0 * min(BLOCK, self.replicates)
         items, heldout = self.prompts * self.responses, self.heldout * self.responses
         tables = items * (self.rounds if self.fresh else 1) + heldout
+        drawn = tables * POLICIES[len(self.mixing) - 1]
         pairs = items * (self.responses - 1) / 2 + heldout * (self.responses - 1) / 2
         sides = self.dim + 2 * self.width * (self.depth - 1) + 1
         weights = self.width * (self.dim + 1 + self.width * (self.depth - 2))
@@ -297,7 +332,7 @@ class Simulation:
         rows = min(labels, pairs) if not self.fresh else labels
         everything = (tables if self.audit else 0) ** 2
         return {
-            "--prompts, --heldout, --responses, --dim": lead * (2 * tables * self.dim + 8 * pairs),
+            "--prompts, --heldout, --responses, --dim": lead * (2 * drawn * self.dim + 8 * pairs),
             "--prompts, --heldout, --responses, --width, --depth": lead * 3 * (items + heldout) * sides,
             "--width, --depth, --dim": lead * 20 * weights,
             "--rounds, --batch": lead * rows * (2 * rows + 3 * sides),

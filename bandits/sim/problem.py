@@ -51,14 +51,34 @@ class Inputs:
 
 InputShape = Literal["sphere", "cube", "skewed"]
 
+POLICIES = (1, 4, 16)
+"""Of how many draws each policy of a mixture answers with the truly best."""
+SKEWED = 0.9
+"""The redundancy of ``skewed`` pools."""
+
+
+def check_mixing(mixing: tuple[float, ...]) -> None:
+    """Raise ``InputError`` unless these are weights of as many policies as there are, or fewer, that sum to 1."""
+    if not 1 <= len(mixing) <= len(POLICIES) or not all(0 <= weight <= 1 for weight in mixing):
+        raise InputError(f"--mixing takes 1 to {len(POLICIES)} weights in [0, 1], got {' '.join(map(str, mixing))}")
+    if abs(sum(mixing) - 1) > 1e-9:
+        raise InputError(f"--mixing weights must sum to 1, got {' '.join(map(str, mixing))}: {sum(mixing):g}")
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """The truth of a simulation: every table that will be shown, its rewards, and the oracle's uniform numbers.
 
-    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  ``skewed`` items lie on the
-    sphere too, but those of nine in ten shown prompts within about 5 % of a plane, while held-out ones lie anywhere:
-    most of the pool is alike, and choosing has something to gain.  ``fresh`` draws a new pool every round, up to
+    Items lie on the sphere of radius ``√d`` (default) or are uniform on ``[-1, 1]^d``.  What makes a pool uneven:
+
+    - ``redundancy``: the items of this share of the shown prompts lie near a plane (off it by the share ``alike`` of
+      what others are), held-out ones anywhere.  ``skewed`` items are redundant in nine prompts of ten.
+    - ``clusters``: prompts are noisy copies of so many, of frequencies ``∝ rank^-tail`` in the pool and equal held out.
+      The noise is the share ``alike`` of the whole.
+    - ``mixing``: weights of policies of unlike quality that answer: a policy's response is the truly best of 1, 4, 16
+      draws.
+
+    ``temperature`` divides the rewards, so that they are the oracle's log-odds.  ``fresh`` draws a new pool every round, up to
     ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless ``repeats``.
     ``selves`` offers every item against itself too, as in the regret setting.  Rewards are shifted and scaled per
     replicate so that ``|r| <= bound`` is attained on the items (``rescale``), or left as they are and checked against
@@ -78,6 +98,12 @@ class Problem:
     inputs: InputShape = "sphere"
     bound: float = 1.0
     rescale: bool = True
+    redundancy: float = 0.0
+    alike: float = 0.05
+    clusters: int = 0
+    tail: float = 0.0
+    mixing: tuple[float, ...] = (1.0,)
+    temperature: float = 1.0
 
     scale: Float[Tensor, "*r"] = field(init=False, repr=False)  # what rescaling multiplied the truth by
     _x: Tensor = field(init=False, repr=False)
@@ -91,20 +117,10 @@ class Problem:
             raise InputError(f"arena: a duel needs at least 2 responses per prompt, got {self.responses}")
         if not (self.bound > 0 and math.isfinite(self.bound)):
             raise InputError(f"arena: the reward bound must be positive and finite, got {self.bound}")
-        if self.inputs == "skewed" and self.dim < 3:
-            raise InputError(f"arena: skewed inputs lie near a plane and need 3 or more dimensions, got {self.dim}")
-        tables = self.rounds if self.fresh else 1
-        rows = (tables * self.prompts + self.heldout) * self.responses
-        if self.inputs == "cube":
-            x = 2 * self.key.fold_in("inputs").uniform(rows, self.dim) - 1
-        else:
-            x = self.key.fold_in("inputs").normal(rows, self.dim)
-            if self.inputs == "skewed":
-                alike = self.key.fold_in("alike").uniform(tables * self.prompts) < 0.9
-                thin = 1 - 0.95 * alike.to(x.dtype).repeat_interleave(self.responses, -1).unsqueeze(-1)
-                x[..., : tables * self.prompts * self.responses, 2:] *= thin
-            x = x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+        self._check_world()
+        x = self._draw()
         rewards = self.truth(x, self.key.fold_in("truth"))
+        x, rewards = self._answered(x, rewards)
         self._check_variation(rewards)
         scale = torch.ones_like(rewards[..., :1])
         if self.rescale:
@@ -117,8 +133,74 @@ class Problem:
                 f"{self.bound:g}; raise the bound or let the arena rescale"
             )
         object.__setattr__(self, "_x", x)
-        object.__setattr__(self, "_rewards", rewards)
-        object.__setattr__(self, "scale", scale.squeeze(-1))
+        object.__setattr__(self, "_rewards", rewards / self.temperature)
+        object.__setattr__(self, "scale", scale.squeeze(-1) / self.temperature)
+
+    @property
+    def _redundancy(self) -> float:
+        return SKEWED if self.inputs == "skewed" else self.redundancy
+
+    @property
+    def _draws(self) -> int:
+        """How many candidates are drawn for every response: as many as the best policy of the mixture has."""
+        return max((n for n, weight in zip(POLICIES, self.mixing, strict=False) if weight > 0), default=1)
+
+    def _check_world(self) -> None:
+        """Refuse what makes no world."""
+        for name, value, least, most in (
+            ("redundancy", self.redundancy, 0.0, 1.0),
+            ("alike", self.alike, 0.0, 1.0),
+            ("tail", self.tail, 0.0, 100.0),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"arena: {name} must lie in [{least:g}, {most:g}], got {value}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"arena: the temperature must be positive and finite, got {self.temperature}")
+        if self._redundancy and self.dim < 3:
+            raise InputError(f"arena: redundant prompts lie near a plane and need 3 or more dimensions, got {self.dim}")
+        if self.inputs == "cube" and (self.redundancy or self.clusters):
+            raise InputError("arena: redundancy and clusters are of items on the sphere; leave inputs at sphere")
+        if self.clusters < 0:
+            raise InputError(f"arena: clusters must be at least 0, got {self.clusters}")
+        check_mixing(self.mixing)
+
+    def _draw(self) -> Float[Tensor, "*r n d"]:
+        """Draw all items, as many candidates for each as the mixture's best policy has."""
+        draws, shown = self._draws, (self.rounds if self.fresh else 1) * self.prompts
+        each = self.responses * draws
+        rows = (shown + self.heldout) * each
+        if self.inputs == "cube":
+            return 2 * self.key.fold_in("inputs").uniform(rows, self.dim) - 1
+        x = self.key.fold_in("inputs").normal(rows, self.dim)
+        if self.clusters:
+            centres = self.key.fold_in("centres").normal(self.clusters * each, self.dim).unflatten(-2, (-1, each))
+            weights = torch.arange(1, self.clusters + 1, dtype=x.dtype, device=x.device) ** -self.tail
+            edges = (weights / weights.sum()).cumsum(0)
+            number = self.key.fold_in("cluster").uniform(shown + self.heldout)
+            place = torch.searchsorted(edges, number.contiguous()).clamp(max=self.clusters - 1)
+            even = (number * self.clusters).long().clamp(max=self.clusters - 1)
+            place[..., shown:] = even[..., shown:]
+            copied = torch.take_along_dim(centres, place[..., None, None], -3).flatten(-3, -2)
+            x = math.sqrt(1 - self.alike**2) * copied + self.alike * x
+        if self._redundancy:
+            alike = self.key.fold_in("alike").uniform(shown) < self._redundancy
+            thin = 1 - (1 - self.alike) * alike.to(x.dtype).repeat_interleave(each, -1).unsqueeze(-1)
+            x[..., : shown * each, 2:] *= thin
+        return x * (math.sqrt(self.dim) / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+
+    def _answered(self, x: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the items that the policies of the mixture answer with, and their rewards."""
+        draws = self._draws
+        if draws == 1:
+            return x, rewards
+        by_item = rewards.unflatten(-1, (-1, draws))
+        edges = torch.tensor(self.mixing, dtype=x.dtype, device=x.device).cumsum(0)[:-1].contiguous()
+        policy = torch.searchsorted(edges, self.key.fold_in("policy").uniform(by_item.shape[-2]).contiguous())
+        tries = torch.tensor(POLICIES[: len(self.mixing)], device=x.device)[policy].unsqueeze(-1)
+        seen = torch.arange(draws, device=x.device) < tries
+        best = by_item.masked_fill(~seen, -torch.inf).argmax(-1, keepdim=True)
+        start = torch.arange(0, rewards.shape[-1], draws, device=x.device)
+        return gather(x, start + best.squeeze(-1)), by_item.gather(-1, best).squeeze(-1)
 
     def _check_variation(self, rewards: Float[Tensor, "*r n"]) -> None:
         """Refuse a truth that makes no difference within any prompt: rounding would be rescaled to a reward."""

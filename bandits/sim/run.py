@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bandits.core.duels import Duels, Labelled
-from bandits.core.oracles import ORACLES, Oracle
+from bandits.core.oracles import Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.headroom import headroom
@@ -47,10 +47,10 @@ class Parts:
     strategy: Strategy
 
     @classmethod
-    def of(cls, truth: str, contender: str) -> Parts:
+    def of(cls, simulation: Simulation, truth: str, contender: str) -> Parts:
         """Look the names up; raises ``InputError`` for an unknown one."""
-        (name, oracle), (learner, strategy) = split_truth(truth), split(contender)
-        return cls(TRUTHS[name], ORACLES[oracle], LEARNERS[learner], STRATEGIES[strategy])
+        learner, strategy = split(contender)
+        return cls(TRUTHS[split_truth(truth)[0]], simulation.oracle(truth), LEARNERS[learner], STRATEGIES[strategy])
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the parts in the run's config."""
@@ -68,8 +68,8 @@ class SimulationStudy:
     def of(cls, simulation: Simulation) -> SimulationStudy:
         """Look the names up."""
         settings = [setting for setting in (simulation, simulation.repeated()) if setting is not None]
-        pairs = [(truth, contender) for one in settings for truth in one.truths for contender in one.contenders]
-        return cls(simulation, {pair: Parts.of(*pair) for pair in pairs})
+        pairs = [(one, truth, contender) for one in settings for truth in one.truths for contender in one.contenders]
+        return cls(simulation, {parts[1:]: Parts.of(*parts) for parts in pairs})
 
     @property
     def experiment(self) -> str:
@@ -155,7 +155,7 @@ def build(
     """
     name, _ = split_truth(truth)
     simulation = simulation.beside(truth)
-    parts = parts or Parts.of(truth, contender)
+    parts = parts or Parts.of(simulation, truth, contender)
     block = block or range(simulation.replicates)
     key = Key(simulation.seed, tuple(block), device=simulation.device)
     network = simulation.network
@@ -174,6 +174,12 @@ def build(
         inputs=simulation.inputs,
         bound=simulation.reward_bound,
         rescale=simulation.rescale,
+        redundancy=simulation.redundancy,
+        alike=simulation.alike,
+        clusters=simulation.clusters,
+        tail=simulation.tail,
+        mixing=simulation.mixing,
+        temperature=simulation.temperature,
     )
     arena = SyntheticArena(problem, parts.oracle)
     ties = simulation.ties_of(parts.oracle)
@@ -273,7 +279,7 @@ def run_cell(
     A checkpoint is written now and then; if there is one, the cell goes on from it, to the same bytes.
     """
     block = block or range(simulation.replicates)
-    parts = parts or Parts.of(truth, contender)
+    parts = parts or Parts.of(simulation, truth, contender)
     arena, learner, key = build(simulation, truth, contender, block, parts)
     strategy = parts.strategy
     stale = strategy.space.gradients == "stale"
