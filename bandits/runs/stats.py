@@ -786,3 +786,25 @@ def compare(
                 }
             )
     return pd.DataFrame(rows, columns=COMPARISON)
+
+
+def calibration(predicted: ArrayLike, realised: ArrayLike, level: float = LEVEL) -> tuple[Estimate, Estimate]:
+    """Estimate how a prediction goes with what came: Spearman's rank correlation, and the least-squares slope.
+
+    The pairs are independent draws (worlds); intervals by BCa bootstrap over them.  A draw of equal predictions has
+    neither, and counts as 0.
+    """
+    pairs = np.asarray(predicted, dtype=np.float64), np.asarray(realised, dtype=np.float64)
+
+    def slope(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        x = x - x.mean(axis, keepdims=True)
+        spread = (x * x).sum(axis)
+        return np.asarray(np.divide((x * y).sum(axis), spread, out=np.zeros_like(spread), where=spread > 1e-24))
+
+    def rank(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        a, b = (stats.rankdata(v, axis=axis) for v in (x, y))
+        a, b = (v - v.mean(axis, keepdims=True) for v in (a, b))
+        size = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+        return np.asarray(np.divide((a * b).sum(axis), size, out=np.zeros_like(size), where=size > 0))
+
+    return bootstrap(pairs, rank, level), bootstrap(pairs, slope, level)

@@ -1,0 +1,318 @@
+"""Owns the map: what choosing saves, over worlds that differ in redundancy, noise and responses a prompt.
+
+A world is a simulation; every rule plays it on the same problems and answers.  Beside what a rule saves stands what the
+headroom meter predicted from the pool alone, before any label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.oracles import kappa
+from bandits.core.rng import Key
+from bandits.headroom import headroom
+from bandits.runs.directory import Identity, RunDirectory, config_of
+from bandits.runs.execute import Report
+from bandits.runs.files import read_text, write_frame
+from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check, unknown
+from bandits.selector import STRATEGIES
+from bandits.sim.config import Simulation, blocks, check_contender, check_truth
+from bandits.sim.run import Parts, build, run_cell
+
+NOISES: Mapping[str, Mapping[str, float]] = {
+    "sharp": {"temperature": 0.5},
+    "plain": {},
+    "blurred": {"temperature": 2.0},
+    "flips": {"flips": 0.2},
+    "ties": {"tie_rate": 0.3},
+}
+"""What answers are like: BTL at several temperatures, a fifth of them turned round, three in ten of even duels tied."""
+METER = "meter"
+"""The name under which the headroom meter's cells stand beside the rules'."""
+EVEN = 4.0
+"""1/κ at an even duel: V's ridge is λ times this in every world, so that rules and meter see the same V."""
+
+
+def _check_noise(name: str) -> None:
+    if name not in NOISES:
+        raise unknown("noise", name, NOISES)
+
+
+def _check_rule(name: str) -> None:
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, list(STRATEGIES))
+
+
+@dataclass(frozen=True)
+class World:
+    """What a pool and its answers are like."""
+
+    redundancy: float
+    noise: str
+    responses: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"redundancy-{self.redundancy:g}-{self.noise}-k{self.responses}"
+
+
+@dataclass(frozen=True)
+class MapCell:
+    """One rule, or the meter, in one world, in a block of replicates."""
+
+    world: World
+    rule: str
+    start: int
+    stop: int
+
+    @property
+    def block(self) -> range:
+        """Its replicates."""
+        return range(self.start, self.stop)
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return f"{self.world.name}/{self.rule}/replicates-{self.start}-{self.stop - 1}"
+
+    @property
+    def cost(self) -> float:
+        """How long it takes: by the duels that are looked at."""
+        return float(self.world.responses**2 * len(self.block))
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map of worlds; together with the code's version it determines every byte of its results.
+
+    The learner is the network's linearisation unless another is named; Random is always there.
+    """
+
+    redundancy: Annotated[tuple[float, ...], MinLen(1), Distinct(), Ge(0), Le(1)] = (0.0, 0.5, 0.9, 0.97)
+    """shares of alike prompts in the pool"""
+    noise: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(_check_noise)] = ("sharp", "plain", "flips")
+    """sharp, plain, blurred, flips, ties"""
+    responses: Annotated[tuple[int, ...], MinLen(1), Distinct(), Ge(2), Le(64)] = (2, 4, 8)
+    """responses a prompt, K"""
+    rules: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(_check_rule)] = ("activedpo",)
+    """strategies beside Random"""
+    budgets: Annotated[tuple[int, ...], MinLen(1), Distinct(), Ge(1), Le(10**6)] = (20, 40, 60)
+    """numbers of labels at which labels saved are told; the largest is played"""
+    truth: Annotated[str, Names(check_truth)] = "ntk"
+    learner: Annotated[str, Names(lambda name: check_contender(f"{name}:random"))] = "tangent"
+    replicates: Annotated[int, Ge(2), Le(10**9)] = 40
+    meter_replicates: Annotated[int, Ge(2), Le(10**9)] = 10
+    """replicates in which the meter looks at the pool"""
+    seed: Seed = 0
+    batch: Count = 5
+    prompts: Count = 100
+    heldout: Count = 30
+    dim: Annotated[int, Ge(3), Le(10**6)] = 5
+    width: Count = 32
+    regularisation: Positive = 1.0
+    """λ of the loss"""
+    margin: Annotated[float, Gt(0), Le(1)] = 0.1
+    """a share of labels: what saves less does not save"""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if "random" in self.rules:
+            object.__setattr__(self, "rules", tuple(rule for rule in self.rules if rule != "random"))
+        for budget in self.budgets:
+            if budget % self.batch or budget <= self.batch:
+                raise InputError(
+                    f"--budgets must be multiples of --batch {self.batch}, and more than one of it, got {budget}"
+                )
+        for world in self.worlds():
+            self.simulation(world)
+
+    def worlds(self) -> list[World]:
+        """Return all worlds."""
+        return [World(r, n, k) for n in self.noise for k in self.responses for r in self.redundancy]
+
+    def simulation(self, world: World) -> Simulation:
+        """Return a world as a simulation."""
+        noise: dict[str, Any] = dict(NOISES[world.noise])
+        return Simulation(
+            contenders=tuple(f"{self.learner}:{rule}" for rule in ("random", *self.rules)),
+            truths=(self.truth,),
+            replicates=self.replicates,
+            seed=self.seed,
+            rounds=max(self.budgets) // self.batch,
+            batch=self.batch,
+            prompts=self.prompts,
+            responses=world.responses,
+            heldout=self.heldout,
+            dim=self.dim,
+            redundancy=world.redundancy,
+            width=self.width,
+            regularisation=self.regularisation,
+            ridge=EVEN * self.regularisation,
+            audit=False,
+            **noise,
+        )
+
+
+@dataclass(frozen=True)
+class MapStudy:
+    """A map as a run."""
+
+    map: Map
+
+    @property
+    def experiment(self) -> str:
+        """The folder of its kind."""
+        return "map"
+
+    @property
+    def gpu(self) -> bool:
+        """No cell wants a GPU."""
+        return False
+
+    def _parts(self, world: World, rule: str) -> Parts:
+        return Parts.of(self.map.simulation(world), self.map.truth, f"{self.map.learner}:{rule}")
+
+    def identity(self) -> Identity:
+        """What determines the bytes of its results."""
+        parts = {
+            f"{noise}, {rule}": self._parts(World(0.0, noise, 2), rule).fingerprint()
+            for noise in self.map.noise
+            for rule in ("random", *self.map.rules)
+        }
+        return Identity(config_of(self.map), parts=parts)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes: those of its simulation, where prompts have the most responses."""
+        largest = max(self.map.worlds(), key=lambda world: world.responses)
+        return self.map.simulation(largest).memory()
+
+    def count(self) -> int:
+        """How many cells there are."""
+        return len(self.cells())
+
+    def cells(self) -> list[MapCell]:
+        """All cells, world by world."""
+        m = self.map
+        return [
+            MapCell(world, rule, block.start, block.stop)
+            for world in m.worlds()
+            for rule in (METER, "random", *m.rules)
+            for block in blocks(m.meter_replicates if rule == METER else m.replicates)
+        ]
+
+    def play(self, cell: MapCell, folder: Path) -> list[str]:
+        """Play a cell."""
+        if cell.rule == METER:
+            write_frame(folder / "meter.csv", measured(self.map, cell.world, cell.block))
+            return ["meter.csv"]
+        contender = f"{self.map.learner}:{cell.rule}"
+        simulation = self.map.simulation(cell.world)
+        return run_cell(simulation, self.map.truth, contender, folder, cell.block)
+
+    def finish(self, directory: RunDirectory) -> None:
+        """Write tables, figures and page."""
+        from bandits.sim.atlas import finish  # matplotlib: only where a page is made
+
+        cells = self.cells()
+        rounds = [
+            directory.frame(cell, "rounds.csv").assign(**_columns(cell.world), rule=cell.rule)
+            for cell in cells
+            if cell.rule != METER
+        ]
+        meter = [directory.frame(cell, "meter.csv").assign(**_columns(cell.world)) for cell in cells if cell.rule == METER]
+        finish(self.map, directory, pd.concat(rounds, ignore_index=True), pd.concat(meter, ignore_index=True))
+
+    def report(self, directory: RunDirectory) -> Report:
+        """Say what was found."""
+        text = read_text(directory.path / "which-rule-when.md")
+        return Report(tuple(line.replace("- ", "• ", 1) for line in text.split("\n") if line.startswith("- ")))
+
+
+def _columns(world: World) -> dict[str, object]:
+    return {"redundancy": world.redundancy, "noise": world.noise, "responses": world.responses}
+
+
+def measured(settings: Map, world: World, block: range) -> pd.DataFrame:
+    """Return what the meter predicts of a world, from duels and features alone: a row per budget and replicate.
+
+    The target is the held-out duels; V's ridge is the rules'.
+    """
+    arena, learner, _ = build(settings.simulation(world), settings.truth, f"{settings.learner}:random", block)
+    items, held = arena.problem.table(0)[0], arena.problem.heldout_table()[0]
+    duels = arena.problem.duels
+    aims = Duels.within(held.prompts, held.responses).expand(len(block))
+    pool = learner.features(items, "initial", "all").differences(duels)
+    target = learner.features(held, "initial", "all").differences(aims)
+    ridge, least = EVEN * settings.regularisation, kappa(0.0)
+    rows = []
+    for budget in settings.budgets:
+        found = headroom(
+            pool, target, ridge=ridge, budget=budget, kappa=least, targets=300, key=Key(settings.seed, tuple(block))
+        )
+        rows.append(
+            {
+                "budget": budget,
+                "replicates": len(block),
+                "predicted": found.labels_saved.value,
+                "predicted_low": found.labels_saved.low,
+                "predicted_high": found.labels_saved.high,
+                "error_saved": found.error_saved.value,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+
+def _rules(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name in STRATEGIES)
+
+
+RULES = _rules(
+    "activedpo",
+    "activedpo-identity",
+    "random-per-prompt",
+    "dissimilar",
+    "label-entropy",
+    "decisive-bald",
+    "delta-logdet",
+    "policy-trace",
+    "policy-trace-target",
+)
+
+PRESETS: dict[str, tuple[str, Map]] = {
+    "smoke": (
+        "a few seconds, for tests",
+        Map(
+            redundancy=(0.0, 0.9),
+            noise=("plain",),
+            responses=(3,),
+            rules=("activedpo",),
+            budgets=(8, 12),
+            batch=4,
+            replicates=4,
+            meter_replicates=4,
+            prompts=20,
+            heldout=8,
+            width=8,
+        ),
+    ),
+    "quick": (
+        "12 worlds, 3 rules, 20 replicates",
+        Map(
+            redundancy=(0.0, 0.9, 0.97),
+            noise=("plain", "flips"),
+            responses=(2, 4),
+            rules=_rules("activedpo", "activedpo-identity", "policy-trace"),
+            replicates=20,
+        ),
+    ),
+    "full": ("36 worlds, all rules that matter, 40 replicates", Map(rules=RULES)),
+}
