@@ -12,9 +12,19 @@ from bandits.runs import figures
 from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_text
 from bandits.runs.page import Picture, render
-from bandits.runs.stats import OPEN, SAVES, SAVES_NOT, Estimate, calibration, joint_level, labels_saved, log_ratio, mean
+from bandits.runs.stats import (
+    OPEN,
+    SAVES,
+    SAVES_NOT,
+    Estimate,
+    calibration,
+    joint_level,
+    labels_saved,
+    log_ratio,
+    mean,
+    tell,
+)
 from bandits.runs.stats import share as shared
-from bandits.runs.stats import tell
 
 if TYPE_CHECKING:
     from bandits.sim.map import Map
@@ -106,7 +116,7 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             average = mean(own["saved"])
             best, worst = own.loc[own["saved"].idxmax()], own.loc[own["saved"].idxmin()]
             lines.append(
-                f"**{rule}**, {words}, {last} labels: saves in {counts.get(SAVES, 0)} of {len(own)} worlds, does not in "
+                f"**{rule}**, {words}, {last} labels: saves in {counts.get(SAVES, 0)} of {len(own)} worlds, not in "
                 f"{counts.get(SAVES_NOT, 0)}, undecided in {counts.get(OPEN, 0)} (joint 95 %); over worlds "
                 f"{_percent(average)} on average; most {_place(best)}, least {_place(worst)}."
             )
@@ -120,12 +130,13 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             ]
             if parts:
                 lines.append(f"What governs the gain of {rule} (reward error, {last} labels): {'; '.join(parts)}.")
-    for row in fit[fit["budget"] == last].itertuples():
-        lines.append(
-            f"The meter against what {row.rule} saves ({row.objective}, {row.worlds} worlds): rank correlation "
-            f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope {row.slope:.2f} "
-            f"[{row.slope_low:.2f}, {row.slope_high:.2f}]."
-        )
+    lines += [
+        f"The meter against what {row.rule} saves ({row.objective}, {row.worlds} worlds): rank correlation "
+        f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope {row.slope:.2f} "
+        f"[{row.slope_low:.2f}, {row.slope_high:.2f}]."
+        for row in fit.itertuples()
+        if row.budget == last
+    ]
     for row in aims.itertuples():
         kept = shared(row.kept, row.claimed) if row.claimed else None
         interval = f" ({100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}])" if kept else ""
@@ -158,7 +169,9 @@ def heat(settings: Map, table: pd.DataFrame, rule: str, objective: str) -> Figur
         part = shown[shown["noise"] == noise].pivot(index="responses", columns="redundancy", values="saved")
         drawn = axis.imshow(part.to_numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", origin="lower")
         for (y, x), value in np.ndenumerate(part.to_numpy()):
-            axis.text(x, y, f"{100 * value:.0f} %", ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+            axis.text(
+                x, y, f"{100 * value:.0f} %", ha="center", va="center", color="white" if abs(value) > 0.6 else "black"
+            )
         axis.set(title=noise, xlabel="redundancy", ylabel="responses K")
         axis.set(xticks=range(part.shape[1]), xticklabels=[f"{v:g}" for v in part.columns])
         axis.set(yticks=range(part.shape[0]), yticklabels=list(part.index))
@@ -195,14 +208,14 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
             caption = f"Share of labels that {rule} saves against Random's {words} at {last} labels, world by world."
             pictures.append(figures.picture(f"saved-{objective}", caption, heat(settings, table, rule, objective)))
         caption = (
-            f"Share of labels saved ({words}, {last} labels, 95 % intervals) against the meter's prediction; each point "
+            f"Share of labels saved ({words}, {last} labels, 95 % intervals) against the meter's prediction; a point "
             "is a world, on the dashed line the meter is right."
         )
         pictures.append(figures.picture(f"meter-{objective}", caption, scatter(settings, table, objective)))
     for picture in pictures:
         write_bytes(directory.path / "figures" / f"{picture.name}.{picture.kind}", picture.content)
     page = render(
-        "bandits.sim", "map.html.j2", manifest=directory.manifest(), settings=settings, lines=lines, pictures=pictures,
+        "bandits.sim", "map.html.j2", manifest=directory.manifest, settings=settings, lines=lines, pictures=pictures,
         worlds=len(settings.worlds())
     )  # fmt: skip
     write_text(directory.path / "index.html", page)

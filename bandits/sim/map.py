@@ -23,7 +23,8 @@ from bandits.runs.execute import Report
 from bandits.runs.files import read_text, write_frame
 from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check, unknown
 from bandits.selector import STRATEGIES
-from bandits.sim.config import Simulation, blocks, check_contender, check_truth
+from bandits.sim.config import Simulation, blocks, check_truth
+from bandits.sim.learners import LEARNERS
 from bandits.sim.run import Parts, build, run_cell
 
 NOISES: Mapping[str, Mapping[str, float]] = {
@@ -45,9 +46,12 @@ def _check_noise(name: str) -> None:
         raise unknown("noise", name, NOISES)
 
 
+def _check_learner(name: str) -> None:
+    _ = LEARNERS[name]
+
+
 def _check_rule(name: str) -> None:
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, list(STRATEGIES))
+    _ = STRATEGIES[name]
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Map:
     budgets: Annotated[tuple[int, ...], MinLen(1), Distinct(), Ge(1), Le(10**6)] = (20, 40, 60)
     """numbers of labels at which labels saved are told; the largest is played"""
     truth: Annotated[str, Names(check_truth)] = "ntk"
-    learner: Annotated[str, Names(lambda name: check_contender(f"{name}:random"))] = "tangent"
+    learner: Annotated[str, Names(_check_learner)] = "tangent"
     replicates: Annotated[int, Ge(2), Le(10**9)] = 40
     meter_replicates: Annotated[int, Ge(2), Le(10**9)] = 10
     """replicates in which the meter looks at the pool"""
@@ -227,7 +231,9 @@ class MapStudy:
             for cell in cells
             if cell.rule != METER
         ]
-        meter = [directory.frame(cell, "meter.csv").assign(**_columns(cell.world)) for cell in cells if cell.rule == METER]
+        meter = [
+            directory.frame(cell, "meter.csv").assign(**_columns(cell.world)) for cell in cells if cell.rule == METER
+        ]
         finish(self.map, directory, pd.concat(rounds, ignore_index=True), pd.concat(meter, ignore_index=True))
 
     def report(self, directory: RunDirectory) -> Report:
@@ -268,7 +274,6 @@ def measured(settings: Map, world: World, block: range) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
 
 
 def _rules(*names: str) -> tuple[str, ...]:

@@ -245,8 +245,8 @@ def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts | Non
         learner.features(heldout, "initial", "all").differences(
             Duels.within(heldout.prompts, heldout.responses).expand(len(cell.block))
         ),
-        ridge=simulation.ridge or simulation.bounds.ridge,
-        kappa=simulation.bounds.kappa,
+        ridge=simulation.ridge or simulation.bounds_for(cell.truth).ridge,
+        kappa=simulation.bounds_for(cell.truth).kappa,
         budget=simulation.rounds * simulation.batch,
         key=key,
     )
