@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate llm-run study theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
+.PHONY: help setup simulate map llm-run study theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -25,6 +25,10 @@ help:  ## list the targets
 simulate: PRESET ?= quick
 simulate: $(CORE)  ## simulate: which duels are worth a label?  (PRESET=quick)
 	$(BIN)/python -m bandits $(PRESET) $(ARGS)
+
+map: PRESET ?= quick
+map: $(CORE)  ## map what choosing saves over kinds of pools and answers  (PRESET=quick)
+	$(BIN)/python -m bandits.map $(PRESET) $(ARGS)
 
 llm-run: PRESET ?= quick
 llm-run: assets  ## align a real language model, actively and at random  (PRESET=quick)

@@ -1,4 +1,4 @@
-"""The front door: ``activedpo simulate|align|theory|bench|assets|report`` imports what it is asked for."""
+"""The front door: ``activedpo simulate|map|align|theory|bench|assets|report`` imports what it is asked for."""
 
 from bandits import __version__
 

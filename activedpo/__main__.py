@@ -28,6 +28,7 @@ class Program:
 
 PROGRAMS = {
     "simulate": Program("bandits.__main__", "which duels are worth a label? strategies against each other"),
+    "map": Program("bandits.map", "what choosing saves, over pools and answers of many kinds"),
     "align": Program("llm_loop.__main__", "align a language model, actively and at random", "llm"),
     "select": Program("labelling.select", "on your own pool: which duels to have answered next", "llm"),
     "train": Program("labelling.train", "train your model on the answered duels, by DPO", "llm"),

@@ -13,9 +13,9 @@ from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import (
-    OPEN,
     SAVES,
     SAVES_NOT,
+    UNDECIDED,
     Estimate,
     calibration,
     joint_level,
@@ -117,7 +117,7 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             best, worst = own.loc[own["saved"].idxmax()], own.loc[own["saved"].idxmin()]
             lines.append(
                 f"**{rule}**, {words}, {last} labels: saves in {counts.get(SAVES, 0)} of {len(own)} worlds, not in "
-                f"{counts.get(SAVES_NOT, 0)}, undecided in {counts.get(OPEN, 0)} (joint 95 %); over worlds "
+                f"{counts.get(SAVES_NOT, 0)}, undecided in {counts.get(UNDECIDED, 0)} (joint 95 %); over worlds "
                 f"{_percent(average)} on average; most {_place(best)}, least {_place(worst)}."
             )
     error = table[(table["objective"] == "error") & (table["budget"] == last)]

@@ -78,11 +78,12 @@ class Problem:
     - ``mixing``: weights of policies of unlike quality that answer: a policy's response is the truly best of 1, 4, 16
       draws.
 
-    ``temperature`` divides the rewards, so that they are the oracle's log-odds.  ``fresh`` draws a new pool every
-    round, up to ``rounds``; otherwise one pool serves all rounds, and each duel is asked once at most unless
-    ``repeats``.  ``selves`` offers every item against itself too, as in the regret setting.  Rewards are shifted and
-    scaled per replicate so that ``|r| <= bound`` is attained on the items (``rescale``), or left as they are and checked against
-    the bound.
+    ``temperature`` divides the rewards, so that they are the oracle's log-odds.
+
+    ``fresh`` draws a new pool every round, up to ``rounds``; otherwise one pool serves all rounds, and each duel is
+    asked once at most unless ``repeats``.  ``selves`` offers every item against itself too, as in the regret setting.
+    Rewards are shifted and scaled per replicate so that ``|r| <= bound`` is attained on the items (``rescale``), or
+    left as they are and checked against the bound.
     """
 
     truth: GroundTruth

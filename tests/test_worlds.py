@@ -1,0 +1,176 @@
+"""What pools and answers can be like, and the map over them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats as scipy_stats
+
+from bandits.core.duels import Duels
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.map import main
+from bandits.runs.stats import calibration
+from bandits.sim.config import Simulation
+from bandits.sim.map import Map, MapStudy
+from bandits.sim.problem import POLICIES, Problem
+from bandits.sim.truths import Linear, Square
+
+
+def problem(seed: int = 0, replicates: int = 3, **knobs) -> Problem:
+    options = {"prompts": 200, "responses": 3, "dim": 5, "heldout": 200} | knobs
+    return Problem(Linear(), Key(seed, tuple(range(replicates))), **options)
+
+
+def off_plane(x: torch.Tensor) -> torch.Tensor:
+    """Return every item's share of its squared norm outside the plane of redundant prompts."""
+    return x[..., 2:].square().sum(-1) / x.square().sum(-1)
+
+
+@pytest.mark.parametrize("redundancy", [0.0, 0.3, 1.0])
+def test_the_stated_share_of_the_pool_is_alike_and_held_out_prompts_are_not(redundancy):
+    """600 prompts: the share is within 5 standard errors; of prompts that are not alike, few lie near the plane."""
+    world = problem(redundancy=redundancy, alike=0.001)
+    share = float((off_plane(world.table(0)[0].x) < 1e-3).double().mean())
+    assert abs(share - redundancy) <= 5 * math.sqrt(redundancy * (1 - redundancy) / 600) + 0.01
+    assert float((off_plane(world.heldout_table()[0].x) < 1e-3).double().mean()) < 0.01
+
+
+def test_skewed_is_a_redundancy_of_nine_tenths():
+    skewed, knob = problem(inputs="skewed"), problem(redundancy=0.9)
+    assert torch.equal(skewed.everything()[0].x, knob.everything()[0].x)
+
+
+def test_clusters_have_long_tailed_frequencies_in_the_pool_and_even_ones_held_out():
+    world = problem(clusters=4, tail=2.0, alike=0.0, replicates=1, prompts=1000, heldout=1000)
+    found = []
+    for items, _ in (world.table(0), world.heldout_table()):
+        first = items.x[0, :: items.responses]
+        _, counts = torch.unique((first * 1e6).round(), dim=0, return_counts=True)
+        found.append(np.sort(counts.numpy())[::-1] / 1000)
+    weights = np.arange(1, 5.0) ** -2
+    assert np.abs(found[0] - weights / weights.sum()).max() < 5 * math.sqrt(0.25 / 1000)
+    assert np.abs(found[1] - 0.25).max() < 5 * math.sqrt(0.19 / 1000)
+
+
+def test_a_policy_of_a_mixture_answers_with_the_truly_best_of_its_draws():
+    """Best of 16 standard normals has mean 1.766; a linear truth is nearly normal on a sphere of many dimensions.
+
+    Within 0.1 standard deviations of a single draw.
+    """
+    options = {"dim": 50, "rescale": False, "bound": 10.0, "prompts": 1000, "heldout": 0}
+    plain, best = (problem(mixing=mixing, **options).table(0)[1] for mixing in ((1.0,), (0.0, 0.0, 1.0)))
+    assert float((best.mean() - plain.mean()) / plain.std()) == pytest.approx(1.766, abs=0.1)
+    half = problem(mixing=(0.5, 0.0, 0.5), **options).table(0)[1]
+    assert float((half.mean() - plain.mean()) / plain.std()) == pytest.approx(0.883, abs=0.1)
+    assert POLICIES == (1, 4, 16)
+
+
+def test_a_temperature_divides_rewards_and_what_bounds_them():
+    cold, plain = problem(temperature=0.5), problem()
+    torch.testing.assert_close(cold.everything()[1], 2 * plain.everything()[1])
+    assert Simulation(temperature=0.5).bounds.largest_margin == 4.0
+
+
+def test_one_replicate_is_the_same_alone_or_among_others():
+    knobs = {"redundancy": 0.5, "clusters": 7, "tail": 1.0, "mixing": (0.4, 0.6)}
+    alone = Problem(Square(), Key(3, (2,)), prompts=9, responses=3, dim=4, **knobs).everything()
+    among = Problem(Square(), Key(3, (0, 1, 2)), prompts=9, responses=3, dim=4, **knobs).everything()
+    assert torch.equal(alone[0].x[0], among[0].x[2])
+    torch.testing.assert_close(alone[1][0], among[1][2])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"mixing": (0.5, 0.4)}, "sum to 1"),
+        ({"mixing": (0.5, -0.5, 1.0)}, "in \\[0, 1\\]"),
+        ({"mixing": (0.25,) * 4}, "1 to 3 weights"),
+        ({"tie_rate": 1.0}, "--tie-rate"),
+        ({"tie_rate": -0.1}, "--tie-rate"),
+        ({"flips": 1.5}, "--flips"),
+        ({"responses": 1}, "--responses"),
+        ({"redundancy": 0.5, "dim": 2}, "--dim"),
+        ({"redundancy": 0.5, "inputs": "cube"}, "--redundancy"),
+        ({"flips": 0.1, "truths": ("ntk@probit",)}, "another oracle"),
+        ({"temperature": 0.0}, "--temperature"),
+    ],
+)
+def test_worlds_that_there_are_not_are_refused_by_the_option(knobs, words):
+    with pytest.raises(InputError, match=words):
+        Simulation(**knobs)
+
+
+def test_flips_and_ties_are_the_oracles_and_only_ties_are_the_learners():
+    noisy = Simulation(truths=("ntk",), flips=0.2, tie_rate=0.3)
+    oracle, margin = noisy.oracle("ntk"), torch.zeros(1, dtype=torch.float64)
+    assert float(oracle.tie(margin)) == pytest.approx(0.3)
+    far = torch.tensor([30.0], dtype=torch.float64)
+    assert float(oracle.probability(far, (torch.zeros(1).long(), torch.ones(1).long()), 2)) == pytest.approx(
+        0.8, abs=1e-6
+    )
+    assert noisy.ties_of(oracle) == pytest.approx(2 * 0.3 / 0.7)
+
+
+class TestMap:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"budgets": (5,)}, "--budgets"),
+            ({"budgets": (20, 33)}, "--budgets"),
+            ({"noise": ("loud",)}, "noise"),
+            ({"rules": ("best",)}, "strategy"),
+            ({"responses": (1, 2)}, "--responses"),
+            ({"budgets": (200,), "prompts": 10}, "pool has"),
+        ],
+    )
+    def test_bad_input_is_refused(self, options, words):
+        with pytest.raises(InputError, match=words):
+            Map(**options)
+
+    def test_a_smoke_map_has_a_row_per_world_rule_and_budget(self, tmp_path, capsys):
+        assert main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 0
+        (folder,) = (tmp_path / "map").iterdir()
+        table = pd.read_csv(folder / "results.csv")
+        assert len(table) == 2 * 1 * 2 * 2  # worlds, rules, objectives, budgets
+        assert np.isfinite(table[["saved", "predicted", "error_ratio", "value_difference"]]).all(axis=None)
+        assert (table["low"] <= table["saved"]).all()
+        assert (table["saved"] <= table["high"]).all()
+        aims = pd.read_csv(folder / "target.csv")
+        assert (aims["kept"] <= aims["claimed"]).all()
+        assert "The target" in capsys.readouterr().out
+        assert (folder / "which-rule-when.md").read_text().count("\n- ") >= 4
+
+    def test_a_worlds_rules_share_its_problems_and_answers(self):
+        settings = Map(rules=("activedpo",), replicates=4)
+        cells = MapStudy(settings).cells()
+        assert len({cell.key for cell in cells}) == len(cells)
+        assert {cell.rule for cell in cells} == {"meter", "random", "activedpo"}
+        assert all(settings.simulation(cell.world).seed == 0 for cell in cells)
+
+
+def test_calibration_is_spearmans_and_the_least_squares_slope():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = 0.7 * x + 0.3 * rng.normal(size=40)
+    rank, slope = calibration(x, y)
+    assert rank.value == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+    assert slope.value == pytest.approx(np.polyfit(x, y, 1)[0])
+    assert slope.low < 0.7 < slope.high
+
+
+@pytest.mark.slow
+def test_calibrations_intervals_cover():
+    """Over 200 draws of 36 worlds the slope's 95 % interval holds the truth in 0.90 or more (4 standard errors)."""
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        x = rng.uniform(size=36)
+        _, slope = calibration(x, 0.5 * x + 0.2 * rng.normal(size=36))
+        held += slope.low <= 0.5 <= slope.high
+    assert held / 200 >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 200)
+
+
+def test_a_pool_of_alike_prompts_offers_the_same_duels():
+    assert problem(redundancy=0.5).duels.count == Duels.within(200, 3).count
