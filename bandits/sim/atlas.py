@@ -52,8 +52,10 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
             for measure, less in OBJECTIVES.items():
                 ours, theirs = tables[rule][measure], tables["random"][measure]
                 for budget in settings.budgets:
-                    saved = labels_saved(ours.columns, ours, theirs, budget, less).saved
-                    word = tell(labels_saved(ours.columns, ours, theirs, budget, less, level).saved, settings.margin)[0]
+                    saved = labels_saved(ours.columns, ours, theirs, float(budget), less).saved
+                    word = tell(
+                        labels_saved(ours.columns, ours, theirs, float(budget), less, level).saved, settings.margin
+                    )[0]
                     a, b = (tables[name]["error"][budget] for name in (rule, "random"))
                     ratio = log_ratio(a, b)
                     value = mean(tables[rule]["policy_value"][budget] - tables["random"]["policy_value"][budget])
@@ -114,7 +116,7 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
         for rule, own in part.groupby("rule", sort=False):
             counts = own["verdict"].value_counts()
             average = mean(own["saved"])
-            best, worst = own.loc[own["saved"].idxmax()], own.loc[own["saved"].idxmin()]
+            best, worst = (_rows(own)[int(place)] for place in (own["saved"].argmax(), own["saved"].argmin()))
             lines.append(
                 f"**{rule}**, {words}, {last} labels: saves in {counts.get(SAVES, 0)} of {len(own)} worlds, not in "
                 f"{counts.get(SAVES_NOT, 0)}, undecided in {counts.get(UNDECIDED, 0)} (joint 95 %); over worlds "
@@ -134,10 +136,10 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
         f"The meter against what {row.rule} saves ({row.objective}, {row.worlds} worlds): rank correlation "
         f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope {row.slope:.2f} "
         f"[{row.slope_low:.2f}, {row.slope_high:.2f}]."
-        for row in fit.itertuples()
+        for row in _rows(fit)
         if row.budget == last
     ]
-    for row in aims.itertuples():
+    for row in _rows(aims):
         kept = shared(row.kept, row.claimed) if row.claimed else None
         interval = f" ({100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}])" if kept else ""
         lines.append(
@@ -153,10 +155,15 @@ def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
-def _place(row: pd.Series) -> str:
+def _rows(table: pd.DataFrame) -> list[Any]:
+    """Return a table's rows as objects with their columns as attributes."""
+    return list(table.itertuples(index=False))
+
+
+def _place(row: Any) -> str:
     return (
-        f"{100 * row['saved']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] (redundancy "
-        f"{row['redundancy']:g}, {row['noise']}, K = {row['responses']})"
+        f"{100 * row.saved:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] (redundancy {row.redundancy:g}, "
+        f"{row.noise}, K = {row.responses})"
     )
 
 

@@ -242,7 +242,7 @@ class MapStudy:
         return Report(tuple(line.replace("- ", "• ", 1) for line in text.split("\n") if line.startswith("- ")))
 
 
-def _columns(world: World) -> dict[str, object]:
+def _columns(world: World) -> dict[str, Any]:
     return {"redundancy": world.redundancy, "noise": world.noise, "responses": world.responses}
 
 
@@ -276,11 +276,7 @@ def measured(settings: Map, world: World, block: range) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _rules(*names: str) -> tuple[str, ...]:
-    return tuple(name for name in names if name in STRATEGIES)
-
-
-RULES = _rules(
+RULES = (
     "activedpo",
     "activedpo-identity",
     "random-per-prompt",
@@ -314,7 +310,7 @@ PRESETS: dict[str, tuple[str, Map]] = {
             redundancy=(0.0, 0.9, 0.97),
             noise=("plain", "flips"),
             responses=(2, 4),
-            rules=_rules("activedpo", "activedpo-identity", "policy-trace"),
+            rules=("activedpo", "activedpo-identity", "policy-trace"),
             replicates=20,
         ),
     ),
