@@ -124,7 +124,8 @@ def needed(row: Mapping[Hashable, Any], first: float) -> str:
 
     if math.isnan(row["labels"]) or math.isnan(row["labels_low"]):
         return "–" if math.isnan(row["labels"]) else number(row["labels"])
-    return f"{number(row['labels'])} [{number(row['labels_low'])}, {number(row['labels_high'])}]"
+    middle, low, high = (number(row[name]) for name in ("labels", "labels_low", "labels_high"))
+    return middle if middle == low == high else f"{middle} [{low}, {high}]"
 
 
 WHAT = {"error": "error", "accuracy": "ordering accuracy", "policy_value": "policy value"}
