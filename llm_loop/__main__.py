@@ -15,12 +15,18 @@ COMMAND = command.Command(
     PRESETS,
     AlignmentStudy.of,
     "--strategies and --seeds",
-    "  First, once: python -m llm_loop.data.assets",
+    "  First, once: python -m llm_loop.data.assets\n--dry-run tells what a run will take and runs nothing.",
 )
 
 
 def align(arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found; under a launcher, in the main process of several."""
+    if "--dry-run" in arguments:
+        from llm_loop.forecast import forecast
+
+        _, options = command.parse(COMMAND, [word for word in arguments if word != "--dry-run"])
+        command.say(*forecast(AlignmentStudy.of(options.settings), options.jobs))
+        return 0
     if launch.processes() == 1:
         return command.run(COMMAND, arguments)
     if not launch.is_main():

@@ -1,5 +1,6 @@
 """What strategies of a seed share, pools that are drawn once, and the figures' studies, on tiny models."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop import studies, tables
 from llm_loop.arena import FixedArena
+from llm_loop.forecast import work
 from llm_loop.models import Adapter
 from llm_loop.rewards.scorers import load_scorer
 from llm_loop.sampling import Decoding
@@ -184,3 +186,24 @@ def test_a_pool_too_small_is_refused_by_the_arena():
             prompts_per_round=2,
             pool=1,
         )
+
+
+def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
+    assert smoke(tmp_path / "none", "--dry-run", "--seeds", "3") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("6 cells; ")
+    assert re.search(r"activedpo-normalised: 3 cells of about .* \(draw .*, score .*, features .*, train .*\)", said)
+    assert re.search(r"random: 3 cells of about [^f]*\)", said)  # blind: no features
+    assert "GiB a cell" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_forecast_counts_what_a_cell_does(tmp_path):
+    """Responses drawn, and pairs trained on, of a cell that was played, by its records."""
+    run_cell(FEW, "activedpo-normalised", 0, tmp_path)
+    done = work(FEW, True)
+    rounds = tables.frame(tables.Round, tmp_path)
+    pool = 4 * 3 * FEW.rounds
+    assert done.draw == pool + len(tables.frame(tables.Evaluation, tmp_path)) + 2 * FEW.evaluation.duels
+    assert done.train == FEW.training.epochs * int(rounds["labels"].sum())
+    assert done.features == pool + 2 * int(rounds["labels"][:-1].sum())

@@ -1,0 +1,116 @@
+"""Owns what a run will cost, told before it begins: cells, tokens, hours and memory on this machine.
+
+A few seconds of each kind of work, on the run's own model and prompts, say how long a response takes; how many there
+will be follows from the settings.  Responses are taken to be as long as those of the probe.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import joblib
+import torch
+
+from bandits.core.rng import Key
+from bandits.runs.execute import in_words, remaining, side_by_side
+from bandits.runs.settings import SHARE, machine_memory
+from llm_loop.config import Alignment
+from llm_loop.learner import Preference, fit_dpo
+from llm_loop.models import Row, read_once
+from llm_loop.run import AlignmentStudy
+from llm_loop.sampling import sample
+from llm_loop.setup import Setup, build, check, quiet_libraries
+
+PROBE = 8
+"""Prompts on which the seconds of a token are measured, two responses each."""
+STAGES = ("draw", "score", "features", "train")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Responses that go through a stage in one cell."""
+
+    draw: int
+    score: int
+    features: int
+    train: int
+    """pairs, all epochs"""
+
+
+def work(alignment: Alignment, reads_width: bool) -> Work:
+    """Return a cell's work, by its settings."""
+    a, rounds, e = alignment, alignment.rounds, alignment.evaluation
+    pool = a.prompts_per_round * a.responses
+    answers = 2 * e.prompts + (e.between or e.prompts) * (rounds - 1)
+    fits = [a.batch * (number if a.training.data == "all" else 1) for number in range(1, rounds + 1)]
+    past = sum(2 * a.batch * number for number in range(1, rounds))
+    drawn = (0 if a.pool else rounds * pool) + answers + 2 * e.duels
+    scored = answers - e.prompts + 2 * e.duels * (rounds + 1) + (rounds * pool if reads_width else 2 * a.batch * rounds)
+    features = rounds * pool + past if reads_width or a.diagnostics else 0
+    return Work(drawn, scored, features, a.training.epochs * sum(fits))
+
+
+def seconds(setup: Setup) -> dict[str, float]:
+    """Return how many seconds a response, or a pair, takes in each stage, by doing a little of it."""
+    policy, prompts = setup.policy, setup.arena.encoded[:PROBE]
+    spent: dict[str, float] = {}
+
+    def timed(stage: str, count: int, do: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        do()
+        spent[stage] = (time.perf_counter() - started) / count
+
+    rows: list[Row] = []
+    decoding = setup.alignment.decoding
+    timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), "check")[0]))
+    timed("score", len(rows), lambda: policy.log_probs(rows, "check"))
+    timed("features", len(rows), lambda: setup.learner.gradients(rows, "check"))
+    pairs = [Preference(rows[i], rows[i + 1], 0.0, 0.0) for i in range(0, len(rows), 2)]
+    fit_dpo(policy, pairs[:1], setup.learner.training, Key(0))  # what a first fit costs once is no pair's
+    timed(
+        "train",
+        len(pairs) * setup.alignment.training.epochs,
+        lambda: fit_dpo(policy, pairs, setup.learner.training, Key(0)),
+    )
+    spent["tokens"] = sum(read_once([p.chosen, p.rejected]) for p in pairs) / len(pairs)
+    return spent
+
+
+def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
+    """Return what a run will take, a line a fact."""
+    alignment = study.alignment
+    check(alignment, study.parts)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with quiet_libraries():
+            started = time.perf_counter()
+            setup = build(alignment, study.parts, alignment.strategies[0], 0)
+            begun = time.perf_counter() - started
+            pace = seconds(setup)
+            model = sum(p.numel() * p.element_size() for p in setup.policy.model.parameters())
+            del setup
+    finally:
+        torch.set_num_threads(threads)
+    gc.collect()
+    costs: list[float] = []
+    rows: list[str] = []
+    for name, strategy in study.parts.strategies.items():
+        one = work(alignment, "width" in strategy.reads)
+        parts = {stage: getattr(one, stage) * pace[stage] for stage in STAGES}
+        whole = begun + sum(parts.values())
+        costs += [whole] * alignment.seeds
+        shares = ", ".join(f"{stage} {in_words(part)}" for stage, part in parts.items() if part)
+        rows.append(f"  {name}: {alignment.seeds} cells of about {in_words(whole)} ({shares})")
+    memory = 2 * model + sum(study.memory().values())
+    most = max(1, min(len(costs), int(SHARE * machine_memory() / memory)))
+    side = side_by_side(jobs, 0, joblib.cpu_count(), most)
+    lines = [f"{len(costs)} cells; {pace['tokens']:.0f} tokens in a prompt with two responses", *rows]
+    lines.append(f"memory: about {memory / 2**30:.1f} GiB a cell")
+    lines.append(
+        f"about {in_words(remaining(costs, 1.0, side))} with {side} side by side, without waiting for other work"
+    )
+    return lines
