@@ -117,7 +117,7 @@ class Alignment:
     """registered oracle that labels duels: btl, noiseless, flipped-20%, probit, ..."""
     label_temperature: Positive = 0.5
     """divides the rewards, so that their differences are the oracle's log-odds: P(first wins) = σ(Δ / temperature)"""
-    training: Annotated[Training, tyro.conf.arg(name="")] = Training(rate=5e-4)
+    training: Annotated[Training, tyro.conf.arg(name="")] = Training()
     ridge: Positive = 1.0
     """of V; not known of the paper"""
     sketch: Annotated[Sketch, tyro.conf.arg(name="")] = Sketch()

@@ -222,12 +222,14 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False
 
 
 def bits_per_byte(setup: Setup) -> float:
-    """Return how well the policy foretells what people wrote: bits per byte of the held-out prompts' texts.
+    """Return how well the policy foretells what people wrote: bits per byte of texts of held-out prompts.
 
     ``-Σ log₂ π(text) / bytes``, each text begun as the tokenizer begins texts (or after an end token); bytes, not
-    tokens, so that models with unlike tokenizers can be compared.
+    tokens, so that models with unlike tokenizers can be compared.  Of a conversation the last message counts, and of
+    the prompts those that give the fixed duels.
     """
-    policy, texts = setup.policy, [text_of(prompt) for prompt in setup.heldout.prompts]
+    policy, prompts = setup.policy, setup.heldout.prompts[: setup.alignment.evaluation.duels]
+    texts = [text_of(prompt if isinstance(prompt, str) else prompt[-1:]) for prompt in prompts]
     rows = [policy.as_response(text) for text in texts]
     logs = policy.log_probs(rows, "evaluate")
     return float(-logs.sum() / math.log(2)) / sum(len(text.encode("utf-8", "replace")) for text in texts)

@@ -67,7 +67,7 @@ def _tiny(part: Part) -> Part:
 
 
 SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
-RATES = ("2e-4", "5e-4", "1e-3")
+RATES = ("1e-3", "2e-3", "4e-3")
 
 STUDIES: dict[str, Study] = {
     "1": Study(
