@@ -7,7 +7,7 @@ as it is when a batch begins, draws anew, which is the language-model loop itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,11 @@ class Session:
             settings.dtype,
             settings.chat,
             settings.trust_remote_code,
+            Key(settings.seed),
         )
         policy.batch_tokens = settings.score_tokens
-        training, sketch = settings.training, settings.sketch
+        sketch, given = settings.sketch, settings.training.ties
+        training = replace(settings.training, ties=0.0 if given is None else given)
         gradients = Gradients(
             policy, training.beta, sketch.kind, sketch.size, key.fold_in("gradients"), settings.feature_tokens
         )
@@ -148,6 +150,7 @@ class Session:
                 responses=settings.responses,
                 decoding=settings.decoding,
                 prompt_tokens=settings.prompt_tokens,
+                note=learner.note_drawn,
             )
             heldout = texts.heldout
             encoded = [*arena.encoded, *policy.encode(heldout, settings.prompt_tokens)]

@@ -12,7 +12,7 @@ from labelling.project import Project
 from labelling.store import Store
 from llm_loop.__main__ import main as align
 
-TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--sketch-size", "512"]
+TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"]
 TINY += ["--tokens", "8", "--rate", "1e-2", "--epochs", "4"]
 
 
