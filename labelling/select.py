@@ -111,7 +111,7 @@ def choose(options: Select) -> int:
         project.begin(content)
         if texts is not None:
             session.write_prompts(project.pool, texts)
-            work.keep_drawn(project, batch, everything=round.pool.item_rewards is not None)
+            work.keep_drawn(project, batch)
         elif found is not None:
             session.write_pool(project.pool, found)
         if options.labelled is not None:

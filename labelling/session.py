@@ -236,8 +236,8 @@ class Session:
             items = Completions(rows, self.settings.responses, logs)
             nothing = torch.zeros(len(rows), dtype=torch.float64)
             self.arena.tables[batch - 1] = Drawn(items, tuple(kept["texts"]), nothing, tuple(kept["prompt_indices"]))
-            if kept["reference"] is not None:
-                self.learner.note(rows, reference=torch.tensor(kept["reference"], dtype=torch.float64))
+            known = {row: value for row, value in zip(rows, kept["reference"], strict=True) if value is not None}
+            self.learner.note(list(known), reference=torch.tensor(list(known.values()), dtype=torch.float64))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DamagedError(f"{path} is damaged ({error}); put it back from a copy") from None
 
@@ -297,10 +297,9 @@ class Session:
             return Labelled()
         return Labelled.of(self.table, self.table.duels.take(torch.cat(found)), torch.cat(outcomes), lasting=True)
 
-    def keep_drawn(self, project: Project, batch: int, everything: bool) -> None:
-        """Write down what was drawn for a batch; with all of the reference's log-probabilities, if it is known."""
+    def keep_drawn(self, project: Project, batch: int) -> None:
+        """Write down what was drawn for a batch, with the reference's log-probabilities as far as they are known."""
         drawn = self.arena.tables[batch - 1]
-        reference = self.learner.reference(drawn.items.rows).tolist() if everything else None
         write_json(
             project.drawn(batch),
             {
@@ -308,7 +307,7 @@ class Session:
                 "responses": [list(row.response) for row in drawn.items.rows],
                 "texts": list(drawn.texts),
                 "log_probs": drawn.items.log_probs.tolist(),
-                "reference": reference,
+                "reference": self.learner.known_reference(drawn.items.rows),
             },
         )
 

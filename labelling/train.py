@@ -92,7 +92,7 @@ def train(project: Project, held_out: float, health: bool) -> list[str]:
     if work.table is None:
         for batch in range(1, batches + 1):
             work.arena.offer(batch - 1)
-            work.keep_drawn(project, batch, everything=True)
+            work.keep_drawn(project, batch)
     lines = [
         f"{len(past)} answered duels ({_ties(past)} ties), {fit.steps} steps: loss {fit.first_loss:.3f} to "
         f"{fit.last_loss:.3f} nats",
