@@ -93,6 +93,10 @@ def choose(options: Select) -> int:
     found, texts, settings = _pools(options, project)
     model = weights_hash(settings.model, settings.trust_remote_code)
     content = {"model": model, "settings": config_of(settings)}
+    if project is not None and project.exists:
+        kept = project.manifest()["settings"]
+        if Settings.of(kept) == settings:  # also where it was written before some setting was there
+            content["settings"] = kept
     if project is not None:
         project.admit(content)
     beside = project.root if project is not None else _file(options).parent

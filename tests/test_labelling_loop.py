@@ -169,6 +169,14 @@ class TestOwnPool:
         assert main(["select", "--project", str(begun.root), "--rank", "8"]) == 2
         assert "is a project with another settings.adapter" in capsys.readouterr().err
 
+    def test_a_project_that_knows_fewer_settings_goes_on_with_their_defaults(self, begun, capsys):
+        answer_all(begun)
+        kept = json.loads(begun.manifest_path.read_text())
+        for name in ("init", "targets"):
+            del kept["settings"]["adapter"][name]
+        begun.manifest_path.write_text(json.dumps(kept))
+        assert main(["select", "--project", str(begun.root), "--budget", "2"]) == 0
+
     def test_an_edited_queries_file_is_refused_with_its_line(self, begun, capsys):
         answer_all(begun)
         text = begun.queries(1).read_text()
