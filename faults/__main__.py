@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "theory": ("smoke", "--claims", "exact", "--jobs", "1"),
     "align": (
         *("smoke", "--strategies", "random", "--rounds", "1", "--heldout", "2", "--heldout-duels", "1"),
-        *("--probes", "1", "--jobs", "1"),
+        *("--heldout-between", "1", "--probes", "1", "--jobs", "1"),
     ),
 }
 KINDS = ("kill", "damage", "setting", "command line", "surroundings", "place", "race", "disk", "text", "file")

@@ -24,6 +24,8 @@ PROGRAMS = {
         "2",
         "--heldout-duels",
         "1",
+        "--heldout-between",
+        "1",
         "--probes",
         "1",
     ],
