@@ -162,6 +162,7 @@ def test_a_run_on_awkward_prompts_goes_on_to_the_same_bytes(tmp_path: Path) -> N
     asked = [f"{n} {text} end" for n, text in enumerate(AWKWARD[:4] + AWKWARD[5:9] + AWKWARD[10:]) for n in (n, n + 20)]
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked), encoding="utf-8")
     arguments = ["smoke", "--prompts", str(file), "--heldout", "3", "--heldout-duels", "2", "--jobs", "1"]
+    arguments += ["--heldout-between", "3"]
     arguments += ["--strategies", "random", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     (folder,) = (tmp_path / "out" / "llm").iterdir()

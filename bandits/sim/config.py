@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -280,8 +281,11 @@ class Simulation:
 
     def beside(self, truth: str) -> Simulation:
         """Return the settings with which a truth is played: these, with the pool that it names."""
-        pool = pool_of(truth)
-        return replace(self, **POOLS[pool]) if pool else self
+        found = copy.copy(self)
+        # Not replace(): it would look names up again, and a worker knows none that was registered by a script.
+        for name, value in POOLS[pool_of(truth)].items() if pool_of(truth) else ():
+            object.__setattr__(found, name, value)
+        return found
 
     @property
     def foreseeable(self) -> list[str]:

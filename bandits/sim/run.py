@@ -237,16 +237,17 @@ def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts | Non
 
     By the theorem's V (gradients at θ0, ridge λ/κ) with the held-out duels as target; truths play no part.
     """
+    parts = parts or Parts.of(simulation, cell.truth, cell.contender)
     arena, learner, key = build(simulation, cell.truth, cell.contender, cell.block, parts)
     heldout, _ = arena.problem.heldout_table()
-    offer = arena.offer(0)
+    offer, bounds = arena.offer(0), simulation.bounds_with(simulation.ties_of(parts.oracle))
     found = headroom(
         learner.features(offer.items, "initial", "all").differences(offer.duels),
         learner.features(heldout, "initial", "all").differences(
             Duels.within(heldout.prompts, heldout.responses).expand(len(cell.block))
         ),
-        ridge=simulation.ridge or simulation.bounds_for(cell.truth).ridge,
-        kappa=simulation.bounds_for(cell.truth).kappa,
+        ridge=simulation.ridge or bounds.ridge,
+        kappa=bounds.kappa,
         budget=simulation.rounds * simulation.batch,
         key=key,
     )
