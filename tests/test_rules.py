@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
-from scipy.special import expit
+from scipy.special import expit, xlog1py, xlogy
 from test_strategies import alone
 
 from bandits.core.design import Design, GramDesign
@@ -164,7 +164,7 @@ class TestDelta:
 
 
 def entropy(p: float) -> float:
-    return -float(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return -float(xlogy(p, p) + xlog1py(1 - p, -p))
 
 
 class TestDecisive:
