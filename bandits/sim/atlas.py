@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bandits.runs import figures
 from bandits.runs.directory import RunDirectory
-from bandits.runs.files import write_bytes, write_frame, write_text
+from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import (
     SAVES,
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from bandits.sim.map import Map
 
 WORLD = ["noise", "responses", "redundancy"]
-OBJECTIVES = {"error": True, "policy_value": False}
-"""what is saved of, and whether less is better"""
+OBJECTIVES = {"error": "reward error", "policy_value": "policy value"}
+"""what is saved of, and what it is called; of errors less is better"""
+ALWAYS = "always"
+CALIBRATION = ["rule", "objective", "budget", "worlds"]
+CALIBRATION += ["rank", "rank_low", "rank_high", "slope", "slope_low", "slope_high"]
 CLAIMED, HARM = 0.30, 0.05
 """the target: where the meter says so much it is saved, and nowhere are so many more labels needed"""
 
@@ -49,7 +52,8 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
             for rule, own in part.groupby("rule", sort=False)
         }
         for rule in settings.rules:
-            for measure, less in OBJECTIVES.items():
+            for measure in OBJECTIVES:
+                less = measure == "error"
                 ours, theirs = tables[rule][measure], tables["random"][measure]
                 for budget in settings.budgets:
                     saved = labels_saved(ours.columns, ours, theirs, float(budget), less).saved
@@ -81,7 +85,7 @@ def calibrated(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
             | {"rank": rank.value, "rank_low": rank.low, "rank_high": rank.high}
             | {"slope": slope.value, "slope_low": slope.low, "slope_high": slope.high}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=CALIBRATION)
 
 
 def targets(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
@@ -94,8 +98,8 @@ def targets(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (rule, objective), part in table.groupby(["rule", "objective"], sort=False):
-        for policy in ("always", "when the meter says so"):
-            used = part["predicted"] >= (settings.margin if policy != "always" else -np.inf)
+        for policy in (ALWAYS, "where the meter says so"):
+            used = part["predicted"] >= (settings.margin if policy != ALWAYS else -np.inf)
             saved, low, high = (part[name].where(used, 0.0) for name in ("saved", "low", "high"))
             claimed = part["predicted"] >= CLAIMED
             kept = claimed & (saved >= CLAIMED) & (low > 0)
@@ -109,46 +113,109 @@ def targets(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.DataFrame) -> list[str]:
-    """Say which rule to take when, every sentence from the tables, negative results included."""
+    """Say which rule to take when, every number from the tables, negative results included."""
     last, lines = max(settings.budgets), []
-    for objective, words in (("error", "reward error"), ("policy_value", "policy value")):
-        part = table[(table["objective"] == objective) & (table["budget"] == last)]
-        for rule, own in part.groupby("rule", sort=False):
-            counts = own["verdict"].value_counts()
-            average = mean(own["saved"])
-            best, worst = (_rows(own)[int(place)] for place in (own["saved"].argmax(), own["saved"].argmin()))
-            lines.append(
-                f"**{rule}**, {words}, {last} labels: saves in {counts.get(SAVES, 0)} of {len(own)} worlds, not in "
-                f"{counts.get(SAVES_NOT, 0)}, undecided in {counts.get(UNDECIDED, 0)} (joint 95 %); over worlds "
-                f"{_percent(average)} on average; most {_place(best)}, least {_place(worst)}."
-            )
-    error = table[(table["objective"] == "error") & (table["budget"] == last)]
-    for knob, word in (("redundancy", "redundancy"), ("noise", "noise"), ("responses", "K")):
-        for rule in settings.rules[:1]:
+    for objective, words in OBJECTIVES.items():
+        ends = table[(table["objective"] == objective) & (table["budget"] == last)]
+        goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
+        harmless = [row.rule for row in _rows(goals) if row.harmed_surely == 0 and row.mean_saved > HARM]
+        losing = [row.rule for row in _rows(goals) if row.harmed_surely > 0]
+        lines.append(
+            f"{words[0].upper()}{words[1:]}: {', '.join(harmless) or 'no rule'} saved labels on average and in no "
+            f"world and budget surely needed over 5 % more than Random"
+            + (f"; {', '.join(losing)} somewhere did." if losing else ".")
+        )
+        first = ends[ends["rule"] == settings.rules[0]]
+        for knob, word in (("redundancy", "redundancy"), ("noise", "answers"), ("responses", "K =")):
             parts = [
                 f"{word} {value}: {_percent(mean(own['saved']))}"
-                for value, own in error[error["rule"] == rule].groupby(knob, sort=False)
+                for value, own in first.groupby(knob, sort=False)
                 if len(own) > 1
             ]
-            if parts:
-                lines.append(f"What governs the gain of {rule} (reward error, {last} labels): {'; '.join(parts)}.")
-    lines += [
-        f"The meter against what {row.rule} saves ({row.objective}, {row.worlds} worlds): rank correlation "
-        f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope {row.slope:.2f} "
-        f"[{row.slope_low:.2f}, {row.slope_high:.2f}]."
-        for row in _rows(fit)
-        if row.budget == last
-    ]
-    for row in _rows(aims):
-        kept = shared(row.kept, row.claimed) if row.claimed else None
-        interval = f" ({100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}])" if kept else ""
-        lines.append(
-            f"The target, {row.rule} {row.policy} ({row.objective}): needs over 5 % more labels than Random in "
-            f"{row.harmed} of {row.places} places (surely in {row.harmed_surely}); where the meter predicts 30 % or "
-            f"more, {row.kept} of {row.claimed} places save 30 % with an interval above 0{interval}; it saves "
-            f"{100 * row.mean_saved:.0f} % on average, at worst {100 * row.worst:.0f} %."
-        )
+            if len(parts) > 1:
+                lines.append(f"What {settings.rules[0]} saves of {last} labels ({words}): {'; '.join(parts)}.")
+        lines += [
+            f"The meter, asked before any label, against what {row.rule} then saved ({words}, {row.worlds} "
+            f"worlds): rank correlation {row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope "
+            f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]."
+            for row in _rows(fit[(fit["objective"] == objective) & (fit["budget"] == last)])[:1]
+        ]
+        for row in _rows(aims[(aims["objective"] == objective) & (aims["rule"] == settings.rules[0])]):
+            kept = shared(row.kept, row.claimed) if row.claimed else None
+            lines.append(
+                f"The target, {row.rule} {row.policy} ({words}): over 5 % more labels than Random in {row.harmed} of "
+                f"{row.places} places (surely in {row.harmed_surely}); where the meter predicts 30 % or more, "
+                f"{row.kept} of {row.claimed} save 30 % with an interval above 0"
+                + (f" ({_percent(kept)})" if kept else "")
+                + f"; on average it saves {100 * row.mean_saved:.0f} %, at worst {100 * row.worst:.0f} %."
+            )
     return lines
+
+
+def page_text(
+    settings: Map, preset: str, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.DataFrame, figure: str
+) -> str:
+    """Return "Which rule when" as Markdown; ``figure`` is the folder of its figures."""
+    last, worlds = max(settings.budgets), len(settings.worlds())
+    out = [
+        "# Which rule when",
+        "",
+        "Does it pay to choose which duels to label, on a pool like mine, and by which rule? Every number here is of",
+        f"one run, `python -m bandits.map {preset}`: {worlds} worlds ({len(settings.redundancy)} redundancies of the",
+        f"pool, {len(settings.noise)} kinds of answers, K = {', '.join(map(str, settings.responses))} responses each), "
+        f"{settings.replicates} replicates that all rules share,",
+        f"up to {last} labels; learner `{settings.learner}`, truth `{settings.truth}`. *Labels saved* is the share of "
+        "Random's labels",
+        "that a rule does without to be as good (below 0: it needs more); intervals are 95 %, verdicts joint 95 %.",
+        "Redundancy is the share of prompts that are alike; sharp and plain: BTL at temperature ½ and 1; flips: a",
+        "fifth of the answers turned round.",
+        "",
+        "The meter is [`headroom`](api.md): it sees the pool's features and nothing else.",
+        "",
+        "## What was found",
+        "",
+        *(f"- {line}" for line in sentences(settings, table, fit, aims)),
+    ]
+    for objective, words in OBJECTIVES.items():
+        ends = table[(table["objective"] == objective) & (table["budget"] == last)]
+        out += [
+            "",
+            f"## Labels saved, {words}, {last} labels",
+            "",
+            f"![labels saved]({figure}/saved-{objective}.svg)",
+            "",
+            "| rule | saves / not / undecided | mean over worlds | most | least | over 5 % more (surely) "
+            "| 30 % kept where foreseen | meter: slope |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for rule in settings.rules:
+            own = ends[ends["rule"] == rule]
+            counts = own["verdict"].value_counts()
+            best, worst = (_rows(own)[int(at)] for at in (own["saved"].argmax(), own["saved"].argmin()))
+            goal = _rows(aims[(aims["rule"] == rule) & (aims["objective"] == objective) & (aims["policy"] == ALWAYS)])[
+                0
+            ]
+            line = _rows(fit[(fit["rule"] == rule) & (fit["objective"] == objective) & (fit["budget"] == last)])
+            slope = f"{line[0].slope:.2f} [{line[0].slope_low:.2f}, {line[0].slope_high:.2f}]" if line else "–"
+            out.append(
+                f"| `{rule}` | {counts.get(SAVES, 0)} / {counts.get(SAVES_NOT, 0)} / {counts.get(UNDECIDED, 0)} "
+                f"| {_percent(mean(own['saved']))} | {_place(best)} | {_place(worst)} | {goal.harmed} "
+                f"({goal.harmed_surely}) of {goal.places} | {goal.kept} of {goal.claimed} | {slope} |"
+            )
+        out += ["", f"![the meter's prediction and what was saved]({figure}/meter-{objective}.svg)"]
+    out += [
+        "",
+        "## What this does not say",
+        "",
+        "- The learner is linear in its parameters and the truth is one that it can represent: with a network that is",
+        "  fitted, or a truth outside its space, what is saved may be less.",
+        "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not.",
+        "- Kinds of answers and pools are a grid, not a sample: means over worlds weigh what is in the grid.",
+        "",
+        "Tables: `results.csv` (a row per world, rule, objective and budget), `meter.csv`, `calibration.csv`,",
+        f"`target.csv`, in `{figure}/`.",
+    ]
+    return "\n".join(out) + "\n"
 
 
 def _percent(estimate: Estimate) -> str:
@@ -201,16 +268,15 @@ def scatter(settings: Map, table: pd.DataFrame, objective: str) -> Figure:
 
 
 def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: pd.DataFrame) -> None:
-    """Write tables, figures, the list of sentences, and the page."""
-    table = results(settings, rounds).merge(meter.drop(columns="replicates"), on=[*WORLD, "budget"])
-    fit, aims = calibrated(settings, table), targets(settings, table)
+    """Write tables, figures, "Which rule when", and the page."""
+    table = results(settings, rounds).merge(meter.drop(columns="replicates"), on=[*WORLD, "budget"]).round(4)
+    fit, aims = calibrated(settings, table).round(4), targets(settings, table).round(4)
     lines = sentences(settings, table, fit, aims)
-    for name, frame in (("results", table), ("meter", meter), ("calibration", fit), ("target", aims)):
-        write_frame(directory.path / f"{name}.csv", frame.round(4))
-    write_text(directory.path / "which-rule-when.md", "\n".join(f"- {line}" for line in lines) + "\n")
+    for name, frame in (("results", table), ("meter", meter.round(4)), ("calibration", fit), ("target", aims)):
+        write_frame(directory.path / f"{name}.csv", frame)
     last = max(settings.budgets)
     pictures: list[Picture] = []
-    for objective, words in (("error", "reward error"), ("policy_value", "policy value")):
+    for objective, words in OBJECTIVES.items():
         for rule in settings.rules[:1]:
             caption = f"Share of labels that {rule} saves against Random's {words} at {last} labels, world by world."
             pictures.append(figures.picture(f"saved-{objective}", caption, heat(settings, table, rule, objective)))
@@ -221,8 +287,16 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
         pictures.append(figures.picture(f"meter-{objective}", caption, scatter(settings, table, objective)))
     for picture in pictures:
         write_bytes(directory.path / "figures" / f"{picture.name}.{picture.kind}", picture.content)
+    text = page_text(settings, directory.manifest["preset"], table, fit, aims, "figures")
+    write_text(directory.path / "which-rule-when.md", text)
+    write_json(directory.path / "findings.json", lines)
     page = render(
-        "bandits.sim", "map.html.j2", manifest=directory.manifest, settings=settings, lines=lines, pictures=pictures,
-        worlds=len(settings.worlds())
-    )  # fmt: skip
+        "bandits.sim",
+        "map.html.j2",
+        manifest=directory.manifest,
+        settings=settings,
+        lines=lines,
+        pictures=pictures,
+        worlds=len(settings.worlds()),
+    )
     write_text(directory.path / "index.html", page)

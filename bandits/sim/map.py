@@ -20,7 +20,7 @@ from bandits.core.rng import Key
 from bandits.headroom import headroom
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report
-from bandits.runs.files import read_text, write_frame
+from bandits.runs.files import read_json, write_frame
 from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check, unknown
 from bandits.selector import STRATEGIES
 from bandits.sim.config import Simulation, blocks, check_truth
@@ -238,8 +238,7 @@ class MapStudy:
 
     def report(self, directory: RunDirectory) -> Report:
         """Say what was found."""
-        text = read_text(directory.path / "which-rule-when.md")
-        return Report(tuple(line.replace("- ", "• ", 1) for line in text.split("\n") if line.startswith("- ")))
+        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
 def _columns(world: World) -> dict[str, Any]:
