@@ -20,12 +20,14 @@ from bandits.runs.command import guard, read, say
 from bandits.runs.directory import config_of
 from bandits.runs.settings import Count, MinLen, Positive, check
 from bandits.selector import STRATEGIES
-from labelling import page, pool, queries, session
-from labelling.pool import FIELDS, Label, Pool
+from labelling import labelled, page, queries, session
+from labelling.labelled import Label
 from labelling.project import Project
 from labelling.queries import Query
 from labelling.session import Session
 from labelling.settings import Settings
+from llm_loop.data import pools
+from llm_loop.data.pools import FIELDS, Pool
 from llm_loop.data.prompts import SOURCES, PromptSet
 from llm_loop.diagnostics import Reasons, reasons
 from llm_loop.models import weights_hash
@@ -119,7 +121,7 @@ def choose(options: Select) -> int:
         elif found is not None:
             session.write_pool(project.pool, found)
         if options.labelled is not None:
-            pool.write_labels(project.labelled, labels)
+            labelled.write_labels(project.labelled, labels)
     where = project.queries(batch) if project is not None else _file(options)
     written = project.root / "index.html" if project is not None else where.with_suffix(".html")
     page.write(written, settings, asked, round, why, worth, told)
@@ -140,7 +142,7 @@ def _places(options: Select) -> tuple[Project | None, list[Label]]:
     if (options.out is None) == (options.project is None):
         raise InputError("give either --project, a directory that is kept from batch to batch, or --out, a file")
     fields = mapping(options.fields)
-    given = None if options.labelled is None else pool.read_labels(options.labelled.expanduser(), fields)
+    given = None if options.labelled is None else labelled.read_labels(options.labelled.expanduser(), fields)
     if options.project is None:
         if _file(options).exists():
             raise InputError(f"{options.out} is there already; remove it or choose another --out")
@@ -156,7 +158,7 @@ def _places(options: Select) -> tuple[Project | None, list[Label]]:
         if project.labelled.exists():
             if given is not None:
                 raise InputError(f"{project.root} has labels from elsewhere already, in {project.labelled.name}")
-            return project, pool.read_labels(project.labelled)
+            return project, labelled.read_labels(project.labelled)
         if given is not None and project.batches:
             raise InputError(f"{project.root} has begun without --labelled; begin another --project with it")
     return project, given or []
@@ -165,7 +167,7 @@ def _places(options: Select) -> tuple[Project | None, list[Label]]:
 def _pools(options: Select, project: Project | None) -> tuple[Pool | None, PromptSet | None, Settings]:
     """Return the pool, with what it has grown by, or the prompts alone; and the settings that suit it."""
     settings, fields = options.settings, mapping(options.fields)
-    known = pool.read(project.pool) if project is not None and project.exists else None
+    known = pools.read(project.pool) if project is not None and project.exists else None
     if options.pool is None and known is None:
         raise InputError("--pool says which prompts and responses to choose from; give a file")
     if options.pool in SOURCES:
@@ -173,7 +175,7 @@ def _pools(options: Select, project: Project | None) -> tuple[Pool | None, Promp
             raise InputError(f"--pool {options.pool} has prompts alone, and {project} has responses")
         chat = "no" if settings.chat == "auto" else settings.chat
         return None, session.read_prompts(options.pool, settings.seed), replace(settings, chat=chat)
-    given = None if options.pool is None else pool.read(Path(options.pool), fields)
+    given = None if options.pool is None else pools.read(Path(options.pool), fields)
     if known is not None and given is not None and known.drawn != given.drawn:
         raise InputError(f"--pool {options.pool} and the project's own pool are not of one form")
     if known is not None and known.drawn:

@@ -23,7 +23,7 @@ from bandits.loop import Round, Schedule, play
 from bandits.runs.files import DamagedError, read_bytes, read_json, write_json
 from bandits.selector import STRATEGIES, FeatureSpace
 from labelling import jsonl
-from labelling.pool import Group, Label, Pool
+from labelling.labelled import Label, id_of
 from labelling.project import Project
 from labelling.queries import Query
 from labelling.settings import Settings
@@ -33,6 +33,7 @@ from llm_loop.arena import Completions, TextArena
 from llm_loop.arena import Table as Drawn
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt, to_json
+from llm_loop.data.pools import Group, Pool
 from llm_loop.data.prompts import PromptSet
 from llm_loop.gradients import Gradients
 from llm_loop.models import Policy, Row, load_policy
@@ -331,7 +332,9 @@ class Session:
 
 def write_pool(path: Path, pool: Pool) -> None:
     """Write a pool as a project keeps it."""
-    jsonl.write(path, ({"id": g.id, "prompt": to_json(g.prompt), "responses": list(g.responses)} for g in pool.groups))
+    jsonl.write(
+        path, ({"id": id_of(g), "prompt": to_json(g.prompt), "responses": list(g.responses)} for g in pool.groups)
+    )
 
 
 def write_prompts(path: Path, texts: PromptSet) -> None:

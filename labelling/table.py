@@ -19,11 +19,12 @@ from bandits.core.duels import Duels, Offer
 from bandits.core.errors import InputError
 from bandits.core.stored import Stored
 from bandits.loop import Arena
-from labelling.pool import Group, Pool
+from labelling.labelled import id_of
 from labelling.queries import content_id
 from labelling.store import Store, sweep
 from llm_loop.arena import Completions
 from llm_loop.data.chat import Prompt
+from llm_loop.data.pools import Group, Pool
 from llm_loop.gradients import embeddings
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, Row
@@ -45,12 +46,12 @@ class Table:
             _check_length(len(prompt), prompt_tokens, "prompt", group.place)
             self._prompts.append(prompt)
             for place, text in enumerate(group.responses):
-                found = response_tokens_of(policy, text)
+                found = policy.response_of(text)
                 _check_length(len(found), response_tokens, f"response {place + 1}", group.place)
                 tokens.append(np.array(found, dtype=np.int32))
                 starts.append(starts[-1] + len(found))
                 real.append(number * self.responses + place)
-                self.ids.append(content_id(group.id, text))
+                self.ids.append(content_id(id_of(group), text))
             pair = torch.combinations(torch.arange(len(group.responses)), 2) + number * self.responses
             first.append(pair[:, 0])
             second.append(pair[:, 1])
@@ -120,12 +121,6 @@ class Table:
     def join(self, *others: Table) -> Table:
         """Return this very table: all rounds have it."""
         return self
-
-
-def response_tokens_of(policy: Policy, text: str) -> tuple[int, ...]:
-    """Return a response's tokens, and the end token behind them; what reads like a special token is plain text."""
-    ids: list[int] = policy.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return (*ids, policy.end)
 
 
 def _check_length(tokens: int, limit: int, what: str, place: str) -> None:

@@ -18,11 +18,12 @@ from bandits.runs import stats
 from bandits.runs.command import guard, read, say
 from bandits.runs.files import write_json
 from bandits.runs.settings import check
-from labelling import jsonl, pool, session
+from labelling import jsonl, labelled, session
 from labelling.project import Project
 from labelling.session import Session
 from labelling.settings import Settings
 from llm_loop.arena import Completions
+from llm_loop.data import pools
 from llm_loop.data.chat import to_json
 from llm_loop.learner import DPOLearner, Fit
 from llm_loop.models import weights_hash
@@ -65,10 +66,10 @@ def opened(project: Project) -> Session:
     settings = Settings.of(kept["settings"])
     model = weights_hash(settings.model, settings.trust_remote_code)
     project.admit({"model": model, "settings": kept["settings"]})
-    found = pool.read(project.pool)
+    found = pools.read(project.pool)
     texts = session.read_prompts(str(project.pool), settings.seed) if found.drawn else None
     work = Session.of(settings, None if found.drawn else found, texts, project.features, model)
-    work.remember(project, pool.read_labels(project.labelled) if project.labelled.exists() else [])
+    work.remember(project, labelled.read_labels(project.labelled) if project.labelled.exists() else [])
     return work
 
 

@@ -305,6 +305,10 @@ class Policy:
             return (*self._opening, *self._text(continuable(prompt)))
         return tuple(self._chat(prompt))
 
+    def response_of(self, text: str) -> tuple[int, ...]:
+        """Return a written response's tokens, and the end token behind them; what reads like a special one is text."""
+        return (*self._text(text), self.end)
+
     def as_response(self, text: str) -> Row:
         """Return a text as a response to nothing: after what the tokenizer puts before texts, or after an end token."""
         return Row(self._opening or (self.end,), tuple(self._text(text)))

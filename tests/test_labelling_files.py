@@ -14,10 +14,11 @@ from hypothesis import given
 
 from bandits.core.errors import InputError
 from bandits.runs.files import WriteError
-from labelling import pool, queries
+from labelling import labelled, queries
 from labelling.answers import Answer, Answers, majority
 from labelling.project import Project
 from labelling.queries import Query
+from llm_loop.data import pools
 from llm_loop.data.chat import Message
 
 ASK = "What is it?"
@@ -78,22 +79,22 @@ class TestPool:
         ],
     )
     def test_every_form_is_a_prompt_and_its_responses(self, tmp_path, row, prompt):
-        (group,) = pool.read(lines(tmp_path / "p.jsonl", row)).groups
+        (group,) = pools.read(lines(tmp_path / "p.jsonl", row)).groups
         assert group.prompt == prompt
         assert group.responses == ("one", "two")
 
     def test_rows_of_one_prompt_are_put_together(self, tmp_path):
         rows = [{"prompt": ASK, "chosen": "a", "rejected": "b"}, {"prompt": ASK, "chosen": "c", "rejected": "a"}]
-        read = pool.read(lines(tmp_path / "p.jsonl", *rows))
+        read = pools.read(lines(tmp_path / "p.jsonl", *rows))
         assert [group.responses for group in read.groups] == [("a", "b", "c")]
         assert (read.items, read.duels, read.widest, read.rows) == (3, 3, 3, 2)
 
     def test_fields_may_have_other_names(self, tmp_path):
         path = lines(tmp_path / "p.jsonl", {"query": ASK, "drafts": ["one", "two"]})
-        assert pool.read(path, {"prompt": "query", "responses": "drafts"}).groups[0].responses == ("one", "two")
+        assert pools.read(path, {"prompt": "query", "responses": "drafts"}).groups[0].responses == ("one", "two")
 
     def test_prompts_alone_are_to_be_answered(self, tmp_path):
-        assert pool.read(lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})).drawn
+        assert pools.read(lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})).drawn
 
     @pytest.mark.parametrize(
         ("rows", "said"),
@@ -130,16 +131,16 @@ class TestPool:
     )
     def test_what_is_no_row_is_told_by_its_number(self, tmp_path, rows, said):
         with pytest.raises(InputError, match=said):
-            pool.read(lines(tmp_path / "p.jsonl", *rows))
+            pools.read(lines(tmp_path / "p.jsonl", *rows))
 
     def test_labels_are_trl_s_and_may_be_ties(self, tmp_path):
         rows = [
             {"prompt": ASK, "chosen": "a", "rejected": "b"},
             {"prompt": ASK, "chosen": "a", "rejected": "c", "tie": True},
         ]
-        assert [label.outcome for label in pool.read_labels(lines(tmp_path / "l.jsonl", *rows))] == [1.0, 0.5]
+        assert [label.outcome for label in labelled.read_labels(lines(tmp_path / "l.jsonl", *rows))] == [1.0, 0.5]
         with pytest.raises(InputError, match=r"labels: .*line 1: a label has chosen and rejected"):
-            pool.read_labels(lines(tmp_path / "l.jsonl", {"prompt": ASK, "responses": ["a", "b"]}))
+            labelled.read_labels(lines(tmp_path / "l.jsonl", {"prompt": ASK, "responses": ["a", "b"]}))
 
 
 texts = st.text(min_size=1).filter(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text))

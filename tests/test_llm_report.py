@@ -308,6 +308,42 @@ def test_text_that_the_initial_model_finds_unlikely_is_called_degenerate(
     assert ("degenerated" in said[0]) == broken
 
 
+RECORDED = {  # nats a token by the initial model, at first and at last; nats of KL for 20 tokens
+    "activedpo-normalised": (-3.67, -5.70, 29.0),
+    "random": (-3.67, -5.29, 23.0),
+}
+HEALTHY = {"activedpo-normalised": (-3.67, -3.60, 6.0), "random": (-3.67, -3.57, 5.0)}
+
+
+@pytest.mark.parametrize(("recorded", "well"), [(RECORDED, False), (HEALTHY, True)])
+def test_a_reward_bought_with_broken_text_is_called_so_from_a_recorded_run(
+    tmp_path: Path, recorded: dict[str, tuple[float, float, float]], well: bool
+) -> None:
+    """Of a seed that wrote "ubergirsmomma...Bali...Bali": reward and judge rose, and no pair of words recurred."""
+    folder = made_up(tmp_path, dict.fromkeys(recorded, 0.3), seeds=1)
+    for name, (first, last, kl) in recorded.items():
+        cell = folder / "cells" / f"{name}--seed0"
+        told = []
+        for place, row in enumerate(tables.read(tables.Evaluation, cell)):
+            share = row.round / ROUNDS
+            nats = first + share * (last - first) + 0.2 * (-1) ** place
+            told.append(replace(row, tokens=20, reference_log_prob=20 * nats, log_ratio=share * kl))
+        tables.write(tables.Evaluation, cell, told)
+        close(cell)
+    run = report.read(folder)
+    said = findings.health(report.summary(run, report.measures(run)))
+    if well:
+        assert said[0].startswith("No sign of gaming in this run")
+        assert "activedpo-normalised −3.67 → −3.60, random −3.67 → −3.57" in said[0]
+        return
+    assert said[0] == "The text degenerated in this run, so a higher reward is no gain."
+    assert "activedpo-normalised: the text broke down. The initial model gives these responses −5.70" in " ".join(said)
+    assert "perplexity 39 → 299" in " ".join(said)
+    assert "random: the text broke down. The initial model gives these responses −5.29" in " ".join(said)
+    for name, kl in (("activedpo-normalised", "1.45"), ("random", "1.15")):
+        assert any(line.startswith(f"{name}: the policy is {kl} nats a token (KL)") for line in said)
+
+
 def test_a_page_is_not_called_healthy_from_too_few_prompts(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3})
     for cell in (folder / "cells").iterdir():

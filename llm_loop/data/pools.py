@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bandits.core.errors import InputError
-from labelling import jsonl
-from labelling.queries import content_id
 from llm_loop.data import files
-from llm_loop.data.chat import Message, Prompt, to_json
+from llm_loop.data.chat import Message, Prompt
 from llm_loop.data.files import Found
 from llm_loop.data.rows import ANSWER, messages, prompt_of
 
@@ -39,11 +37,6 @@ class Group:
     responses: tuple[str, ...]
     place: str = ""
     """where it was read: file and row"""
-
-    @cached_property
-    def id(self) -> str:
-        """What names the prompt, by its content."""
-        return content_id(to_json(self.prompt))
 
 
 @dataclass(frozen=True)
@@ -77,17 +70,6 @@ class Pool:
         return max(len(group.responses) for group in self.groups)
 
 
-@dataclass(frozen=True)
-class Label:
-    """A duel that was answered before: the outcome is the share that ``first`` won."""
-
-    prompt: Prompt
-    first: str
-    second: str
-    outcome: float
-    place: str
-
-
 def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
     """Return the pool of a file or folder; ``fields`` says by which name its rows have ours (``prompt: question``).
 
@@ -101,8 +83,8 @@ def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
     first: tuple[bool, str] | None = None
     count = 0
     for row in found:
-        with _at(row):
-            prompt, responses = _group(_renamed(_object(row), fields or {}))
+        with at(row):
+            prompt, responses = _group(renamed(row_of(row), fields or {}))
             _new_id(row, ids)
             if first is None:
                 first = bool(responses), row.place
@@ -118,45 +100,17 @@ def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
     return Pool(kept, hashes, count)
 
 
-def read_labels(path: Path, fields: Mapping[str, str] | None = None) -> list[Label]:
-    """Return the labels of a file: ``prompt``, ``chosen``, ``rejected``, as TRL has them; ``tie`` may be true."""
-    found, _ = files.rows(files.located(str(path), "the name of one"))
-    labels = []
-    for row in found:
-        with _at(row, "labels"):
-            value = _renamed(_object(row), fields or {})
-            if "chosen" not in value or "rejected" not in value:
-                raise InputError("a label has chosen and rejected")
-            prompt, (chosen, rejected) = _pair(value)
-            if chosen == rejected:
-                raise InputError("its chosen and rejected are the same")
-            tie = value.get("tie", False)
-            if not isinstance(tie, bool):
-                raise InputError(f"its tie is neither true nor false: {str(tie)[:40]!r}")
-            labels.append(Label(prompt, chosen, rejected, 0.5 if tie else 1.0, row.place))
-    return labels
-
-
-def write_labels(path: Path, labels: Sequence[Label]) -> None:
-    """Write labels as ``read_labels`` reads them; of a label whose second response won, that is the chosen one."""
-    rows = []
-    for label in labels:
-        pair = (label.first, label.second) if label.outcome >= 0.5 else (label.second, label.first)
-        row = {"prompt": to_json(label.prompt), "chosen": pair[0], "rejected": pair[1]}
-        rows.append(row | ({"tie": True} if label.outcome == 0.5 else {}))
-    jsonl.write(path, rows)
-
-
 @contextmanager
-def _at(row: Found, what: str = "pool") -> Iterator[None]:
-    """Say where what is wrong in the block stands."""
+def at(row: Found, what: str = "pool") -> Iterator[None]:
+    """Say of what is wrong in the block where it stands."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{what}: {row.place}: {error}") from None
 
 
-def _object(row: Found) -> dict[str, Any]:
+def row_of(row: Found) -> dict[str, Any]:
+    """Return what a row says, by its fields' names."""
     if row.error:
         raise InputError(row.error)
     if not isinstance(row.value, dict):
@@ -164,7 +118,8 @@ def _object(row: Found) -> dict[str, Any]:
     return row.value
 
 
-def _renamed(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+def renamed(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row with our names of its fields."""
     missing = [name for name in fields.values() if name not in row]
     if missing:
         raise InputError(f"it has no field {missing[0]!r}, which --fields names; it has {', '.join(row) or 'none'}")
@@ -184,7 +139,7 @@ def _new_id(row: Found, ids: dict[str, str]) -> None:
 def _group(row: dict[str, Any]) -> tuple[Prompt, tuple[str, ...]]:
     named = [name for name in RESPONSES if isinstance(row.get(name), list)]
     if "chosen" in row and "rejected" in row:
-        prompt, pair = _pair(row)
+        prompt, pair = pair_of(row)
         return prompt, _distinct(pair)
     prompt = _prompt(row)
     if not named:
@@ -217,7 +172,7 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         raise
 
 
-def _pair(row: dict[str, Any]) -> tuple[Prompt, tuple[str, str]]:
+def pair_of(row: dict[str, Any]) -> tuple[Prompt, tuple[str, str]]:
     """Return a row's prompt, and its preferred and other response, without the prompt if they repeat it."""
     prompt = _prompt(row)
     sides = []
