@@ -1,13 +1,14 @@
 """Owns where duels of text come from, and that a scorer's BTL oracle labels them.
 
 ``TextArena``: the current policy answers the round's prompts.  ``FixedArena``: responses are there before the first
-label, the same for all strategies and seeds.  Knows nothing of gradients, training or strategies.
+label, the same for all strategies and seeds; ``DrawnArena``'s are the initial model's, ``GivenArena``'s from a file.
+Knows nothing of gradients, training or strategies.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,38 +203,15 @@ class TextArena(Arena[Completions]):
 
 
 class FixedArena(TextArena):
-    """Rounds of duels between responses that were drawn once, from the initial model, before any label was bought.
+    """Rounds of duels between responses that were there before any label was bought.
 
-    ``draw_pool`` makes them: ``responses`` to each of ``pool`` training prompts, half of them at a temperature of their
-    own (``spread``; 0: none), so that a prompt has answers of unlike quality.  A round offers the duels of some of the
-    prompts that were not asked before.
+    A round offers the duels of some of the prompts that were not asked before.
     """
 
-    def __init__(self, *args: Any, pool: int = 60, spread: float = 0.0, **settings: Any) -> None:
-        """Take the training prompts' first ``pool``; ``pool_table`` is to be set before the first offer."""
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Begin with nothing asked."""
         super().__init__(*args, **settings)
-        if pool > len(self.prompts):
-            raise InputError(f"a pool of {pool} prompts asked for, but there are {len(self.prompts)}")
-        if self.prompts_per_round > pool:
-            raise InputError(f"{self.prompts_per_round} prompts a round asked for, but the pool has {pool}")
-        self.prompts, self.encoded, self.spread = self.prompts[:pool], self.encoded[:pool], spread
-        self.pool_table: Table | None = None
         self._asked: dict[int, set[tuple[int, int]]] = {}
-
-    def draw_pool(self, key: Key) -> Table:
-        """Let the policy, which must be the initial one, answer all prompts of the pool."""
-        other = self.responses // 2 if self.spread else 0
-        draws = [(self.responses - other, self.decoding)]
-        draws += [(other, replace(self.decoding, temperature=self.spread))] if other else []
-        return self.answer(range(len(self.prompts)), draws, key)
-
-    def draw(self, round: int) -> Table:
-        """Return the part of the pool that the round offers."""
-        assert self.pool_table is not None
-        chosen, k, pool = self.chosen_prompts(round), self.responses, self.pool_table
-        places = [i * k + j for i in chosen for j in range(k)]
-        items = Completions(tuple(pool.items.rows[i] for i in places), k, pool.items.log_probs[places])
-        return Table(items, tuple(pool.texts[i] for i in places), pool.rewards[places], tuple(chosen))
 
     def offered(self) -> None:
         """Forget what was asked in this round and later ones, for a loop that begins anew."""
@@ -258,3 +236,64 @@ class FixedArena(TextArena):
         chosen = torch.tensor(self.table.prompt_indices)
         uniforms = self.key.fold_in("labels").uniform(len(self.prompts), self.responses, self.responses)
         return answer(self.oracle, uniforms[chosen], self.rewards, duels)
+
+
+class DrawnArena(FixedArena):
+    """A pool that the initial model wrote: ``responses`` to each of ``pool`` training prompts.
+
+    Half of them are drawn at a temperature of their own (``spread``; 0: none), so that a prompt has answers of unlike
+    quality.  ``draw_pool`` makes them.
+    """
+
+    def __init__(self, *args: Any, pool: int = 60, spread: float = 0.0, **settings: Any) -> None:
+        """Take the training prompts' first ``pool``; ``pool_table`` is to be set before the first offer."""
+        super().__init__(*args, **settings)
+        if pool > len(self.prompts):
+            raise InputError(f"a pool of {pool} prompts asked for, but there are {len(self.prompts)}")
+        if self.prompts_per_round > pool:
+            raise InputError(f"{self.prompts_per_round} prompts a round asked for, but the pool has {pool}")
+        self.prompts, self.encoded, self.spread = self.prompts[:pool], self.encoded[:pool], spread
+        self.pool_table: Table | None = None
+
+    def draw_pool(self, key: Key) -> Table:
+        """Let the policy, which must be the initial one, answer all prompts of the pool."""
+        other = self.responses // 2 if self.spread else 0
+        draws = [(self.responses - other, self.decoding)]
+        draws += [(other, replace(self.decoding, temperature=self.spread))] if other else []
+        return self.answer(range(len(self.prompts)), draws, key)
+
+    def draw(self, round: int) -> Table:
+        """Return the part of the pool that the round offers."""
+        assert self.pool_table is not None
+        chosen, k, pool = self.chosen_prompts(round), self.responses, self.pool_table
+        places = [i * k + j for i in chosen for j in range(k)]
+        items = Completions(tuple(pool.items.rows[i] for i in places), k, pool.items.log_probs[places])
+        return Table(items, tuple(pool.texts[i] for i in places), pool.rewards[places], tuple(chosen))
+
+
+class GivenArena(FixedArena):
+    """A pool that somebody else wrote, such as a preference set: ``given`` has ``responses`` texts for every prompt.
+
+    Who preferred what there is not looked at: labels are the scorer's.  A response is its text's tokens and the end
+    token; a round's are scored, by the scorer and by the initial model, when it begins.
+    """
+
+    def __init__(self, *args: Any, given: Mapping[Prompt, Sequence[str]], **settings: Any) -> None:
+        """Take the responses to all training prompts; ``InputError`` if one is beyond the model's positions."""
+        super().__init__(*args, **settings)
+        self.given = given
+        longest = max(len(self.policy.response_of(text)) for prompt in self.prompts for text in given[prompt])
+        self.policy.check_context(max(map(len, self.encoded)), longest)
+
+    def draw(self, round: int) -> Table:
+        """Return the round's part of the pool, ``log_probs`` being the initial model's."""
+        chosen = self.chosen_prompts(round)
+        asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
+        texts = tuple(text for i in chosen for text in self.given[self.prompts[i]])
+        encoded = [self.encoded[i] for i in chosen for _ in range(self.responses)]
+        rows = tuple(Row(p, self.policy.response_of(text)) for p, text in zip(encoded, texts, strict=True))
+        with self.policy.reference():
+            logs = self.policy.log_probs(rows, "score")
+        with self.policy.meter.stage("reward"):
+            rewards = checked(self.scorer, asked, texts)
+        return Table(Completions(rows, self.responses, logs), texts, rewards, tuple(chosen))

@@ -26,6 +26,7 @@ from bandits.core.sketches import Kind
 from bandits.loop import Ridges, Schedule
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
+from llm_loop.data.prompts import SOURCES
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.sampling import Decoding
@@ -89,9 +90,10 @@ class Alignment:
     prompts_per_round: Count = 20
     responses: Annotated[int, Ge(2), Le(10**6)] = 3
     """per prompt"""
-    pool: Annotated[int, Ge(0), Le(10**6)] = 0
-    """prompts whose responses are drawn once, from the initial model, for all rounds, strategies and seeds; 0: every
-    round has new responses of the current policy"""
+    pool: Annotated[int, Ge(0), Le(10**6)] | str = 0
+    """0: every round has new responses of the current policy; a number: of so many prompts, drawn once, from the
+    initial model, for all rounds, strategies and seeds; a file: responses of its own (prompt and responses, or chosen
+    and rejected), and its prompts in place of --prompts"""
     pool_temperature: Annotated[float, Ge(0)] = 0.0
     """of a pool, at which half of each prompt's responses are drawn; 0: all at --sampling-temperature"""
     model: str = "smollm2-135m"
@@ -108,6 +110,8 @@ class Alignment:
     """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
     prompt_tokens: Count = 160
     """longest prompt allowed"""
+    response_tokens: Count = 512
+    """longest response allowed, of those that a pool's file has"""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding(tokens=28)
     reward: str = "sentiment-valence"
     """labels duels and evaluates: sentiment-valence, lexical-letters, or a classifier's directory or hub id"""
@@ -139,15 +143,35 @@ class Alignment:
                 f"{self.batch} duels are to be labelled a round, but the pool has {duels}; lower --batch, or raise "
                 "--prompts-per-round or --responses"
             )
-        if self.pool and self.prompts_per_round > self.pool:
-            raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
-        labels = self.rounds * self.batch
-        if self.pool and labels > (most := self.pool * (self.responses * (self.responses - 1) // 2)):
-            raise InputError(f"{labels} labels are to be bought, but the pool has {most} duels; raise --pool")
+        if isinstance(self.pool, str):
+            self._bring(self.pool)
+        elif self.pool:
+            if self.prompts_per_round > self.pool:
+                raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
+            self.check_pool(self.pool)
         if self.sketch.kind == "factored" and self.sketch.size % self.adapter.rank:
             raise InputError(
                 f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
                 f"got {self.sketch.size}"
+            )
+
+    def _bring(self, file: str) -> None:
+        """Take the prompts from the pool's file, which has them."""
+        if not file:
+            raise InputError("--pool is empty; give a number of prompts or a file")
+        if self.prompts != file and self.prompts not in SOURCES:
+            raise InputError(f"--pool {file} has prompts of its own; leave --prompts {self.prompts} out")
+        if self.pool_temperature:
+            raise InputError("--pool-temperature is for a pool that is drawn, and a file's responses are there")
+        object.__setattr__(self, "prompts", file)  # frozen: nobody has seen it yet
+
+    def check_pool(self, prompts: int) -> None:
+        """Raise ``InputError`` if a pool of so many prompts has fewer duels than labels are to be bought."""
+        labels, most = self.rounds * self.batch, prompts * (self.responses * (self.responses - 1) // 2)
+        if labels > most:
+            raise InputError(
+                f"{labels} labels are to be bought, but the pool has {most} duels; "
+                + ("raise --pool" if isinstance(self.pool, int) else "lower --rounds or --batch, or bring a larger one")
             )
 
     def memory(self) -> dict[str, float]:

@@ -48,7 +48,8 @@ def work(alignment: Alignment, reads_width: bool) -> Work:
     fits = [a.batch * (number if a.training.data == "all" else 1) for number in range(1, rounds + 1)]
     past = sum(2 * a.batch * number for number in range(1, rounds))
     drawn = (0 if a.pool else rounds * pool) + answers + 2 * e.duels
-    scored = answers - e.prompts + 2 * e.duels * (rounds + 1) + (rounds * pool if reads_width else 2 * a.batch * rounds)
+    asked = rounds * pool if reads_width or isinstance(a.pool, str) else 2 * a.batch * rounds
+    scored = answers - e.prompts + 2 * e.duels * (rounds + 1) + asked
     features = rounds * pool + past if reads_width or a.diagnostics else 0
     return Work(drawn, scored, features, a.training.epochs * sum(fits))
 

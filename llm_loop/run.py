@@ -22,7 +22,7 @@ from bandits.runs.execute import Report
 from bandits.runs.files import read_json
 from bandits.selector import FeatureSpace
 from llm_loop import launch, measures, tables
-from llm_loop.arena import Completions, FixedArena, Table
+from llm_loop.arena import Completions, DrawnArena, Table
 from llm_loop.config import LIBRARIES, Alignment
 from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
@@ -118,7 +118,7 @@ class AlignmentStudy:
                 setup = build(self.alignment, self.parts, cell.strategy, cell.seed)
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
-            if isinstance(setup.arena, FixedArena):
+            if isinstance(setup.arena, DrawnArena):
                 _lay_out(setup.arena, Shared.beside(folder, "all", launch.is_main()), setup)
             play_on(setup, journal, Shared.beside(folder, f"seed-{cell.seed}", launch.is_main()))
         return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
@@ -201,8 +201,8 @@ def _initial_answers(setup: Setup) -> Record:
     return {"fixed": fixed.record} | measures.answer(setup, fixed, initial=True)
 
 
-def _lay_out(arena: FixedArena, shared: Shared, setup: Setup) -> None:
-    """Give a fixed arena its pool, which all cells share; its making is no cell's cost."""
+def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup) -> None:
+    """Give an arena its drawn pool, which all cells share; its making is no cell's cost."""
     key = Key(setup.alignment.seed).fold_in("pool")
     with launch.main_first():
         pool = shared.json("pool", partial(_counted, setup, lambda: _table(arena.draw_pool(key), None)))

@@ -6,6 +6,7 @@ Draws nothing from the models and writes nothing.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.selector import STRATEGIES, Strategy
 from llm_loop.agreement import settle
-from llm_loop.arena import FixedArena, TextArena
+from llm_loop.arena import DrawnArena, GivenArena, TextArena
 from llm_loop.config import Alignment
-from llm_loop.data import assets
+from llm_loop.data import assets, pools
 from llm_loop.data import prompts as prompt_sets
 from llm_loop.data.chat import Prompt
 from llm_loop.data.files import hashes, located
@@ -135,8 +136,13 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
     given = alignment.training.ties
     training = replace(alignment.training, ties=parts.oracle.ties if given is None else given)
     learner = DPOLearner(policy, training, gradients, key.fold_in("learner"))
-    kind = partial(FixedArena, pool=alignment.pool, spread=alignment.pool_temperature) if alignment.pool else TextArena
-    arena: TextArena = kind(
+    kind: Callable[..., TextArena] = TextArena
+    if isinstance(alignment.pool, str):
+        texts, written = _offered(alignment, texts, policy)
+        kind = partial(GivenArena, given=written)
+    elif alignment.pool:
+        kind = partial(DrawnArena, pool=alignment.pool, spread=alignment.pool_temperature)
+    arena = kind(
         policy,
         scorer,
         texts.train,
@@ -157,6 +163,39 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
     )
 
 
+def _offered(
+    alignment: Alignment, texts: PromptSet, policy: Policy | None = None
+) -> tuple[PromptSet, dict[Prompt, tuple[str, ...]]]:
+    """Return the prompts of a pool's file that have responses enough, and their responses; the same for all cells.
+
+    Which are short enough is known once there is a policy: ``InputError`` names the first prompt with one that is not,
+    or these are left out and counted with ``--skip-bad-rows``.
+    """
+    skip, limit = alignment.skip_bad_rows, alignment.response_tokens
+    pool = pools.read(located(str(alignment.pool)), dropped=Counter() if skip else None)
+    if pool.drawn:
+        raise InputError(f"pool: {alignment.pool} has prompts alone; give it as --prompts, and --pool a number")
+    lengths: dict[str, int] = {}
+    if policy is not None:
+        train = set(texts.train)
+        for group in pool.groups:
+            if group.prompt not in train:
+                continue
+            lengths |= {text: len(policy.response_of(text)) for text in group.responses}
+            longest = max(lengths[text] for text in group.responses)
+            if longest > limit and not skip:
+                raise InputError(
+                    f"pool: {group.place}: a response has {longest} tokens, over the limit of {limit}; raise "
+                    "--response-tokens, shorten it or pass --skip-bad-rows"
+                )
+    found = pools.offered(
+        pool, texts, alignment.responses, Key(alignment.seed), lambda text: lengths.get(text, 0) <= limit
+    )
+    alignment.check_pool(len(found[1]))
+    _check_prompts(alignment, found[0])
+    return found
+
+
 def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
     """Return whether texts are messages: those of named sets are openings, which a model is to go on with."""
     return "no" if alignment.chat == "auto" and alignment.prompts in parts.prompts else alignment.chat
@@ -167,7 +206,10 @@ def check(alignment: Alignment, parts: Parts) -> None:
     check_device(alignment.device)
     if alignment.model in assets.models():
         assets.find(alignment.model)
-    _check_prompts(alignment, parts.load_prompts(alignment))
+    texts = parts.load_prompts(alignment)
+    _check_prompts(alignment, texts)
+    if isinstance(alignment.pool, str):
+        _offered(alignment, texts)
 
 
 def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:

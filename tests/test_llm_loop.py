@@ -34,8 +34,11 @@ from bandits.runs.directory import Ledger
 from bandits.selector import STRATEGIES
 from llm_loop import launch, tables
 from llm_loop.__main__ import main
-from llm_loop.arena import Completions, Table, TextArena
+from llm_loop.arena import Completions, GivenArena, Table, TextArena
 from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
+from llm_loop.data import pools
+from llm_loop.data.chat import text_of
+from llm_loop.data.prompts import load as load_prompts
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.gym import TextEnv
 from llm_loop.journal import Journal
@@ -43,6 +46,7 @@ from llm_loop.models import TINY, Row
 from llm_loop.rewards.scorers import checked, load_scorer
 from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding
+from llm_loop.setup import Parts, build
 
 SMOKE = PRESETS["smoke"][1]
 FEW = replace(
@@ -544,6 +548,146 @@ class TestArena:
         assert joined.log_probs.tolist() == [4, 3, 8, 6] * 2
 
 
+WRITTEN = ("aaaa", "bbb 12", "?!")
+
+
+def brought(path, count=12, rows=("responses", "pair", "messages")):
+    """Write a preference set: its prompts' responses in every form that the field has, three to a prompt."""
+    lines = []
+    for i in range(count):
+        texts, form = [f"answer {i}, {word}" for word in WRITTEN], rows[i % len(rows)]
+        said = [{"role": "assistant", "content": text} for text in texts]
+        match form:
+            case "responses":
+                lines.append({"prompt": f"question {i}", "responses": texts})
+            case "pair":
+                lines.append({"prompt": f"question {i}", "chosen": texts[0], "rejected": texts[1]})
+                lines.append({"prompt": f"question {i}", "chosen": texts[2], "rejected": texts[0]})
+            case "messages":
+                asked = [{"role": "user", "content": f"question {i}"}]
+                lines.append({"prompt": asked, "chosen": [*asked, said[0]], "rejected": [*asked, said[1]]})
+                lines.append({"prompt": asked, "responses": [said[2:3], said[1]]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+class TestBroughtPool:
+    def test_a_preference_set_is_the_pool_of_all_strategies(self, tmp_path):
+        alignment = replace(FEW, pool=brought(tmp_path / "ours.jsonl"))
+        assert alignment.prompts == alignment.pool
+        seen = []
+        for strategy in ("random", "activedpo-normalised"):
+            cell = tmp_path / strategy
+            run_cell(alignment, strategy, 0, cell)
+            asked = set()
+            found = tables.read(tables.Candidate, cell)
+            for row in found:
+                number = text_of(row.prompt).split()[1]
+                assert {row.response_1, row.response_2} < {f"answer {number}, {word}" for word in WRITTEN}
+                reward = load_scorer("lexical-letters", "cpu")([""], [row.response_1])
+                assert row.reward_1 == pytest.approx(float(reward))
+                if row.picked_position is not None:
+                    asked.add((number, *sorted((row.response_1, row.response_2))))
+            assert len(asked) == 6  # no duel twice
+            seen.append({text_of(row.prompt) for row in found})
+            held = {text_of(row.prompt) for row in tables.read(tables.Sample, cell)}
+            assert len(held) == 2
+            assert not held & seen[-1]
+        assert seen[0] == seen[1]
+        part = shutil.copytree(cell, tmp_path / "part")
+        for name in ("records/round-02.json", "rounds.jsonl"):
+            (part / name).unlink()
+        run_cell(alignment, strategy, 0, part)
+        whole, again = contents(cell), contents(part)
+        assert [name for name in whole if whole[name] != again.get(name)] == []
+
+    def test_a_round_s_log_probabilities_are_the_initial_model_s(self):
+        policy = tiny("tiny-llama")
+        given = {f"question {i}": (f"one {i}", "two", "three") for i in range(4)}
+        arena = GivenArena(
+            policy, load_scorer("lexical-letters", "cpu"), list(given), key=Key(1), prompts_per_round=2, given=given
+        )
+        table = arena.draw(0)
+        assert [row.response[-1] for row in table.items.rows] == [policy.end] * 6
+        with policy.reference():
+            want = policy.log_probs(list(table.items.rows), "test")
+        assert torch.equal(table.items.log_probs, want)
+        assert not torch.allclose(policy.log_probs(list(table.items.rows), "test"), want)
+        assert table.texts == tuple(text for i in arena.chosen_prompts(0) for text in given[f"question {i}"])
+
+    def test_which_responses_are_taken_is_drawn_and_the_same_for_all(self, tmp_path):
+        texts = load_prompts(brought(tmp_path / "ours.jsonl", 40, ("pair",)), Key(0))
+        pool = pools.read(tmp_path / "ours.jsonl")
+        found, kept = pools.offered(pool, texts, 2, Key(0))
+        again = pools.offered(pool, texts, 2, Key(0))[1]
+        assert kept == again
+        assert found.train == tuple(kept) == texts.train
+        assert len({group.responses.index(kept[group.prompt][0]) for group in pool.groups if group.prompt in kept}) == 3
+        assert all(len(set(two)) == 2 for two in kept.values())
+        short = pools.offered(pool, texts, 2, Key(0), lambda text: "bbb" not in text)[1]
+        assert all("bbb" not in text for two in short.values() for text in two)
+
+    @pytest.mark.parametrize(
+        ("rows", "options", "words"),
+        [
+            (
+                None,
+                ("--responses", "4"),
+                "none of 10 prompts to learn from has 4 responses; the most that one has are 3",
+            ),
+            ("".join(f'{{"prompt": "{i}"}}\n' for i in range(20)), (), "has prompts alone"),
+            (
+                "".join(f'{{"prompt": "{i}", "responses": ["x", {i}]}}\n' for i in range(20)),
+                (),
+                "line 1: its response 2 is",
+            ),
+            (None, ("--response-tokens", "9"), "a response has 1. tokens, over the limit of 9"),
+            (None, ("--prompts", "ours.jsonl.gz"), "has prompts of its own; leave --prompts ours.jsonl.gz out"),
+            (None, ("--pool-temperature", "1"), "--pool-temperature is for a pool that is drawn"),
+            (None, ("--rounds", "11"), "33 labels are to be bought, but the pool has 30 duels; lower --rounds or"),
+            (None, ("--prompts-per-round", "11"), "11 prompts a round asked for, but the prompt set has 10"),
+        ],
+    )
+    def test_what_is_no_pool_is_refused_in_one_line(self, rows, options, words, tmp_path, capsys):
+        path = tmp_path / "ours.jsonl"
+        brought(path)
+        if rows:
+            path.write_text(rows)
+        assert (
+            smoke(
+                tmp_path / "out",
+                "--pool",
+                str(path),
+                "--heldout",
+                "2",
+                "--heldout-duels",
+                "1",
+                "--probes",
+                "2",
+                "--heldout-between",
+                "0",
+                *options,
+            )
+            == 2
+        )
+        error = capsys.readouterr().err
+        assert re.search(words, error), error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_bad_rows_and_long_responses_are_left_out_if_asked(self, tmp_path):
+        path = tmp_path / "ours.jsonl"
+        brought(path, 20, ("responses",))
+        with path.open("a") as file:
+            file.write('{"prompt": "bad", "responses": ["x", 3]}\n')
+            file.write(json.dumps({"prompt": "long", "responses": ["x" * 600, "y", "z"]}) + "\n")
+        alignment = replace(FEW, pool=str(path), skip_bad_rows=True)
+        setup = build(alignment, Parts.of(alignment), "random", 0)
+        assert "long" not in setup.arena.prompts
+        assert "bad" not in setup.arena.prompts
+        assert "with fewer than 3 responses" in setup.left_out
+
+
 class TestReasons:
     def test_against_an_explicit_matrix(self):
         past, rows, ridge = Key(0).normal(5, 12), Key(1).normal(9, 12), 0.7
@@ -653,7 +797,6 @@ class TestAlignment:
 )
 def test_texts_of_a_file_are_messages_to_a_chat_model_and_openings_are_not(chat, prompts, want, tmp_path):
     from llm_loop.models import byte_tokenizer, tiny_model
-    from llm_loop.setup import Parts, build
 
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"

@@ -46,7 +46,9 @@ def close(cell: Path) -> None:
     Ledger(cell).close(*(path.name for path in cell.glob("*.jsonl")))
 
 
-def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows: bool = True) -> Path:
+def made_up(
+    folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows: bool = True, pool: int | str = 0
+) -> Path:
     """Write a run whose strategies gain ``gain`` reward per round; prompts, seeds and rounds add noise of their own."""
     write_json(
         folder / "manifest.json",
@@ -61,6 +63,7 @@ def made_up(folder: Path, gain: dict[str, float], seeds: int = 3, judge_follows:
                     rounds=ROUNDS,
                     batch=BATCH,
                     prompts_per_round=10,
+                    pool=pool,
                     evaluation=Evaluation(prompts=PROMPTS, duels=PROMPTS),
                 )
             ),
@@ -255,7 +258,7 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
 
 
 def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False)
+    folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False, pool="ours.jsonl")
     for cell in (folder / "cells").iterdir():
         evaluations = tables.read(tables.Evaluation, cell)
         worse = [replace(row, distinct_2=0.3, tokens=20) if row.round == ROUNDS else row for row in evaluations]
@@ -267,6 +270,7 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     report.write(folder)
     page = page_of(folder)
     assert "There are signs of gaming in this run." in page
+    assert "The pool’s responses were there before" in page
     for sign in (
         "the judge did not follow",
         "empty or repetitive, 100%",

@@ -14,7 +14,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop import studies, tables
-from llm_loop.arena import FixedArena
+from llm_loop.arena import DrawnArena
 from llm_loop.forecast import work
 from llm_loop.models import Adapter
 from llm_loop.rewards.scorers import load_scorer
@@ -120,7 +120,7 @@ def test_bad_settings_of_pools_and_layers_are_one_line(options, words, tmp_path,
 def test_a_fixed_arena_offers_parts_of_its_pool_half_of_it_at_another_temperature():
     policy, scorer = tiny("tiny-llama", moved=False), load_scorer("lexical-letters", "cpu")
     prompts = ["a b c", "de", "f"]
-    arena = FixedArena(
+    arena = DrawnArena(
         policy, scorer, prompts, key=Key(1), prompts_per_round=2, responses=4, decoding=Decoding(5), pool=3, spread=9.0
     )
     arena.pool_table = table = arena.draw_pool(Key(0))
@@ -178,7 +178,7 @@ def test_a_run_with_a_at_zero_sees_no_gradient_of_b_at_first(tmp_path):
 
 def test_a_pool_too_small_is_refused_by_the_arena():
     with pytest.raises(InputError, match="the pool has 1"):
-        FixedArena(
+        DrawnArena(
             tiny("tiny-llama"),
             load_scorer("lexical-letters", "cpu"),
             ["a", "b"],

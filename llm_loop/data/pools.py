@@ -8,17 +8,20 @@ model draws.  Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from llm_loop.data import files
 from llm_loop.data.chat import Message, Prompt
 from llm_loop.data.files import Found
+from llm_loop.data.prompts import PromptSet
 from llm_loop.data.rows import ANSWER, messages, prompt_of
 
 RESPONSES = ("responses", "completions", "candidates")
@@ -70,11 +73,11 @@ class Pool:
         return max(len(group.responses) for group in self.groups)
 
 
-def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
+def read(path: Path, fields: Mapping[str, str] | None = None, dropped: Counter[str] | None = None) -> Pool:
     """Return the pool of a file or folder; ``fields`` says by which name its rows have ours (``prompt: question``).
 
     Raises ``InputError``, with the row's place, for a row that is none, two forms in one file, an id that is there
-    twice, and a pool without a single duel.
+    twice, and a pool without a single duel.  With ``dropped`` such rows are left out, and counted there.
     """
     found, hashes = files.rows(files.located(str(path), "the name of one"))
     groups: dict[Prompt, dict[str, None]] = {}
@@ -83,14 +86,20 @@ def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
     first: tuple[bool, str] | None = None
     count = 0
     for row in found:
-        with at(row):
-            prompt, responses = _group(renamed(row_of(row), fields or {}))
-            _new_id(row, ids)
-            if first is None:
-                first = bool(responses), row.place
-            elif first[0] != bool(responses):
-                has = "responses" if first[0] else "a prompt alone"
-                raise InputError(f"it has {'a prompt alone' if first[0] else 'responses'}, and {first[1]} has {has}")
+        try:
+            with at(row):
+                prompt, responses = _group(renamed(row_of(row), fields or {}))
+                _new_id(row, ids)
+                if first is None:
+                    first = bool(responses), row.place
+                elif first[0] != bool(responses):
+                    has, other = ("responses", "a prompt alone") if first[0] else ("a prompt alone", "responses")
+                    raise InputError(f"it has {other}, and {first[1]} has {has}")
+        except InputError:
+            if dropped is None:
+                raise
+            dropped["bad row"] += 1
+            continue
         count += 1
         groups.setdefault(prompt, {}).update(dict.fromkeys(responses))
         places.setdefault(prompt, row.place)
@@ -98,6 +107,31 @@ def read(path: Path, fields: Mapping[str, str] | None = None) -> Pool:
         raise InputError(f"pool: {path} has no rows")
     kept = tuple(Group(prompt, tuple(texts), places[prompt]) for prompt, texts in groups.items())
     return Pool(kept, hashes, count)
+
+
+def offered(
+    pool: Pool, texts: PromptSet, responses: int, key: Key, fits: Callable[[str], bool] = lambda text: True
+) -> tuple[PromptSet, dict[Prompt, tuple[str, ...]]]:
+    """Return what a loop may ask about: the prompts to learn from that have so many responses, and so many of each.
+
+    Which ones, and in which order, is drawn at random, since a preference set has the better one first.  ``fits`` says
+    which responses may be used.  Raises ``InputError`` if no prompt has enough of them.
+    """
+    groups = {group.prompt: group for group in pool.groups}
+    (generator,) = key.fold_in("responses").generators()
+    kept: dict[Prompt, tuple[str, ...]] = {}
+    for prompt in texts.train:
+        there = [text for text in groups[prompt].responses if fits(text)] if prompt in groups else []
+        order = generator.permutation(len(there))
+        if len(there) >= responses:
+            kept[prompt] = tuple(there[place] for place in order[:responses])
+    if not kept:
+        raise InputError(
+            f"pool {texts.name}: none of {len(texts.train)} prompts to learn from has {responses} responses; the most "
+            f"that one has are {pool.widest}: lower --responses"
+        )
+    fewer = {f"with fewer than {responses} responses": len(texts.train) - len(kept)}
+    return replace(texts, train=tuple(kept), dropped={**texts.dropped, **fewer}), kept
 
 
 @contextmanager

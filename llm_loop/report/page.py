@@ -105,7 +105,8 @@ def read(folder: Path) -> Run:
     try:
         config = manifest["config"]
         cells = [folder / "cells" / f"{name}--seed{k}" for name in config["strategies"] for k in range(config["seeds"])]
-        known = _known(config_of(Alignment()), config) and all(
+        numbered = config | ({"pool": 0} if isinstance(config["pool"], str) else {})  # a number, or a file
+        known = _known(config_of(Alignment()), numbered) and all(
             isinstance(manifest["parts"]["strategies"][name]["summary"], str) for name in config["strategies"]
         )
     except (KeyError, TypeError):
