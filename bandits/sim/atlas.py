@@ -140,7 +140,10 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]."
             for row in _rows(fit[(fit["objective"] == objective) & (fit["budget"] == last)])[:1]
         ]
-        for row in _rows(aims[(aims["objective"] == objective) & (aims["rule"] == settings.rules[0])]):
+        own = aims[(aims["objective"] == objective) & (aims["rule"] == settings.rules[0])]
+        if own["used"].nunique() == 1:  # the meter never says no: choosing behind it is choosing
+            own = own[own["policy"] == ALWAYS]
+        for row in _rows(own):
             kept = shared(row.kept, row.claimed) if row.claimed else None
             lines.append(
                 f"The target, {row.rule} {row.policy} ({words}): over 5 % more labels than Random in {row.harmed} of "
@@ -149,6 +152,15 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
                 + (f" ({_percent(kept)})" if kept else "")
                 + f"; on average it saves {100 * row.mean_saved:.0f} %, at worst {100 * row.worst:.0f} %."
             )
+    told = table["predicted"]
+    lines.append(
+        f"Of these places the meter predicts from {100 * told.min():.0f} % to {100 * told.max():.0f} %"
+        + (
+            ": that it is right where it says not to choose, this map cannot show."
+            if told.min() >= settings.margin
+            else f"; where it predicts less than {100 * settings.margin:.0f} %, Random is taken."
+        )
+    )
     return lines
 
 
@@ -249,7 +261,7 @@ def heat(settings: Map, table: pd.DataFrame, rule: str, objective: str) -> Figur
         axis.set(title=noise, xlabel="redundancy", ylabel="responses K")
         axis.set(xticks=range(part.shape[1]), xticklabels=[f"{v:g}" for v in part.columns])
         axis.set(yticks=range(part.shape[0]), yticklabels=list(part.index))
-    figure.colorbar(drawn, ax=axes, label="share of labels saved")
+    figure.colorbar(drawn, ax=axes, label=f"share of labels {rule} saves")
     return figure
 
 
