@@ -125,7 +125,7 @@ class Alignment:
     ridge: Positive = 1.0
     """of V; not known of the paper"""
     sketch: Annotated[Sketch, tyro.conf.arg(name="")] = Sketch()
-    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation(prompts=64, between=12)
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation(prompts=48, between=8)
     diagnostics: bool = False
     """compute widths and margins for strategies that read none too, so that the page can tell what they would be"""
     feature_tokens: Count = 512
@@ -243,7 +243,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             seeds=8,
             rounds=10,
             prompts_per_round=32,
-            training=Training(rate=1e-3, batch=8),
+            training=Training(batch=8),
             evaluation=Evaluation(prompts=128, duels=64, probes=16),
         ),
     ),

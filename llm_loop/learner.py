@@ -43,7 +43,7 @@ class Training:
 
     beta: float = 0.1
     """of DPO and of the implicit reward"""
-    rate: float = 2e-3
+    rate: float = 1e-3
     """learning rate of AdamW"""
     epochs: int = 3
     batch: Annotated[int, tyro.conf.arg(name="dpo-batch")] = 4

@@ -33,7 +33,7 @@ Preset = Literal["smoke", "full"]
 ALL = ("activedpo-normalised", "apo", "aplp", "random")
 SIZES = (256, 1024, 4096, 8192, 32768)
 FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4")
-FULL = ("--seeds", "8", "--rounds", "6")
+FULL = ("--seeds", "8")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def _tiny(part: Part) -> Part:
 
 
 SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
-RATES = ("1e-3", "2e-3", "4e-3")
+ONCE = ("--rounds", "1", "--batch", "48", "--prompts-per-round", "24")
+RATES = ("5e-4", "1e-3", "2e-3")
 
 STUDIES: dict[str, Study] = {
     "1": Study(
@@ -105,7 +106,7 @@ STUDIES: dict[str, Study] = {
         "Which learning rate and β raise reward and judge while the text stays language (fluency lost at most 0.3 nats "
         "a token, KL at most 0.5 nats a token)?",
         tuple(
-            Part(f"rate {rate}, β {beta}", ("--seeds", "2", "--rate", rate, "--beta", beta), ("random",))
+            Part(f"rate {rate}, β {beta}", (*ONCE, "--seeds", "2", "--rate", rate, "--beta", beta), ("random",))
             for rate in RATES
             for beta in ("0.1", "0.3")
         ),

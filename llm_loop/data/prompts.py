@@ -228,9 +228,9 @@ def news(dropped: Counter[str]) -> list[Entry]:
 
 @register("films")
 def films(dropped: Counter[str]) -> list[Entry]:
-    """Read the film plots' openings as messages of a chat, which ask for the end of the sentence."""
-    system = Message("system", "You are a film critic. Answer in one short sentence.")
-    return [_asked(entry, system, "Finish the sentence: {}") for entry in _plots(dropped)]
+    """Read the film plots' openings as messages of a chat that ask whether the film is good: answers praise or damn."""
+    system = Message("system", "You are a film critic.")
+    return [_asked(entry, system, "In one short sentence: is this a good film? {}...") for entry in _plots(dropped)]
 
 
 @register("headlines")
