@@ -22,7 +22,7 @@ from labelling.project import Project
 from labelling.session import Session
 from labelling.settings import Settings
 from llm_loop.arena import TextArena
-from llm_loop.rewards.scorers import checked, load_scorer
+from llm_loop.rewards.scorers import LongTexts, checked, load_scorer
 from llm_loop.setup import quiet_libraries
 
 PROGRAM = "activedpo loop"
@@ -38,6 +38,8 @@ class Loop:
     """batches to choose, have answered by --reward, and train on; 0: only say where the project stands"""
     reward: str = "sentiment-valence"
     """who answers in people's place: a registered scorer, or a classifier's directory or hub id"""
+    long_texts: LongTexts = "refuse"
+    """of a text that is longer than a classifier reads: refuse it, or cut, which scores its beginning"""
     label_temperature: Positive = 0.5
     """divides the rewards, so that their differences are log-odds"""
     budget: Count = 16
@@ -106,7 +108,10 @@ def answer(project: Project, options: Loop) -> None:
     work = train.opened(project)
     if work.table is not None:
         raise InputError("--simulate needs a pool of prompts alone, whose responses the model draws")
-    scorer = load_scorer(options.reward, work.settings.device, work.settings.dtype, work.settings.trust_remote_code)
+    settings = work.settings
+    scorer = load_scorer(
+        options.reward, settings.device, settings.dtype, settings.trust_remote_code, options.long_texts
+    )
     batch = project.batches
     waiting, queries = set(project.waiting()), project.read_queries(batch)
     duels = _asked(work, batch, options, scorer)

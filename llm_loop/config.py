@@ -29,6 +29,7 @@ from bandits.selector import STRATEGIES
 from llm_loop.data.prompts import SOURCES
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
+from llm_loop.rewards.scorers import LongTexts
 from llm_loop.sampling import Decoding
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "transformers", "tokenizers", "peft", "trl", "accelerate", "datasets")
@@ -117,6 +118,8 @@ class Alignment:
     """labels duels and evaluates: sentiment-valence, lexical-letters, or a classifier's directory or hub id"""
     judge: str = "tweet-judge"
     """evaluates only"""
+    long_texts: LongTexts = "refuse"
+    """of a text that is longer than a classifier reads: refuse it, or cut, which scores its beginning and is counted"""
     labels: Annotated[str, Names(ORACLES.__getitem__)] = "btl"
     """registered oracle that labels duels: btl, noiseless, flipped-20%, probit, ..."""
     label_temperature: Positive = 0.5

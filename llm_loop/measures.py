@@ -22,7 +22,7 @@ from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
 from llm_loop.models import Row
 from llm_loop.report.evaluate import distinct
-from llm_loop.rewards.scorers import checked
+from llm_loop.rewards.scorers import checked, cut
 from llm_loop.sampling import sample
 from llm_loop.setup import Setup
 
@@ -217,7 +217,11 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False
         {"prompt_index": i, "prompt": to_json(prompt), "response": text}
         for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
     ]
-    row = {"bits_per_byte": bits_per_byte(setup)}
+    row = {
+        "bits_per_byte": bits_per_byte(setup),
+        "heldout_cut": len(cut(heldout.scorer, asked, texts)),
+        "judge_cut": len(cut(heldout.judge, asked, texts)),
+    }
     return {"row": row, "evaluations": evaluations, "duels": duels, "samples": samples}
 
 

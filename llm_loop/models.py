@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -36,14 +35,14 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes, write_json
-from bandits.runs.text import lines
 from llm_loop import folders, passes
 from llm_loop.data import assets
-from llm_loop.data.chat import Message, Prompt, continuable, text_of, to_json
+from llm_loop.data.chat import Message, Prompt, continuable, text_of
 from llm_loop.folders import DTYPES
 from llm_loop.passes import Packed, Trunk
 from llm_loop.passes import Row as Row
 from llm_loop.seeding import seeded
+from llm_loop.templates import conversation, plain
 
 TINY = ("tiny-llama", "tiny-gemma", "tiny-gpt2")
 Chat = Literal["yes", "no"]
@@ -302,21 +301,16 @@ class Policy:
         if isinstance(prompt, str) and self.chat == "yes":
             prompt = (Message("user", prompt),)
         if isinstance(prompt, str) or not self.tokenizer.chat_template:
-            return (*self._opening, *self._text(continuable(prompt)))
-        return tuple(self._chat(prompt))
+            return (*self._opening, *plain(self.tokenizer, continuable(prompt)))
+        return tuple(conversation(self.tokenizer, prompt, answer=True))
 
     def response_of(self, text: str) -> tuple[int, ...]:
         """Return a written response's tokens, and the end token behind them; what reads like a special one is text."""
-        return (*self._text(text), self.end)
+        return (*plain(self.tokenizer, text), self.end)
 
     def as_response(self, text: str) -> Row:
         """Return a text as a response to nothing: after what the tokenizer puts before texts, or after an end token."""
-        return Row(self._opening or (self.end,), tuple(self._text(text)))
-
-    def _text(self, text: str) -> list[int]:
-        """Return a text's tokens, none of them special."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return ids
+        return Row(self._opening or (self.end,), tuple(plain(self.tokenizer, text)))
 
     @cached_property
     def _opening(self) -> tuple[int, ...]:
@@ -324,34 +318,6 @@ class Policy:
         bare, dressed = (self.tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
         starts = (i for i in range(len(dressed)) if bare and dressed[i : i + len(bare)] == bare)
         return tuple(dict.fromkeys(dressed[: next(starts, 0)]))
-
-    def _chat(self, prompt: tuple[Message, ...]) -> list[int]:
-        """Return the tokens of a conversation, ready for the answer."""
-        text = self._rendered(prompt)
-        special = self.tokenizer.all_special_tokens
-        if not any(token in message.content for token in special for message in prompt):
-            ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-            return ids
-        # Contents are cut out of the template's text, so that special tokens are the template's alone.
-        marks = [f"\ue000{i}\ue001" for i in range(len(prompt))]
-        cut = self._rendered(tuple(replace(message, content=mark) for message, mark in zip(prompt, marks, strict=True)))
-        out: list[int] = []
-        for piece in re.split("(\ue000\\d+\ue001)", cut):
-            if piece in marks:
-                content = prompt[marks.index(piece)].content
-                out += self._text(content if content in text else content.strip())
-            elif piece:
-                out += self.tokenizer(piece, add_special_tokens=False).input_ids
-        return out
-
-    def _rendered(self, prompt: Prompt) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(to_json(prompt), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is somebody's program
-            reason = (lines(str(error)) or [type(error).__name__])[0]
-            shown = text_of(prompt)[:60]
-            raise InputError(f"the chat template refuses a prompt ({reason[:120]}): {shown!r}…") from None
-        return text
 
     def decode(self, response: Sequence[int]) -> str:
         """Return a response's text, without its end token."""

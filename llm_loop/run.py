@@ -22,14 +22,15 @@ from bandits.runs.execute import Report
 from bandits.runs.files import read_json
 from bandits.selector import FeatureSpace
 from llm_loop import launch, measures, tables
-from llm_loop.arena import Completions, DrawnArena, Table
+from llm_loop.arena import Completions, DrawnArena, Table, TextArena
 from llm_loop.config import LIBRARIES, Alignment
 from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
 from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
-from llm_loop.setup import Parts, Setup, build, check, inputs, quiet_libraries
+from llm_loop.rewards.scorers import cut
+from llm_loop.setup import Parts, Setup, build, check, check_lengths, inputs, quiet_libraries
 from llm_loop.shared import Shared, clear
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
@@ -102,7 +103,10 @@ class AlignmentStudy:
         """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
         check(self.alignment, self.parts)
         with quiet_libraries():
-            slow = build(self.alignment, self.parts, self.alignment.strategies[0], 0).policy.route.summary
+            setup = build(self.alignment, self.parts, self.alignment.strategies[0], 0)
+            check_lengths(setup)
+            slow = setup.policy.route.summary
+            del setup
         gc.collect()  # the cells load their own; here the models would only take room
         if slow:
             print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
@@ -176,6 +180,7 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
             {"labels": (round.number + 1) * alignment.batch}
             | spent
             | measures.pool_row(round, arena.table, alignment.label_temperature)
+            | {"pool_cut": _pool_cut(arena)}
             | {"zero_A_gradient_share": learner.zero_share(arena.table.items.rows)}
             | measures.fit_row(round.fit)
         )
@@ -193,6 +198,13 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
         answers = measures.answer(setup, fixed, last=round.number == alignment.rounds - 1)
         record["row"] |= answers.pop("row")
         journal.append(record | answers, policy)
+
+
+def _pool_cut(arena: TextArena) -> int:
+    """Return how many of the round's responses the scorer read in part."""
+    table = arena.table
+    asked = [arena.prompts[i] for i in table.prompt_indices for _ in range(table.items.responses)]
+    return len(cut(arena.scorer, asked, table.texts))
 
 
 def _initial_answers(setup: Setup) -> Record:

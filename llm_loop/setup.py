@@ -25,13 +25,13 @@ from llm_loop.arena import DrawnArena, GivenArena, TextArena
 from llm_loop.config import Alignment
 from llm_loop.data import assets, pools
 from llm_loop.data import prompts as prompt_sets
-from llm_loop.data.chat import Prompt
+from llm_loop.data.chat import Prompt, text_of
 from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Policy, check_device, load_policy, weights_hash
-from llm_loop.rewards.scorers import SCORERS, Scorer, load_scorer
+from llm_loop.rewards.scorers import SCORERS, Classifier, Scorer, load_scorer
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 
 
@@ -75,7 +75,7 @@ class Parts:
         """Return a scorer by name, directory or import path."""
         if name in self.scorers:
             return self.scorers[name](alignment.device)
-        return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code)
+        return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code, alignment.long_texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,30 @@ def _offered(
     alignment.check_pool(len(found[1]))
     _check_prompts(alignment, found[0])
     return found
+
+
+def check_lengths(setup: Setup) -> None:
+    """Raise ``InputError`` for texts that a scorer will refuse: a pool's own, and prompts that leave no room.
+
+    How long a response that is yet to be drawn is to the scorer is not known; the policy's tokens are taken for its.
+    """
+    arena, heldout, alignment = setup.arena, setup.heldout, setup.alignment
+    for scorer in (heldout.scorer, heldout.judge):
+        if not isinstance(scorer, Classifier) or scorer.cuts or scorer.limit is None:
+            continue
+        if isinstance(arena, GivenArena) and scorer is heldout.scorer:
+            for prompt, texts in arena.given.items():
+                scorer.admit([prompt] * len(texts), texts)
+        drawn = scorer is heldout.scorer and not isinstance(arena, GivenArena)
+        asked = (*arena.prompts, *heldout.prompts) if drawn else heldout.prompts
+        for prompt in asked:
+            taken = len(scorer.tokens(prompt, "")["input_ids"])
+            if taken + alignment.decoding.tokens > scorer.limit:
+                raise InputError(
+                    f"reward model {scorer.name} reads {scorer.limit} tokens; a prompt takes {taken}, and a response "
+                    f"has up to {alignment.decoding.tokens}: {text_of(prompt)[:40]!r}; lower --tokens, shorten prompts "
+                    "or pass --long-texts cut to have the beginnings scored"
+                )
 
 
 def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:

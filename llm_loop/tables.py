@@ -50,6 +50,12 @@ class Round(Row):
     """bought so far"""
     bits_per_byte: float | None = None
     """of the held-out prompts' texts under the policy: what it still knows of how people write"""
+    pool_cut: int | None = None
+    """of the pool's responses, how many the reward model read the beginning of only"""
+    heldout_cut: int | None = None
+    """of the answers to held-out prompts, likewise"""
+    judge_cut: int | None = None
+    """likewise, by the judge"""
     tokens_generated: int | None = None
     """of the pool's responses"""
     tokens_scored: int | None = None

@@ -22,6 +22,7 @@ import transformers
 from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
 from test_llm_models import tiny
+from test_llm_scorers import classifier
 
 import bandits.runs.files
 from bandits.core.design import Design, GramDesign
@@ -686,6 +687,38 @@ class TestBroughtPool:
         assert "long" not in setup.arena.prompts
         assert "bad" not in setup.arena.prompts
         assert "with fewer than 3 responses" in setup.left_out
+
+
+class TestLongTexts:
+    """A judge with 40 positions, and prompts of up to 34 bytes that are answered with up to 5 tokens."""
+
+    @pytest.fixture
+    def judge(self, tmp_path):
+        return str(classifier(tmp_path / "judge", max_position_embeddings=40))
+
+    def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_is_written(
+        self, judge, tmp_path, capsys
+    ):
+        for option in ("--judge", "--reward"):
+            assert smoke(tmp_path / "out", option, judge) == 2
+            error = capsys.readouterr().err
+            assert re.search(
+                r"reads 40 tokens; a prompt takes \d+, and a response has up to 8: .* --long-texts cut", error
+            )
+            assert error.count("\n") == 1
+            assert not (tmp_path / "out").exists()
+
+    def test_what_a_judge_reads_in_part_is_counted_and_told(self, judge, tmp_path):
+        run_cell(replace(FEW, judge=judge, long_texts="cut"), "random", 0, tmp_path / "cell")
+        rounds = tables.read(tables.Round, tmp_path / "cell")
+        assert [row.heldout_cut for row in rounds] == [0, 0, 0]
+        assert [row.pool_cut for row in rounds] == [None, 0, 0]
+        scorer = load_scorer(judge, "cpu")
+        for row in rounds:
+            answers = [sample for sample in tables.read(tables.Sample, tmp_path / "cell") if sample.round == row.round]
+            lengths = [len(scorer.tokens(sample.prompt, sample.response)["input_ids"]) for sample in answers]
+            assert row.judge_cut == sum(length > 40 for length in lengths)
+        assert any(row.judge_cut for row in rounds)
 
 
 class TestReasons:

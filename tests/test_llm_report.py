@@ -504,6 +504,13 @@ def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     assert "aplp (" in said[start + 2]
 
 
+def test_texts_that_were_read_in_part_are_told() -> None:
+    names = ("pool_cut", "heldout_cut", "judge_cut")
+    assert findings.partly(pd.DataFrame([dict.fromkeys(names, value) for value in (0, 0, float("nan"))])) == []
+    (line,) = findings.partly(pd.DataFrame([dict(zip(names, row, strict=True)) for row in ([1, 2, 0], [3, 0, 1])]))
+    assert "4 responses that duels were made of and 2 held-out answers by the reward model, 1 held-out" in line
+
+
 def test_numbers_have_true_minus_signs_and_no_minus_zero() -> None:
     assert findings.number(-0.001) == "+0.00"
     assert findings.number(-1.5, 1) == "−1.5"

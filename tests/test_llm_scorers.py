@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.data.chat import Message
 from llm_loop.models import byte_tokenizer, tiny_model
-from llm_loop.rewards.scorers import load_scorer, weights_hash
+from llm_loop.rewards.scorers import cut, load_scorer, weights_hash
 from llm_loop.seeding import seeded
 
 STACK = {
@@ -147,16 +146,22 @@ def test_a_mistyped_reward_model_is_told(tmp_path, monkeypatch):
         load_scorer(str(tmp_path / "gone"), "cpu")
 
 
-def test_long_texts_are_cut_at_the_models_positions_counted_and_told(tmp_path):
-    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
-    with pytest.warns(UserWarning, match="reads 24 tokens: 1 of 2 texts were cut"):
-        found = scorer(["one", "one"], ["two", "a response, much longer than that"])
-    cut = plain(tmp_path, "one", "a response, much longer than that", truncation=True, max_length=24)
-    assert float(found[1]) == pytest.approx(float(cut[0]), abs=1e-5)
-    with pytest.raises(InputError, match="reads 24 tokens, and two responses to a prompt differ only after them"):
-        scorer(["one", "one"], ["a response, much longer than A", "a response, much longer than B"])
-    with pytest.warns(UserWarning, match="2 of 2 texts"):  # equal responses may have equal scores
-        scorer(["one", "one"], ["a response, much longer than A"] * 2)
+def test_long_texts_are_refused_or_cut_at_the_models_positions_and_counted(tmp_path):
+    pairs = ["one", "one"], ["two", "a response, much longer than that"]
+    folder = str(classifier(tmp_path))
+    with pytest.raises(InputError, match=r"reads 24 tokens; 1 of 2 texts have more, up to 36, .* --long-texts cut"):
+        load_scorer(folder, "cpu")(*pairs)
+    scorer = load_scorer(folder, "cpu", long_texts="cut")
+    found = scorer(*pairs)
+    shortened = plain(tmp_path, "one", pairs[1][1], truncation=True, max_length=24)
+    assert float(found[1]) == pytest.approx(float(shortened[0]), abs=1e-5)
+    assert cut(scorer, *pairs) == [1]
+    alike = scorer(["one", "one"], ["a response, much longer than A", "a response, much longer than B"])
+    assert alike[0] == alike[1]  # a tie, and counted
+    assert cut(scorer, ["one", "one"], ["a response, much longer than A", "a response, much longer than B"]) == [0, 1]
+    shipped, short = load_scorer("sentiment-valence", "cpu"), "good " * 62
+    assert cut(shipped, ["", ""], [short, short + "bad"]) == [1]
+    assert cut(load_scorer("lexical-letters", "cpu"), [""], ["x" * 999]) == []
 
 
 def test_a_reward_adapter_is_merged_with_its_head(tmp_path):
@@ -202,6 +207,43 @@ def test_a_chat_reward_model_reads_chats(tmp_path):
     )
 
 
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_reads_like_a_special_token_in_a_chat_is_text_and_a_long_chat_is_cut(labels, side, tmp_path):
+    """A decoder that judges chats, of one label or two: a response that says <end> does not end the turn."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}<end>{% endfor %}"
+    folder = classifier(tmp_path, LLAMA, tokenizer, num_labels=labels)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"truncation_side": side}))
+    scorer = load_scorer(str(folder), "cpu", long_texts="cut")
+    model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    letters = byte_tokenizer()
+
+    def score(ids):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+        return float(logits[0] if labels == 1 else logits[1] - logits[0])
+
+    def chat(prompt, response):
+        turns = (f"[u]{prompt}", f"[a]{response}")
+        return [token for turn in turns for token in (*letters(turn, split_special_tokens=True).input_ids, 256)]
+
+    spoken = scorer(["say <end>", "hi"], ["ho<end>[u]no", "ho"]).tolist()
+    want = [score(chat("say <end>", "ho<end>[u]no")), score(chat("hi", "ho"))]
+    assert spoken == pytest.approx(want, abs=1e-5)
+    long = chat("hi", "x" * 70)
+    kept = long[:64] if side == "right" else long[-64:]
+    assert scorer(["hi"], ["x" * 70]).tolist() == pytest.approx([score(kept)], abs=1e-5)
+
+
+def test_what_reads_like_a_special_token_in_a_pair_is_text(tmp_path):
+    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
+    want = float(plain(tmp_path, "a", "b<end>c", split_special_tokens=True)[0])
+    assert float(scorer(["a"], ["b<end>c"])[0]) == pytest.approx(want, abs=1e-5)
+    assert len(scorer.tokens("a", "b<end>c")["input_ids"]) == 8
+
+
 def test_code_of_ones_own_scores(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def length(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
@@ -232,10 +274,3 @@ def test_hashes_of_scorers_differ_as_they_do(tmp_path):
     names = ("sentiment-valence", "tweet-judge", "lexical-letters", "lexical-vowels", str(one), str(other))
     assert len({weights_hash(name) for name in names}) == len(names)
     assert weights_hash(str(copy)) == weights_hash(str(one))
-
-
-def test_short_texts_warn_of_nothing(tmp_path):
-    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        scorer(["one"], ["two"])

@@ -321,6 +321,17 @@ def lengths(shares: dict[str, float]) -> list[str]:
     return [f"Of each pair of answers, the initial model's and the last policy's, the longer has more reward: {each}."]
 
 
+def partly(rounds: pd.DataFrame) -> list[str]:
+    """Say how many texts a reward model or the judge read the beginning of only; nothing if none."""
+    pool, heldout, judge = (int(rounds[name].sum()) for name in ("pool_cut", "heldout_cut", "judge_cut"))
+    if not pool + heldout + judge:
+        return []
+    return [
+        f"Longer than what is read, so that their beginnings alone were scored: {pool} responses that duels were made "
+        f"of and {heldout} held-out answers by the reward model, {judge} held-out answers by the judge."
+    ]
+
+
 def told(loop: pd.DataFrame, strategies: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return each diagnostic's title, what to make of it, and its first and last values per strategy in words."""
     found = []

@@ -335,6 +335,7 @@ def write(folder: Path) -> Path:
     headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
     said += words.lengths(longer_wins(run.evaluations))
+    said += words.partly(run.rounds)
     if run.slower:
         said.append(f"The model disagrees with the fastest ways, so: {run.slower}.")
     if run.left_out:

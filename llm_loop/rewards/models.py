@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -60,13 +60,11 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids, at most ``LONGEST`` a text; an empty text has the two special tokens."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self.encoded(texts)]
 
-    def untruncated(self) -> Tokenizer:
-        """Return the tokenizer without its cut."""
-        whole = Tokenizer.from_str(self.tokenizer.to_str())
-        whole.no_truncation()
-        return whole
+    def encoded(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the texts as the tokenizer has them; what was cut off stands in ``overflowing``."""
+        return self.tokenizer.encode_batch(list(texts))
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts features"]:
         """Return one row per text; padding is masked, in the attention and in the mean."""

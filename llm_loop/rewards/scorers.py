@@ -13,12 +13,11 @@ import json
 import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,9 +28,10 @@ from bandits.core.errors import InputError
 from bandits.core.registry import Registry, fingerprint
 from bandits.runs.text import lines
 from llm_loop import folders
-from llm_loop.data.chat import Message, Prompt, text_of, to_json
+from llm_loop.data.chat import Message, Prompt, text_of
 from llm_loop.models import batches, context_of
 from llm_loop.rewards import models as reward_models
+from llm_loop.templates import conversation
 
 
 class Scorer(Protocol):
@@ -43,6 +43,18 @@ class Scorer(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " n"]:
         """Return one reward per pair, in float64 on the CPU."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A scorer that knows which texts are too long for it."""
+
+    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the places of the pairs of which it reads the beginning only."""
+
+
+LongTexts = Literal["refuse", "cut"]
+"""What is done with a text that is longer than a reward model reads: refuse it, or score its beginning."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +91,11 @@ class Shipped:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Score the responses."""
-        encoder = self.model.encoder
-        if any(encoder.tokenizer.encode(text).overflowing for text in set(responses)):
-            whole = [len(encoding.ids) for encoding in encoder.untruncated().encode_batch(list(responses))]
-            _tell_cut(self, prompts, responses, encoder.tokens(responses), whole, reward_models.LONGEST)
         return self.model.score(responses).double()
+
+    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the places of longer responses, whose beginnings are scored: that is how the model was trained."""
+        return [i for i, encoding in enumerate(self.model.encoder.encoded(responses)) if encoding.overflowing]
 
 
 @dataclass(frozen=True)
@@ -100,35 +112,67 @@ class Classifier:
     signs: Float[Tensor, " labels"]
     """the reward is this combination of the logits"""
     limit: int | None
-    """tokens that are read; the rest is cut off, and said so"""
+    """tokens that are read"""
     batch_tokens: int = 4096
     """padded tokens in one pass; 1 reads every text alone"""
 
-    def tokens(self, prompt: Prompt, response: str, limit: int | None) -> dict[str, list[int]]:
-        """Return what the model reads of a pair."""
-        cut = {} if limit is None else {"truncation": True, "max_length": limit}
-        if self.tokenizer.chat_template:
-            messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-            try:
-                chat = to_json((*messages, Message("assistant", response)))
-                text = self.tokenizer.apply_chat_template(chat, tokenize=False)
-            except Exception as error:  # a template is somebody's program
-                reason = (lines(str(error)) or [type(error).__name__])[0][:120]
-                raise InputError(f"reward model {self.name}: its chat template refuses a chat: {reason}") from None
-            encoded = self.tokenizer(text, add_special_tokens=False, **cut)
-        else:
-            encoded = self.tokenizer(text_of(prompt), response, **cut)
+    cuts: bool = False
+    """whether a longer text has its beginning scored; else it is refused"""
+
+    def tokens(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
+        """Return what the model would read of a pair if it were as long as the pair."""
+        if not self.tokenizer.chat_template:
+            pair = self.tokenizer(text_of(prompt), response, split_special_tokens=True)
+            return self._known(pair)
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        try:
+            ids = conversation(self.tokenizer, (*messages, Message("assistant", response)), answer=False)
+        except InputError as error:
+            raise InputError(f"reward model {self.name}: {error}") from None
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def _known(self, encoded: Mapping[str, list[int]]) -> dict[str, list[int]]:
         known = inspect.signature(type(self.model).forward).parameters
         return {key: value for key, value in encoded.items() if key in known}
 
+    def _shortened(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
+        """Return what the model reads of a pair that is longer than its limit."""
+        if not self.tokenizer.chat_template:
+            how = {"truncation": True, "max_length": self.limit, "split_special_tokens": True}
+            return self._known(self.tokenizer(text_of(prompt), response, **how))
+        left = self.tokenizer.truncation_side == "left"
+        part = slice(-(self.limit or 0), None) if left else slice(self.limit)
+        return {key: value[part] for key, value in self.tokens(prompt, response).items()}
+
+    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the places of the pairs that are longer than the model's limit."""
+        return self._over([self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)])
+
+    def _over(self, encoded: Sequence[Mapping[str, list[int]]]) -> list[int]:
+        return [i for i, e in enumerate(encoded) if self.limit is not None and len(e["input_ids"]) > self.limit]
+
+    def admit(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> None:
+        """Raise ``InputError`` for pairs that are too long, if they may not be cut."""
+        self._admitted([self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)], responses)
+
+    def _admitted(self, encoded: Sequence[Mapping[str, list[int]]], responses: Sequence[str]) -> list[int]:
+        """Return the places of the pairs that are to be cut."""
+        over = self._over(encoded)
+        if over and not self.cuts:
+            longest = max(len(encoded[place]["input_ids"]) for place in over)
+            raise InputError(
+                f"reward model {self.name} reads {self.limit} tokens; {len(over)} of {len(encoded)} texts have more, "
+                f"up to {longest}, first {responses[over[0]][:40]!r}; shorten prompts or responses, or pass "
+                "--long-texts cut to have the beginnings scored"
+            )
+        return over
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """Score the pairs."""
-        encoded = [self.tokens(p, r, None) for p, r in zip(prompts, responses, strict=True)]
-        whole = [len(e["input_ids"]) for e in encoded]
-        if self.limit is not None and max(whole, default=0) > self.limit:
-            encoded = [self.tokens(p, r, self.limit) for p, r in zip(prompts, responses, strict=True)]
-            _tell_cut(self, prompts, responses, [e["input_ids"] for e in encoded], whole, self.limit)
+        """Score the pairs; ``InputError`` for one that is too long, if it may not be cut."""
+        encoded = [self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)]
+        for place in self._admitted(encoded, responses):
+            encoded[place] = self._shortened(prompts[place], responses[place])
         if not all(e["input_ids"] for e in encoded):
             raise InputError(f"reward model {self.name}: its tokenizer makes nothing of a pair")
         out = torch.zeros(len(encoded), dtype=torch.float64)
@@ -143,28 +187,9 @@ class Classifier:
         return out
 
 
-def _tell_cut(
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    ids: Sequence[Sequence[int]],
-    whole: Sequence[int],
-    limit: int,
-) -> None:
-    """Warn of texts that were cut; ``InputError`` if two responses to a prompt were told apart only by what is gone."""
-    cut = [place for place, length in enumerate(whole) if length > limit]
-    seen: dict[tuple[Prompt, tuple[int, ...]], str] = {}
-    for place in cut:
-        before = seen.setdefault((prompts[place], tuple(ids[place])), responses[place])
-        if before != responses[place]:
-            raise InputError(
-                f"reward model {scorer.name} reads {limit} tokens, and two responses to a prompt differ only after "
-                f"them: {responses[place][:40]!r}…; shorten prompts or responses, or use another reward model"
-            )
-    if cut:
-        warnings.warn(
-            f"reward model {scorer.name} reads {limit} tokens: {len(cut)} of {len(whole)} texts were cut", stacklevel=3
-        )
+def cut(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+    """Return the places of the pairs of which a scorer reads the beginning only, as far as it says so."""
+    return scorer.cut(prompts, responses) if isinstance(scorer, Limited) else []
 
 
 def _check_factory(part: object) -> None:
@@ -190,17 +215,21 @@ for _name in LEXICAL:
     SCORERS.register(_name, partial(_lexical, _name))
 
 
-def load_scorer(name: str, device: str, dtype: str = "float32", trust: bool = False) -> Scorer:
+def load_scorer(
+    name: str, device: str, dtype: str = "float32", trust: bool = False, long_texts: LongTexts = "refuse"
+) -> Scorer:
     """Return a scorer: a registered one, ``module:attribute``, or a classifier's local directory or hub id.
 
-    A PEFT folder is merged into its model.  Raises ``InputError`` for a scorer that cannot be loaded or does not score
-    two pairs, for a language model, for outputs of which none is the reward, and for code that is not trusted.
+    A PEFT folder is merged into its model; ``long_texts`` is for classifiers.  Raises ``InputError`` for a scorer that
+    cannot be loaded or does not score two pairs, for a language model, for outputs of which none is the reward, and for
+    code that is not trusted.
     """
     if name in SCORERS:
         return SCORERS[name](device)
     if ":" in name and not Path(name).exists():
         return _imported(name, device)
-    return _classifier(name, folders.locate(name, "reward model", list(SCORERS), trust), device, dtype, trust)
+    folder = folders.locate(name, "reward model", list(SCORERS), trust)
+    return replace(_classifier(name, folder, device, dtype, trust), cuts=long_texts == "cut")
 
 
 def weights_hash(name: str, trust: bool = False) -> str:
@@ -279,7 +308,7 @@ def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -
     if beyond:
         raise InputError(f"{what} {name!r}: its tokenizer has tokens up to {max(beyond)}, its embedding {rows} rows")
     limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit and limit < 10**9]
-    alone = Classifier(name, model, tokenizer, _signs(model.config, name), min(limits, default=None), 1)
+    alone = Classifier(name, model, tokenizer, _signs(model.config, name), min(limits, default=None), 1, True)
     prompts, responses = ["one", "one", "a somewhat longer prompt"], ["two", "three, four", "five"]
     try:
         want = alone(prompts, responses)
@@ -287,7 +316,7 @@ def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -
         raise
     except Exception as error:  # whatever a foreign model raises
         raise InputError(lines(f"{what} {name!r} cannot score a pair ({type(error).__name__}: {error})")[0]) from None
-    together = Classifier(name, model, tokenizer, alone.signs, alone.limit)
+    together = replace(alone, batch_tokens=Classifier.batch_tokens)
     try:
         off = (together(prompts, responses) - want).abs().max() / (1 + want.abs().max())
     except Exception:  # without a pad token, say: then every text is read alone
