@@ -125,6 +125,13 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             f"world and budget surely needed over 5 % more than Random"
             + (f"; {', '.join(losing)} somewhere did." if losing else ".")
         )
+        over = {str(rule): mean(own["saved"]) for rule, own in ends.groupby("rule", sort=False)}
+        ranked = sorted(over.items(), key=lambda pair: -pair[1].value)
+        lines.append(
+            f"Saved of {last} labels, mean over {len(settings.worlds())} worlds ({words}): "
+            + "; ".join(f"{rule} {_percent(found)}" for rule, found in ranked)
+            + "."
+        )
         first = ends[ends["rule"] == settings.rules[0]]
         for knob, word in (("redundancy", "redundancy"), ("noise", "answers"), ("responses", "K =")):
             parts = [
