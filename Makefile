@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate map llm-run study theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
+.PHONY: help setup simulate map llm-run study demonstration theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -38,6 +38,10 @@ study: PRESET ?= smoke
 study: FIGURE ?= 3
 study: assets  ## one of the paper's figures as a study that goes on where it stopped  (FIGURE=1|3|4|5|regime PRESET=smoke|full)
 	$(BIN)/python -m llm_loop.studies $(FIGURE) --preset $(PRESET) $(ARGS)
+
+demonstration: PRESET ?= smoke
+demonstration: assets  ## one pool, chosen duels beside random ones, a reward model for people  (PRESET=smoke|full)
+	$(BIN)/python -m labelling.demonstration $(PRESET) $(ARGS)
 
 theory: PRESET ?= quick
 theory: $(CORE)  ## check the theory: claims, verdicts, controls that must fail  (PRESET=quick)

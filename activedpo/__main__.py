@@ -69,7 +69,10 @@ def load(name: str) -> Any:
 
 
 def completion(shell: str) -> None:
-    """Print a shell's completion script, from the same presets and options that the programs parse."""
+    """Print a shell's completion script, from the same presets and options that the programs parse.
+
+    A program names them as ``COMMAND``, with presets, or as ``OPTIONS``, without.
+    """
     import tyro
 
     if shell not in SHELLS:
@@ -77,9 +80,12 @@ def completion(shell: str) -> None:
     programs = []
     for name, program in PROGRAMS.items():
         try:
-            found = getattr(load(name), "COMMAND", None)
+            module = load(name)
         except InputError:
             continue
+        if options := getattr(module, "OPTIONS", None):
+            programs.append(Annotated[options, tyro.conf.subcommand(name, description=program.about)])
+        found = getattr(module, "COMMAND", None)
         if found is None:
             continue
         presets = [

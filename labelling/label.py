@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,12 +16,15 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.runs import command
+from bandits.runs.files import read_text, write_text
 from bandits.runs.settings import Ge, Le, Whole, check
 from labelling import exchange, terminal
 from labelling.answers import checked_name
 from labelling.desk import Desk, Source
+from labelling.project import Project
 
 PORT = 8765
+QUESTION = "Which response is better?"
 PROGRAM = "activedpo label"
 ABOUT = """Serve a page on which people answer duels: left, right, tie or skip.
 
@@ -30,12 +33,12 @@ Every answer is on disk before the next duel is shown; the same command goes on 
 
 @dataclass(frozen=True)
 class Options:
-    """What to label, and how."""
+    """Have duels answered by people."""
 
     queries: Annotated[Path, tyro.conf.Positional]
     """a project directory, or a file of queries as activedpo select writes it"""
-    question: str = "Which response is better?"
-    """what people are asked; further lines are guidelines"""
+    question: str = ""
+    """what people are asked (default: Which response is better?); further lines: guidelines; a project remembers it"""
     each: Whole = 0
     """how many people each duel needs (0: everybody answers every duel)"""
     again: bool = False
@@ -64,6 +67,9 @@ class Options:
     """of --export"""
 
 
+OPTIONS = Options
+
+
 def main(arguments: Sequence[str]) -> int:
     """Label, take answers in or give duels out; return the exit status."""
     options = command.read(Options, arguments, PROGRAM, ABOUT)
@@ -75,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     if (options.columns or options.values) and not options.bring:
         raise InputError("--columns and --values say how to read an --import; name its file")
     source = Source.at(options.queries, options.answers)
+    options = replace(options, question=asked(source.project, options.question))
     desk = Desk(source, options.each, options.again)
     command.say(*(f"note: {note}" for note in desk.notes()))
     if options.bring:
@@ -89,6 +96,16 @@ def main(arguments: Sequence[str]) -> int:
     if not options.export and source.project is not None:
         command.say(f"next: activedpo loop {source.project.root}")
     return 0
+
+
+def asked(project: Project | None, question: str) -> str:
+    """Return what people are asked: what is given, which a project remembers, or what it was given before."""
+    if project is None:
+        return question or QUESTION
+    if question:
+        write_text(project.question, f"{question}\n")
+        return question
+    return read_text(project.question).strip() or QUESTION if project.question.exists() else QUESTION
 
 
 def _terminal(desk: Desk, options: Options) -> None:

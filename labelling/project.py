@@ -1,8 +1,9 @@
 """Owns where the files of a project are, and what makes a directory one.
 
 ``project.json`` (what the project is: its model and settings, fixed when it begins), ``pool.jsonl``,
-``queries/01.jsonl``, ``queries/02.jsonl``, … (the batches), ``answers.jsonl``, ``features/`` (what can be computed
-again), ``models/01/``, … (the model after each batch, as PEFT folders), ``preferences.jsonl`` and ``index.html``.
+``queries/01.jsonl``, ``queries/02.jsonl``, … (the batches), ``answers.jsonl``, ``question.txt`` (what people are asked,
+where it is not the default), ``features/`` (what can be computed again), ``models/01/``, … (the model after each batch,
+as PEFT folders), ``preferences.jsonl`` and ``index.html``.
 Knows nothing of what is in them.
 """
 
@@ -46,6 +47,11 @@ class Project:
         return self.root / "answers.jsonl"
 
     @property
+    def question(self) -> Path:
+        """What people are asked, where it is not the default."""
+        return self.root / "question.txt"
+
+    @property
     def labelled(self) -> Path:
         """Duels that were answered before the project began."""
         return self.root / "labelled.jsonl"
@@ -71,6 +77,10 @@ class Project:
     def model(self, batch: int) -> Path:
         """Return the PEFT folder of the model that was trained on the batches up to this one."""
         return self.root / "models" / f"{batch:02d}"
+
+    def trained(self, batch: int) -> bool:
+        """Whether that model is there, whole: its weights are written last."""
+        return (self.model(batch) / "adapter_model.safetensors").exists()
 
     @property
     def exists(self) -> bool:

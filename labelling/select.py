@@ -35,6 +35,8 @@ from llm_loop.run import COMPARED
 from llm_loop.setup import quiet_libraries
 
 PROGRAM = "activedpo select"
+CUT = 0.2
+"""Share of drawn responses that may be cut before that is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ class Select:
     price: Positive | None = None
     """stop if a label of this batch lowers the expected error of the pool's margins by less than this, in percent"""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+OPTIONS = Select
 
 
 def mapping(fields: Sequence[str]) -> dict[str, str]:
@@ -198,6 +203,13 @@ def _check_budget(work: Session, budget: int) -> None:
         left = work.table.duels.count - len(torch.cat([torch.empty(0), *(past.asked for past in work.past)]).unique())
         if budget > left:
             raise InputError(f"--budget {budget}, but the pool has {left} duels that were not asked yet")
+    else:
+        prompts, k = work.arena.prompts_per_round, work.settings.responses
+        if budget > (most := prompts * k * (k - 1) // 2):
+            raise InputError(
+                f"--budget {budget}, but {k} responses to each of {prompts} prompts make {most} duels; lower it, or "
+                "raise --responses"
+            )
 
 
 def _queries(work: Session, round: Round[Any, Any], batch: str, why: Reasons | None) -> list[Query]:
@@ -267,6 +279,14 @@ def _told(work: Session, round: Round[Any, Any], worth: Headroom | None, trained
             f"coverage: the batch lowers the mean squared width of all duels by {100 * (1 - after / before):.0f} %; "
             f"it asks about {asked} prompts"
         )
+    if work.table is None:
+        rows = work.arena.table.items.rows
+        cut = sum(row.response[-1] not in work.policy.ends for row in rows)
+        if cut > CUT * len(rows):
+            lines.append(
+                f"{cut} of {len(rows)} responses were cut at {work.settings.decoding.tokens} tokens; for whole ones "
+                "begin a project with more --tokens, or ask for short answers in the prompts"
+            )
     late = sum(len(past.picks) > 0 for past in work.past[trained:])
     if late and trained < len(work.past):
         lines.append("answers are there that the model was not trained on; activedpo train takes them up")

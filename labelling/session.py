@@ -137,17 +137,12 @@ class Session:
         }
         if texts is not None:
             texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), settings.prompt_tokens)
-            if settings.prompts_per_round > len(texts.train):
-                raise InputError(
-                    f"{settings.prompts_per_round} prompts are to be answered for a batch, but the pool has "
-                    f"{len(texts.train)} beside {len(texts.heldout)} held out; lower --prompts-per-round"
-                )
             arena = AnsweredArena(
                 policy,
                 _Nobody(),
                 texts.train,
                 key=key.fold_in("arena"),
-                prompts_per_round=settings.prompts_per_round,
+                prompts_per_round=settings.prompts_of(len(texts.train)),
                 responses=settings.responses,
                 decoding=settings.decoding,
                 prompt_tokens=settings.prompt_tokens,

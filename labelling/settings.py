@@ -16,10 +16,13 @@ from bandits.core.errors import InputError
 from bandits.loop import Ridges
 from bandits.runs.settings import Count, Ge, Le, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
-from llm_loop.config import Sketch
+from llm_loop.config import Alignment, Sketch
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.sampling import Decoding
+
+PROMPTS = 20
+"""that are answered anew for a batch, where a pool of prompts alone has as many: the language-model loop's default"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,8 @@ class Settings:
     seed: Seed = 0
     responses: Annotated[int, Ge(2), Le(10**6)] = 3
     """drawn per prompt, where the pool has prompts alone"""
-    prompts_per_round: Count = 20
-    """answered anew for every batch, where the pool has prompts alone"""
+    prompts_per_round: Annotated[int, Ge(0), Le(10**6)] = 0
+    """answered anew for every batch, where the pool has prompts alone (0: 20, or all where there are fewer)"""
     prompt_tokens: Count = 256
     """longest prompt allowed"""
     response_tokens: Count = 512
@@ -43,8 +46,8 @@ class Settings:
     """texts are the user's message of a chat; auto: if the tokenizer has a template"""
     trust_remote_code: bool = False
     """run code that a model's folder brings"""
-    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter()
-    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()
+    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Alignment.adapter
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Alignment.decoding
     training: Annotated[Training, tyro.conf.arg(name="")] = Training()
     ridge: Positive = 1.0
     """of V"""
@@ -63,6 +66,15 @@ class Settings:
                 f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
                 f"got {self.sketch.size}"
             )
+
+    def prompts_of(self, there: int) -> int:
+        """Return how many of the prompts that are there a batch has answered; refuse more than there are."""
+        if self.prompts_per_round > there:
+            raise InputError(
+                f"--prompts-per-round {self.prompts_per_round}, but the pool has {there} prompts beside those that are "
+                "held out to judge by; lower it, or leave it out"
+            )
+        return self.prompts_per_round or min(PROMPTS, there)
 
     @property
     def ridges(self) -> Ridges:

@@ -48,6 +48,9 @@ class Train:
     """let the trained model answer a few prompts, to see how far it went"""
 
 
+OPTIONS = Train
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command line."""
     if arguments and not arguments[0].startswith("-"):

@@ -122,10 +122,14 @@ class AlignmentStudy:
                 setup = build(self.alignment, self.parts, cell.strategy, cell.seed)
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
-            if isinstance(setup.arena, DrawnArena):
-                _lay_out(setup.arena, Shared.beside(folder, "all", launch.is_main()), setup)
+            self.lay_out(setup, folder)
             play_on(setup, journal, Shared.beside(folder, f"seed-{cell.seed}", launch.is_main()))
         return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
+
+    def lay_out(self, setup: Setup, folder: Path) -> None:
+        """Give a cell what it shares with all others of the run: of a fixed pool, its responses."""
+        if isinstance(setup.arena, DrawnArena):
+            _lay_out(setup.arena, Shared.beside(folder, "all", launch.is_main()), setup)
 
     def follow(self) -> None:
         """Play what the main process plays, until it has no more; under a launcher, in all other processes."""
@@ -242,7 +246,7 @@ def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
         space = strategy.space if "width" in strategy.reads else COMPARED
         rows = list(dict.fromkeys(table.items.rows))
         with launch.main_first():
-            found = shared.tensors(f"features-{space.layer}", partial(_features, setup, rows, space.layer))
+            found = shared.tensors(f"features-{space.layer}", partial(initial_features, setup, rows, space.layer))
         learner.note_initial(space.layer, rows, found["values"], found["zero"])
         if recorded == 1:
             setup.policy.meter.tokens["features"] += int(found["tokens"])
@@ -260,7 +264,7 @@ def _counted(setup: Setup, make: Callable[[], Any]) -> Record:
     return {"made": made, "tokens": {name: count for name, count in sorted(spent.items()) if count}}
 
 
-def _features(setup: Setup, rows: list[Row], layer: Literal["all", "last"]) -> dict[str, Tensor]:
+def initial_features(setup: Setup, rows: list[Row], layer: Literal["all", "last"]) -> dict[str, Tensor]:
     """Return features at θ0, the share of zero gradients of each (NaN where no gradient was made), and tokens spent."""
     items = Completions(tuple(rows), 1, torch.zeros(len(rows)))
     counted = _counted(setup, lambda: setup.learner.features(items, "initial", layer).values)

@@ -1,16 +1,20 @@
 """Projects: the loop through files is the language-model loop, byte for byte; pools of one's own; bad input."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from activedpo.__main__ import main
+from bandits.core.rng import Key
 from labelling import queries
 from labelling.answers import Answer, Answers
 from labelling.project import Project
 from labelling.store import Store
 from llm_loop.__main__ import main as align
+from llm_loop.models import byte_tokenizer, tiny_model
 
 TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"]
 TINY += ["--tokens", "8", "--rate", "1e-2", "--epochs", "4"]
@@ -69,6 +73,39 @@ def test_files_with_the_reward_model_for_people_are_the_language_model_loop(tmp_
     capsys.readouterr()
 
 
+class TestPromptsAlone:
+    """A pool of prompts, which the model answers: as many of them as there are, if they are few."""
+
+    BEGIN = ("select", "--budget", "3", *TINY, "--strategy", "random")
+
+    @pytest.fixture
+    def prompts(self, tmp_path) -> Path:
+        return lines(tmp_path / "prompts.jsonl", *({"prompt": f"Say number {n}"} for n in range(12)))
+
+    def test_a_small_pool_works_as_it_is(self, prompts, tmp_path, capsys):
+        assert main([*self.BEGIN, "--project", str(tmp_path / "p"), "--pool", str(prompts)]) == 0
+        project = Project(tmp_path / "p")
+        drawn = json.loads(project.drawn(1).read_text())
+        rows = [json.loads(line) for line in project.pool.read_text().splitlines()]
+        assert len(drawn["prompt_indices"]) == sum(row["split"] == "train" for row in rows) < 12
+        assert "responses were cut at 8 tokens" in capsys.readouterr().out
+        answer_all(project)
+        assert main(["select", "--project", str(project.root), "--budget", "2"]) == 0
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--prompts-per-round", "11"], "--prompts-per-round 11, but the pool has"),
+            (["--budget", "99"], "--budget 99, but 3 responses to each of"),
+        ],
+    )
+    def test_what_is_too_much_is_refused_by_its_option(self, options, said, prompts, tmp_path, capsys):
+        begin = [*self.BEGIN, "--project", str(tmp_path / "p"), "--pool", str(prompts), *options]
+        assert main(begin) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "p").exists()
+
+
 class TestOwnPool:
     """A pool that has its responses: select, answer, train, select."""
 
@@ -102,6 +139,31 @@ class TestOwnPool:
         assert not first & second
         assert main(["loop", str(begun.root)]) == 0
         assert f"next: activedpo label {begun.root}" in capsys.readouterr().out
+
+    def test_a_reward_model_answers_in_people_s_place(self, begun, capsys):
+        """Of an own pool too: what waits is answered first; asked by another rule, a duel has the same answer."""
+        told = ["loop", str(begun.root), "--simulate", "2", "--reward", "lexical-letters", "--budget", "9"]
+        assert main(told) == 0
+        assert "trained on (4 answers)" in capsys.readouterr().out
+        assert begun.batches == 2
+        assert begun.trained(2)
+        other = begun.root.with_name("other")
+        pool = str(begun.root.with_name("pool.jsonl"))
+        assert (
+            main(["select", "--project", str(other), "--pool", pool, "--strategy", "random", "--budget", "4", *TINY])
+            == 0
+        )
+        assert main([*told[:1], str(other), "--simulate", "1", *told[4:]]) == 0
+
+        def answers(project: Project) -> dict[tuple[str, str], float]:
+            asked = [q for batch in range(1, project.batches + 1) for q in project.read_queries(batch)]
+            outcomes = project.read_answers().outcomes(asked)
+            return {(q.first, q.second): outcomes[q.id] for q in asked}
+
+        ours, theirs = answers(begun), answers(Project(other))
+        assert len(ours) == 13  # all duels of the pool
+        assert theirs.items() <= ours.items()
+        assert len(set(ours.values())) == 2
 
     def test_choosing_again_is_the_same_choice_and_reuses_features(self, begun, tmp_path, capsys, monkeypatch):
         first = begun.queries(1).read_bytes()
@@ -192,3 +254,94 @@ class TestOwnPool:
         assert "go on: at least the price" in capsys.readouterr().out
         assert main([*base, "--out", str(tmp_path / "b.jsonl"), "--price", "99"]) == 1
         assert "stop: less than the price" in capsys.readouterr().out
+
+
+def test_a_project_remembers_what_people_are_asked(tmp_path, capsys):
+    pool = one_pool(tmp_path / "pool.jsonl")
+    begin = ["select", "--project", str(tmp_path / "p"), "--pool", str(pool), "--budget", "2", "--strategy", "random"]
+    assert main([*begin, *TINY]) == 0
+    label = ["label", str(tmp_path / "p"), "--export", str(tmp_path / "tasks.json")]
+
+    def asked(*more: str) -> str:
+        capsys.readouterr()
+        assert main([*label, *more]) == 0
+        (tmp_path / "tasks.json").unlink()
+        return capsys.readouterr().out
+
+    assert "Which response is better?" in asked()
+    assert "Which is kinder?" in asked("--question", "Which is kinder?\nNo sarcasm.")
+    assert "Which is kinder?" in asked()
+    assert Project(tmp_path / "p").question.read_text() == "Which is kinder?\nNo sarcasm.\n"
+    lone = lines(tmp_path / "q.jsonl", *(query.to_json() for query in Project(tmp_path / "p").read_queries(1)))
+    label[1] = str(lone)
+    assert "Which is kinder?" in asked("--question", "Which is kinder?")
+    assert "Which response is better?" in asked()
+
+
+KILLED = """
+import os, pathlib, signal, sys, torch
+from labelling import store
+
+store.CHUNK, root, sync = 4, pathlib.Path(sys.argv[1]), os.fsync
+ids = [f"{n:016x}" for n in range(60)]
+
+def fill(name, at):
+    left = [at]
+    def until(handle):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+    os.fsync = until
+    make = lambda places: torch.stack([torch.arange(64.0) * place for place in places])
+    store.Store(root / name, {"model": "m"}, 64).fill(ids, make, "features")
+
+for name, moments in (("whole", (-1,)), ("killed", (1, 2, 3, 4, 5, 6, 7, -1))):
+    for at in moments:
+        child = os.fork()
+        if not child:
+            fill(name, at)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == (0 if at < 0 else signal.SIGKILL)
+        kept = store.Store(root / name, {"model": "m"}, 64)
+        values, places = kept.table(list(kept.places)) if kept.places else (torch.zeros(0, 2), torch.zeros(0).long())
+        assert values[places, 1].tolist() == [float(int(row, 16)) for row in kept.places]
+        print(name, len(kept.places))
+"""
+
+
+def test_a_killed_store_goes_on_to_the_same_bytes(tmp_path):
+    """Killed at any write, a table of features is made to its end with the bytes of one that nobody disturbed."""
+    told = [sys.executable, "-c", KILLED, str(tmp_path)]
+    out = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
+    kept = [int(line.split()[1]) for line in out if line.startswith("killed")]
+    assert sorted(kept) == kept  # each goes on where the one before it was
+    assert (kept[0], kept[-1]) == (0, 60)
+    assert len(set(kept)) > 4
+    folder = Store(tmp_path, {"model": "m"}, 64).folder.name
+    for file in ("rows.bin", "ids.txt", "identity.json"):
+        assert (tmp_path / "killed" / folder / file).read_bytes() == (tmp_path / "whole" / folder / file).read_bytes()
+    assert Store(tmp_path / "whole", {"model": "another"}, 64).missing(["0" * 16]) == [0]
+
+
+def test_a_changed_model_is_noticed(tmp_path, capsys):
+    model = tmp_path / "model"
+    tiny_model("tiny-llama", Key(0)).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    own = ["--model", str(model), *TINY[2:]]
+    begin = [
+        "select",
+        "--project",
+        str(tmp_path / "p"),
+        "--pool",
+        str(one_pool(tmp_path / "pool.jsonl")),
+        "--budget",
+        "3",
+    ]
+    assert main([*begin, *own]) == 0
+    answer_all(Project(tmp_path / "p"))
+    tiny_model("tiny-llama", Key(1)).save_pretrained(model)
+    capsys.readouterr()
+    assert main(["select", "--project", str(tmp_path / "p"), "--budget", "3"]) == 2
+    assert "began with other model files than --model has now" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "p")]) == 2

@@ -46,6 +46,16 @@ class TestFrontDoor:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_programs_presets_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as stop:  # tyro's own way to end
+        main(["--completion", shell])
+    assert not stop.value.code
+    script = capsys.readouterr().out
+    for word in ("annotator", "held-out", "simulate", "labelled", "price", "quick", "replicates"):
+        assert word in script
+
+
 class TestStreams:
     def run(self, output: Path, **changes: str) -> list[str]:
         return [sys.executable, str(TOY), "smoke", "--jobs", "1", "--output", str(output)]

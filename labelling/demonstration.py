@@ -1,0 +1,308 @@
+"""What choosing buys on a pool that stays as it is: ``python -m labelling.demonstration smoke|full``.
+
+One pool of responses that a model drew to its prompts, a budget of labels, one batch: chosen duels beside random ones,
+the reward model answering in people's place.  It is the language-model loop on a fixed pool; what the seeds have in
+common, the pool and its features at the first model, is made once.  Seeds differ in who answers what, in Random's
+draws, in the order of training and in the held-out responses; so intervals are for this pool.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from bandits.core.duels import Duels
+from bandits.core.rng import Key
+from bandits.headroom import headroom
+from bandits.loop import DesignState
+from bandits.runs import command, figures
+from bandits.runs.directory import Identity, Ledger, RunDirectory
+from bandits.runs.files import read_json, write_bytes, write_frame, write_json
+from bandits.runs.settings import check
+from bandits.runs.stats import Estimate, mean
+from llm_loop import launch, tables
+from llm_loop.arena import DrawnArena
+from llm_loop.config import PRESETS, Evaluation
+from llm_loop.forecast import forecast
+from llm_loop.gradients import Gradients
+from llm_loop.learner import Training
+from llm_loop.report.evaluate import win_rates
+from llm_loop.run import AlignmentStudy, Cell, initial_features
+from llm_loop.setup import Setup
+from llm_loop.shared import Shared
+
+PROGRAM = "python -m labelling.demonstration"
+HEADROOM = "headroom.json"
+ARMS = ("activedpo", "random")
+COMPARED = {
+    "reward": "held-out reward, by who labelled",
+    "judge": "held-out score of the judge, who never labels",
+    "accuracy": "share of held-out duels ordered as the reward does",
+    "wins": "share of held-out answers with more reward than the initial model's",
+    "fluency": "the initial model's log-probability of the answers, nats a token",
+    "kl_per_token": "KL from the initial model, nats a token",
+}
+DRAWN = ("reward", "judge", "accuracy", "wins")
+FULL = replace(
+    PRESETS["quick"][1],
+    strategies=ARMS,
+    seeds=5,
+    rounds=1,
+    batch=60,
+    prompts_per_round=250,
+    responses=8,
+    pool=250,
+    pool_temperature=1.4,
+    evaluation=Evaluation(prompts=48, between=0, duels=48),
+)
+SMOKE = replace(
+    PRESETS["smoke"][1],
+    strategies=ARMS,
+    seeds=2,
+    rounds=1,
+    batch=6,
+    prompts_per_round=5,
+    responses=4,
+    pool=5,
+    pool_temperature=1.5,
+    training=Training(rate=1e-2, epochs=2),
+)
+
+
+@dataclass(frozen=True)
+class Demonstration(AlignmentStudy):
+    """One batch from one pool, chosen and at random."""
+
+    experiment: str = "demonstration"
+
+    def identity(self) -> Identity:
+        """What determines the bytes of its results."""
+        own = super().identity()
+        return replace(own, packages=(*own.packages, "labelling"))
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed and of one cost, so that seeds are finished one after the other."""
+        return [replace(cell, cost=1.0) for cell in super().cells()]
+
+    def play(self, cell: Cell, folder: Path) -> list[str]:
+        """Play a cell; of a seed's cells that look at features, the first also has what the headroom meter says."""
+        names = super().play(cell, folder)
+        return [*names, HEADROOM] if (folder / HEADROOM).exists() else names
+
+    def lay_out(self, setup: Setup, folder: Path) -> None:
+        """Give a cell the pool, and features of it at the first model in the first seed's sketch, made once for all."""
+        super().lay_out(setup, folder)
+        arena, learner, alignment = setup.arena, setup.learner, setup.alignment
+        assert isinstance(arena, DrawnArena)
+        assert arena.pool_table is not None
+        if "width" not in setup.strategy.reads:
+            return
+        sketch, key = alignment.sketch, Key(alignment.seed).fold_in("seed", 0).fold_in("gradients")
+        learner.gradients = Gradients(
+            setup.policy, alignment.training.beta, sketch.kind, sketch.size, key, alignment.feature_tokens
+        )
+        rows, layer = list(dict.fromkeys(arena.pool_table.items.rows)), setup.strategy.space.layer
+        shared = Shared.beside(folder, "all", launch.is_main())
+        with launch.main_first():
+            found = shared.tensors(f"features-{layer}", partial(initial_features, setup, rows, layer))
+        learner.note_initial(layer, rows, found["values"], found["zero"])
+        if folder.name.endswith("--seed0") and launch.is_main():
+            write_json(folder / HEADROOM, _headroom(setup, arena))
+
+
+def _headroom(setup: Setup, arena: DrawnArena) -> dict[str, float | str]:
+    """Return what the meter foretells of a batch from the pool, before any label."""
+    table, alignment, space = arena.pool_table, setup.alignment, setup.strategy.space
+    assert table is not None
+    k = alignment.responses
+    every = Duels.within(len(table.texts) // k, k)
+    unlike = [
+        table.texts[a] != table.texts[b] for a, b in zip(every.first.tolist(), every.second.tolist(), strict=True)
+    ]
+    duels = Duels(every.first[unlike], every.second[unlike])
+    ridge = alignment.ridges.of(space)
+    rows = DesignState(space, ridge, alignment.batch).rows(setup.learner, table.items, duels)
+    key = Key(alignment.seed).fold_in("headroom")
+    worth = headroom(rows, ridge=ridge, budget=alignment.batch, candidates=4000, targets=500, key=key)
+    saved, error = worth.labels_saved, worth.error_saved
+    return {
+        "verdict": worth.verdict,
+        "labels_saved": saved.value,
+        "labels_saved_low": saved.low,
+        "labels_saved_high": saved.high,
+        "error_saved": error.value,
+        "error_saved_low": error.low,
+        "error_saved_high": error.high,
+        "duels": duels.count,
+    }
+
+
+COMMAND = command.Command(
+    PROGRAM,
+    {
+        "smoke": ("20 responses of a tiny random model, 6 labels: seconds, for tests", SMOKE),
+        "full": ("2,000 responses of SmolLM2-135M, 60 labels, 5 paired seeds: about an hour", FULL),
+    },
+    Demonstration.of,
+    "--strategies and --seeds",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the demonstration is played."""
+
+    preset: Annotated[Literal["smoke", "full"], tyro.conf.Positional] = "smoke"
+    """smoke: a tiny random model, in seconds; full: the real one, in about an hour"""
+    output: Path = Path("results")
+    """where the run is"""
+    pages: Path | None = None
+    """where table and figure are written (default: docs/studies/own-pool, and own-pool in the output when tiny)"""
+    cells: str = "1/1"
+    """the i-th of n parts of the cells, as i/n"""
+    jobs: int = 0
+    """cells side by side; 0: one per core"""
+    show: Annotated[bool, tyro.conf.arg(name="show-only")] = False
+    """play nothing; write down what the finished seeds show"""
+    dry_run: bool = False
+    """tell what the run will take, and run nothing"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Play what is missing; then write table and figure and say what the finished seeds show."""
+    options = command.read(Options, arguments, PROGRAM, __doc__)
+    check(options)
+    settings = COMMAND.presets[options.preset][1]
+    study = Demonstration.of(settings)
+    if options.dry_run:
+        command.say(*forecast(study, options.jobs))
+        return 0
+    told = ["--output", str(options.output), "--cells", options.cells, "--jobs", str(options.jobs)]
+    if not options.show and (status := command.run(COMMAND, [options.preset, *told])):
+        return status
+    directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
+    table, foretold = finished(study, directory)
+    if table.empty:
+        command.say("no seed is finished yet")
+        return 0
+    pages = options.pages or (Path("docs/studies") if options.preset == "full" else options.output) / "own-pool"
+    write_frame(pages / "own-pool.csv", table.round(6))
+    write_frame(pages / "foretold.csv", foretold.round(6))
+    write_bytes(pages / "own-pool.png", figures.png(drawn(table)))
+    command.say(*sentences(table, foretold), f"table and figure: {pages}")
+    return 0
+
+
+def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row per arm and seed, of the seeds that are finished, and what the headroom meter foretold per arm."""
+    done = {cell: directory.cell(cell) for cell in study.cells() if Ledger(directory.cell(cell)).whole}
+    arms = study.alignment.strategies
+    seeds = [seed for seed in range(study.alignment.seeds) if sum(cell.seed == seed for cell in done) == len(arms)]
+    folders = [folder for cell, folder in done.items() if cell.seed in seeds]
+    told = [
+        {"strategy": cell.strategy, **read_json(folder / HEADROOM, dict)}
+        for cell, folder in done.items()
+        if (folder / HEADROOM).exists()
+    ]
+    if not folders:
+        return pd.DataFrame(), pd.DataFrame(told)
+    keys = ["strategy", "seed"]
+    rows = tables.frame(tables.Evaluation, *folders)
+    last = rows[rows["round"] > 0].assign(
+        kl_per_token=rows["log_ratio"] / rows["tokens"], fluency=rows["reference_log_prob"] / rows["tokens"]
+    )
+    out = last.groupby(keys, sort=False)[["reward", "judge", "kl_per_token", "fluency", "tokens"]].mean()
+    start = rows[rows["round"] == 0].groupby(keys, sort=False)[["reward", "judge"]].mean().add_suffix("_at_first")
+    wins = pd.concat(
+        [win_rates(own).assign(seed=seed).set_index(keys)["rate"] for seed, own in rows.groupby("seed", sort=False)]
+    )
+    duels = tables.frame(tables.HeldoutDuel, *folders)
+    duels = duels[(duels["round"] > 0) & (duels["true_margin"] != 0)]
+    right = (np.sign(duels["margin"]) * np.sign(duels["true_margin"]) + 1) / 2
+    accuracy = right.groupby([duels[key] for key in keys]).mean()
+    columns = [start, wins.rename("wins"), accuracy.rename("accuracy"), _picked(folders, keys)]
+    return out.join(columns).reset_index(), pd.DataFrame(told)
+
+
+def _picked(folders: Sequence[Path], keys: list[str]) -> pd.DataFrame:
+    """Return what was asked: tokens a response, the true reward difference, the share of answers against it."""
+    found = tables.frame(tables.Candidate, *folders)
+    found = found[found["picked_position"].notna()]
+    gap = found["reward_1"] - found["reward_2"]
+    found = found.assign(
+        picked_tokens=(found["tokens_1"] + found["tokens_2"]) / 2,
+        picked_gap=gap.abs(),
+        against_reward=((found["label"] > 0.5) != (gap > 0)).astype(float),
+        prompts=found["prompt_index"],
+    )
+    kept = found.groupby(keys, sort=False)
+    means = kept[["picked_tokens", "picked_gap", "against_reward"]].mean()
+    return means.join(kept["prompts"].nunique()).join(kept["candidate"].size().rename("labels"))
+
+
+def differences(table: pd.DataFrame, measure: str) -> dict[str, Estimate]:
+    """Return each chosen arm's difference from random in a measure: paired by seed, Student's t at 95 %."""
+    wide = table.pivot(index="seed", columns="strategy", values=measure)
+    return {arm: mean(wide[arm] - wide["random"]) for arm in wide.columns if arm != "random"}
+
+
+def sentences(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
+    """Say what was foretold and what was found, a line each, whichever way it went."""
+    seeds, labels = table["seed"].nunique(), int(table["labels"].iloc[0])
+    lines = [f"{labels} labels an arm, {seeds} paired seeds"]
+    lines += [f"foretold of {row['strategy']}: {row['verdict']}" for row in foretold.to_dict("records")]
+    for measure, words in COMPARED.items():
+        level = ", ".join(f"{arm} {mean(own[measure])}" for arm, own in table.groupby("strategy", sort=False))
+        start = f"{measure}_at_first"
+        first = f"initial model {table[start].mean():.3g}, " if start in table else ""
+        apart = [f"{arm} less random {found}: {word(found)}" for arm, found in differences(table, measure).items()]
+        lines.append("; ".join([f"{words}: {first}{level}", *apart]))
+    return lines
+
+
+def word(difference: Estimate) -> str:
+    """Return what a difference from Random is said to be; of two that interval and seeds do not tell apart, neither."""
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "undecided"
+
+
+def drawn(table: pd.DataFrame) -> Figure:
+    """Draw each arm's outcome seed by seed, and its difference from Random with the interval."""
+    figure, axes = figures.panels(2 * len(DRAWN), len(DRAWN), width=3.0, height=2.6, legend=0)
+    arms = list(dict.fromkeys(table["strategy"]))
+    look = figures.looks(arms)
+    for place, measure in enumerate(DRAWN):
+        above, below = axes[place], axes[place + len(DRAWN)]
+        wide = table.pivot(index="seed", columns="strategy", values=measure)[arms]
+        for values in wide.to_numpy():
+            above.plot(range(len(arms)), values, color="0.85", lw=0.8, zorder=0)
+        for number, arm in enumerate(arms):
+            above.plot([number] * len(wide), wide[arm], "o", ms=3, color=look[arm]["color"], alpha=0.5)
+            above.plot(number, wide[arm].mean(), "_", ms=22, mew=2, color=look[arm]["color"])
+        above.set(xticks=range(len(arms)), xticklabels=[_broken(arm) for arm in arms], title=measure, xlim=(-0.5, None))
+        figures.intervals(below, {_broken(arm): found for arm, found in differences(table, measure).items()}, 0.0)
+        below.set(xlabel=f"{measure} less Random's")
+    return figure
+
+
+def _broken(name: str) -> str:
+    return name.replace("-", "-\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input is one line on standard error and exit status 2."""
+    return command.guard(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The demonstration on one pool: what is shared is made once, and what is said follows from its table."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bandits.runs.files import read_json
+from labelling import demonstration
+from labelling.demonstration import differences, main, sentences
+from llm_loop import tables
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstration")
+    assert main(["smoke", "--output", str(folder), "--jobs", "1"]) == 0
+    return folder
+
+
+def cells(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.glob("demonstration/*/cells/*")}
+
+
+def test_arms_share_pool_and_answers_and_seeds_share_what_is_chosen(played):
+    asked, labels, pools = {}, {}, set()
+    for name, cell in cells(played).items():
+        found = tables.frame(tables.Candidate, cell)
+        pools.add(frozenset(zip(found["prompt_index"], found["response_1"], found["response_2"], strict=True)))
+        picked = found[found["picked_position"].notna()]
+        duels = list(zip(picked["prompt_index"], picked["response_1"], picked["response_2"], strict=True))
+        asked[name], labels[name] = set(duels), dict(zip(duels, picked["label"], strict=True))
+        assert len(duels) == 6
+    assert len(pools) == 1
+    assert asked["activedpo--seed0"] == asked["activedpo--seed1"]  # one pool, one sketch, one rule
+    assert asked["random--seed0"] != asked["random--seed1"]
+    for seed in (0, 1):
+        chosen, drawn = labels[f"activedpo--seed{seed}"], labels[f"random--seed{seed}"]
+        assert all(chosen[duel] == drawn[duel] for duel in chosen.keys() & drawn.keys())
+
+
+def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
+    table, foretold = (pd.read_csv(played / "own-pool" / f"{name}.csv") for name in ("own-pool", "foretold"))
+    assert list(zip(table["strategy"], table["seed"], strict=True)) == [
+        (arm, seed) for seed in (0, 1) for arm in ("activedpo", "random")
+    ]
+    assert (table["labels"] == 6).all()
+    evaluations = tables.frame(tables.Evaluation, cells(played)["random--seed1"])
+    last = evaluations[evaluations["round"] == 1]["reward"].mean()
+    assert table["reward"].iloc[-1] == pytest.approx(last, abs=1e-6)
+    told = "\n".join(sentences(table, foretold))
+    assert "6 labels an arm, 2 paired seeds" in told
+    assert f"foretold of activedpo: {foretold['verdict'].iloc[0]}" in told
+    wide = table.pivot(index="seed", columns="strategy", values="reward")
+    assert differences(table, "reward")["activedpo"].value == pytest.approx((wide["activedpo"] - wide["random"]).mean())
+    assert (played / "own-pool" / "own-pool.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_words_go_the_way_the_numbers_go():
+    base = pd.DataFrame({"strategy": ["activedpo"] * 4 + ["random"] * 4, "seed": [0, 1, 2, 3] * 2})
+    noise = [0.01, -0.01, 0.02, 0.0]
+    for gap, said in ((1.0, "better"), (-1.0, "worse"), (0.0, "undecided")):
+        found = differences(base.assign(reward=[gap + n for n in noise] + noise[::-1]), "reward")["activedpo"]
+        assert demonstration.word(found) == said
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_stopped_and_shows_what_is_finished(played, tmp_path, capsys):
+    again = ["smoke", "--output", str(played), "--pages", str(tmp_path), "--jobs", "1"]
+    victim = cells(played)["random--seed1"]
+    before = {path.name: path.read_bytes() for path in victim.glob("*.jsonl")}
+    for path in victim.glob("*"):
+        if path.is_file():
+            path.unlink()
+    assert main([*again, "--show-only"]) == 0
+    assert "1 paired seeds" in capsys.readouterr().out
+    assert main(again) == 0
+    assert {path.name: path.read_bytes() for path in victim.glob("*.jsonl")} == before
+    assert read_json(cells(played)["activedpo--seed0"] / "headroom.json", dict)["duels"] > 6
