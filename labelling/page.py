@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bandits.headroom import Headroom
 from bandits.loop import Round
@@ -33,11 +34,13 @@ def write(
         pictures.append(picture("headroom", HEADROOM, _curve(worth)))
     if why is not None:
         pictures.append(picture("coverage", COVERAGE, _widths(round, why)))
+    numbers = {query.id: f"no. {number}" for number, query in enumerate(asked, start=1)}
     html = render(
         "labelling",
         "batch.html.j2",
         settings=settings,
         queries=asked,
+        why=[_named(query, numbers) for query in asked],
         told=told,
         note="" if worth is None else worth.note,
         pictures={one.name: one for one in pictures},
@@ -55,6 +58,12 @@ COVERAGE = (
 )
 
 
+def _named(query: Query, numbers: Mapping[str, str]) -> str:
+    """Return why a duel was picked, the one it is most like by its number on the page."""
+    near = query.nearest or ""
+    return query.why.replace(near, numbers[near]) if near in numbers else query.why
+
+
 def _curve(worth: Headroom) -> Figure:
     figure, (axis,) = panels(1)
     curve = worth.curve
@@ -62,6 +71,7 @@ def _curve(worth: Headroom) -> Figure:
     axis.fill_between(curve["labels"], curve["random_low"], curve["random_high"], color="#777777", alpha=0.25, lw=0)
     axis.plot(curve["labels"], curve["chosen"], label="chosen", color="#0072b2")
     axis.set(xlabel="labels", ylabel="expected error of margins")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
     return figure
 

@@ -70,6 +70,7 @@ class ItemRows(Rows):
         """Return ``row[first] - row[second]``: of item gradients, these are the duels' features φ."""
 
 
+AT_ONCE = 2**22  # numbers of duels' inner products beside the result, while it is made
 STRIPE = 256  # rows whose products with those after them are one matrix product, where the Gram matrix is symmetric
 
 
@@ -240,7 +241,10 @@ class Pairs(Rows):
     def along(self, gram: Tensor, dim: int) -> Tensor:
         """Turn the item axis ``dim`` (-2 or -1) of a matrix of inner products into this set's duel axis."""
         if gram.dim() == 2:
-            pairs = gram.index_select(dim, self.duels.first).sub_(gram.index_select(dim, self.duels.second))
+            pairs = gram.index_select(dim, self.duels.first)
+            step = max(1, AT_ONCE // self.count)
+            for own, items in zip(pairs.split(step, -3 - dim), gram.split(step, -3 - dim), strict=True):
+                own.sub_(items.index_select(dim, self.duels.second))
             return self._weighted(pairs, dim)
         first, second = (side.unsqueeze(-1 if dim == -2 else -2) for side in (self.duels.first, self.duels.second))
         gram = torch.take_along_dim(gram, first, dim) - torch.take_along_dim(gram, second, dim)

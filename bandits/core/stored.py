@@ -51,7 +51,7 @@ class Stored(ItemRows):
 
     def squares(self) -> Float[Tensor, " n"]:
         """Return the squared norms."""
-        return torch.cat([Dense(rows).squares() for _, rows in self.parts()])
+        return _squares(self)
 
     def take(self, index: Tensor) -> Dense:  # type: ignore[override]
         """Return the rows at these positions, formed."""
@@ -102,7 +102,7 @@ class StoredPairs(Pairs):
 
     def squares(self) -> Float[Tensor, " n"]:
         """Return the squared norms, by forming every feature once: no cancellation where two items are close."""
-        return torch.cat([Dense(rows).squares() for _, rows in self.parts()])
+        return _squares(self)
 
     def take(self, index: Tensor) -> Dense:  # type: ignore[override]
         """Return the duels at these positions, formed."""
@@ -127,3 +127,11 @@ class StoredPairs(Pairs):
     def finite(self) -> bool:
         """Whether every number is finite."""
         return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
+
+
+def _squares(rows: Stored | StoredPairs) -> Float[Tensor, " n"]:
+    """Return the squared norms, put into one vector: small results kept beside the parts would pin what they free."""
+    out = torch.empty(rows.count, dtype=torch.float64)
+    for place, part in rows.parts():
+        out[place] = Dense(part).squares()
+    return out
