@@ -20,6 +20,7 @@ from llm_loop.report.evaluate import (
     distinct,
     intervals,
     longer_wins,
+    same_policy,
     selection,
     totals,
     win_rates,
@@ -124,6 +125,22 @@ def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
     rows = [("s", 0, r, 0, value) for r, values in ((0, (1.0, 5.0)), (1, (2.0, 4.0))) for value in values]
     row = win_rates(pd.DataFrame(rows, columns=["strategy", "seed", "round", "prompt_index", "reward"])).iloc[0]
     assert (row["wins"], row["ties"], row["losses"], row["rate"]) == (1, 0, 1, 0.5)
+
+
+def test_the_initial_model_against_itself_pairs_seeds_and_wins_half() -> None:
+    frame = table(seeds=5)
+    found = same_policy(frame).iloc[0]
+    wins = []
+    for p in range(8):
+        own = frame[(frame["round"] == 0) & (frame["strategy"] == "random") & (frame["prompt_index"] == p)]
+        reward = own.set_index("seed")["reward"]
+        wins.append(np.mean([(np.sign(reward[b] - reward[a]) + 1) / 2 for a, b in ((0, 1), (2, 3))]))
+    assert found["rate"] == pytest.approx(np.mean(wins))
+    assert (found["wins"] + found["ties"] + found["losses"], found["prompts"]) == (16, 8)
+    assert same_policy(table(seeds=1)).empty
+    # 200 worlds of 20 draws each: the mean rate is within 4 standard errors of a half (0.006 at most)
+    rates = [same_policy(table(seed, seeds=4, rounds=1)).iloc[0]["rate"] for seed in range(200)]
+    assert abs(np.mean(rates) - 0.5) < 4 * np.std(rates) / np.sqrt(200)
 
 
 def test_accuracies_count_signs_and_leave_out_true_ties() -> None:

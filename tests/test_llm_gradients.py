@@ -1,5 +1,7 @@
 """Per-response gradients against autograd one response at a time; sketches against their explicit matrices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_llm_models import rows_of, tiny
@@ -8,8 +10,11 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.core.sketches import SKETCHES, CountSketch, Rademacher, ShiftSketch
+from llm_loop.config import PRESETS, Evaluation
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.models import TINY
+from llm_loop.setup import Parts
+from llm_loop.starts import look, told
 
 BETA = 0.1
 
@@ -145,3 +150,21 @@ def test_refusals():
         Gradients(policy, BETA, "count", 0, Key(0))
     with pytest.raises(InputError, match="β must be positive"):
         Gradients(policy, 0.0, "none", 0, Key(0))
+
+
+def test_either_start_sees_the_first_pool_through_another_half_of_the_parameters():
+    alignment = replace(PRESETS["smoke"][1], evaluation=Evaluation(prompts=2, duels=1, probes=2))
+    found, table = {}, None
+    for init in ("b0", "a0"):
+        start = replace(alignment, adapter=replace(alignment.adapter, init=init))
+        found[init], table = look(start, Parts.of(start), table)
+    assert (found["b0"].zero, found["a0"].zero) == (1.0, 0.0)
+    assert found["b0"].widths.shape == found["a0"].widths.shape
+    assert not torch.allclose(found["b0"].widths, found["a0"].widths)
+    lines = told(found["b0"], found["a0"])
+    assert lines[1] == "A-matrices without a gradient: 100% with B = 0, 0% with A = 0"
+    assert told(found["b0"], found["b0"])[2:] == [
+        "widths: rank correlation 1.00; their spread over their mean "
+        + ", ".join(f"{float(found['b0'].widths.std() / found['b0'].widths.mean()):.2f} with {s} = 0" for s in "BA"),
+        f"picks: 3 of 3 in common; {9 / len(found['b0'].widths):.1f} would be by chance",
+    ]

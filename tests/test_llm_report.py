@@ -141,6 +141,9 @@ def made_up(
                     "duplicates_dropped": int(key.integers(0, 3)) if r else None,
                     "selected_length": 12.5 if r else None,
                     "pool_length": 12.0 if r else None,
+                    "bits_per_byte": 1.2 + 0.01 * r,
+                    "chosen_length": 12.0 if r else None,
+                    "rejected_length": 10.0 if r else None,
                     "gradient_drift": 0.1 * r if r else None,
                     "kernel_drift": 0.2 * r if r else None,
                     "width_error_rank_correlation": 0.1 + 0.05 * key.normal() if r else None,
@@ -243,6 +246,10 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     assert f'<td class="n">{said}</td>' in page
     assert "gains anything over random is undecided" in page
     assert "sentiment valence" in page
+    assert "<td>initial model against itself</td>" in page
+    assert "The win rate of the initial model against itself, which is to be 50 %: reward" in page
+    assert "length, chosen ÷ rejected" in page
+    assert "activedpo-normalised 1.2 in round 1, 1.2 in round 4" in page
     assert "it can be gamed" in page
 
 
@@ -264,6 +271,8 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
         worse = [replace(row, distinct_2=0.3, tokens=20) if row.round == ROUNDS else row for row in evaluations]
         tables.write(tables.Evaluation, cell, worse)
         samples = tables.read(tables.Sample, cell)
+        rounds = tables.read(tables.Round, cell)
+        tables.write(tables.Round, cell, [replace(row, bits_per_byte=1.2 + 0.05 * row.round) for row in rounds])
         alike = [replace(row, response="great great great") if row.round == ROUNDS else row for row in samples]
         tables.write(tables.Sample, cell, alike)
         close(cell)
@@ -275,6 +284,7 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
         "the judge did not follow",
         "empty or repetitive, 100%",
         "repeat themselves more",
+        "foretells what people wrote at 1.40 bits a byte, the initial model at 1.20",
         "grew alike",
         "changed in length by +8.0 tokens",
     ):
@@ -502,6 +512,17 @@ def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     ]
     assert "activedpo (" in said[start + 1]
     assert "aplp (" in said[start + 2]
+
+
+def test_a_comparison_that_is_not_fair_is_told() -> None:
+    fair, unfair = ({"rate": rate, "low": rate - 0.1, "high": rate + 0.1} for rate in (0.53, 0.7))
+    (said,) = findings.null({"reward": fair, "judge": fair})
+    assert said.endswith("which is to be 50 %: reward 53% [43%, 63%], judge 53% [43%, 63%].")
+    (said,) = findings.null({"reward": fair, "judge": unfair})
+    assert said.endswith("judge 70% [60%, 80%]; by the judge it is not, so distrust the win rates.")
+    assert findings.null({}) == [
+        "A win rate of the initial model against itself, which is to be 50 %, takes two seeds."
+    ]
 
 
 def test_texts_that_were_read_in_part_are_told() -> None:

@@ -143,6 +143,19 @@ def win_rates(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFram
     return pd.DataFrame(rows)
 
 
+def same_policy(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFrame:
+    """Return the win rate of the initial model against itself, as ``win_rates`` has it, which is to be ½.
+
+    One row: seeds are paired, the first with the second and so on, and each pair's answers of round 0 are compared,
+    two draws of one policy.  Empty with one seed.
+    """
+    first = evaluations[(evaluations["round"] == 0) & (evaluations["strategy"] == evaluations["strategy"].iloc[0])]
+    seeds = {seed: place for place, seed in enumerate(sorted(first["seed"].unique()))}
+    place = first["seed"].map(seeds)
+    twice = first.assign(strategy="initial model", seed=place // 2, round=place % 2)
+    return win_rates(twice[place < len(seeds) // 2 * 2], measure)
+
+
 def longer_wins(evaluations: pd.DataFrame) -> dict[str, float]:
     """Return, by strategy, how often the longer of the initial and the last policy's response has more reward.
 

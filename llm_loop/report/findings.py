@@ -17,6 +17,8 @@ FEW = 4
 """Strategies that a page can tell of one by one."""
 FLUENCY, BROKEN = 0.3, 1.0
 """Nats a token that the initial model's log-probability of the responses may fall: still healthy, still language."""
+UNLEARNED = 0.1
+"""Bits a byte of people's own texts that a policy may lose: what 0.3 nats a token are at some four bytes a token."""
 FAR = 0.5
 """Nats a token of KL within which a policy is near the initial model."""
 
@@ -40,8 +42,8 @@ DIAGNOSTICS = {
     ),
     "zero_A_gradient_share": (
         "zero A-gradients",
-        "Share of LoRA's A-matrices, over responses, whose gradient is exactly 0. LoRA starts with B = 0, so in "
-        "round 1 the model's uncertainty is measured through the B-half of its parameters alone; later through both.",
+        "Share of LoRA's A-matrices, over responses, whose gradient is exactly 0. Where LoRA starts with B = 0, the "
+        "model's uncertainty is measured through the B-half of its parameters alone in round 1; later through both.",
     ),
     "zero_margin_share": (
         "zero margins",
@@ -56,6 +58,11 @@ DIAGNOSTICS = {
         "length, selected ÷ pool",
         "Mean tokens of the responses in selected duels over the pool's. A sum over tokens has a gradient that grows "
         "with length, so without normalisation a gradient rule may simply buy long responses.",
+    ),
+    "chosen_excess_length": (
+        "length, chosen ÷ rejected",
+        "Mean tokens of the responses that labels prefer over the others'. Above 1 labels favour long responses, and "
+        "DPO learns length with whatever else they say; how long answers became is above.",
     ),
     "gradient_drift": (
         "gradient drift",
@@ -297,6 +304,12 @@ def _games(row: dict[str, Any]) -> list[str]:
             f"{name}: the policy is {number(last['kl_per_token']['mean'], sign=False)} nats a token (KL) from the "
             f"initial model; beyond {FAR} a reward model is asked about texts that it was not made for."
         )
+    first_bits, last_bits = row["bits"]
+    if last_bits - first_bits > UNLEARNED:
+        lines.append(
+            f"{name}: the policy foretells what people wrote at {number(last_bits, sign=False)} bits a byte, the "
+            f"initial model at {number(first_bits, sign=False)}: it unlearned language that no label was about."
+        )
     if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
         lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
     if last["degenerate"]["change_low"] > 0:
@@ -319,6 +332,18 @@ def lengths(shares: dict[str, float]) -> list[str]:
     if not each:
         return ["No answer of a last policy differs in length from the initial model's, so length decides nothing."]
     return [f"Of each pair of answers, the initial model's and the last policy's, the longer has more reward: {each}."]
+
+
+def null(found: dict[str, dict[Hashable, Any]]) -> list[str]:
+    """Say how the initial model fares against itself: what a win rate is when there is nothing to win."""
+    if not found:
+        return ["A win rate of the initial model against itself, which is to be 50 %, takes two seeds."]
+    each = ", ".join(
+        f"{measure} {row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for measure, row in found.items()
+    )
+    off = [measure for measure, row in found.items() if not row["low"] <= 0.5 <= row["high"]]
+    verdict = f"; by the {' and the '.join(off)} it is not, so distrust the win rates" if off else ""
+    return [f"The win rate of the initial model against itself, which is to be 50 %: {each}{verdict}."]
 
 
 def partly(rounds: pd.DataFrame) -> list[str]:

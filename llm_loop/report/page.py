@@ -41,6 +41,7 @@ from llm_loop.report.evaluate import (
     degenerate,
     intervals,
     longer_wins,
+    same_policy,
     selection,
     totals,
     win_rates,
@@ -174,7 +175,10 @@ def diagnostics(rounds: pd.DataFrame) -> pd.DataFrame:
 
     A diagnostic that no round of any cell has is left out; a round that lacks one (round 0 has no pool) is, too.
     """
-    table = rounds.assign(selected_excess_length=rounds["selected_length"] / rounds["pool_length"])
+    table = rounds.assign(
+        selected_excess_length=rounds["selected_length"] / rounds["pool_length"],
+        chosen_excess_length=rounds["chosen_length"] / rounds["rejected_length"],
+    )
     long = table.melt(["strategy", "seed", "round", "labels"], list(words.DIAGNOSTICS), "measure", "value").dropna()
     grouped = long.groupby(["strategy", "round", "labels", "measure"], sort=False)["value"]
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
@@ -183,14 +187,16 @@ def diagnostics(rounds: pd.DataFrame) -> pd.DataFrame:
 def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return what the page's main table says of each strategy after the last round."""
     seeds = intervals(run.evaluations, ["reward", "judge"], "seed")
-    wins = win_rates(run.evaluations)
+    wins, judged = win_rates(run.evaluations), win_rates(run.evaluations, "judge")
+    longer = longer_wins(run.evaluations)
     rows = []
     for strategy in run.strategies:
         own = table[table["strategy"] == strategy]
         first, last = (own[own["round"] == number].set_index("measure") for number in (0, run.last))
         over = seeds[(seeds["strategy"] == strategy) & (seeds["round"] == run.last)].set_index("measure")
         start = run.evaluations[(run.evaluations["strategy"] == strategy) & (run.evaluations["round"] == 0)]
-        won = wins[(wins["strategy"] == strategy) & (wins["round"] == run.last)]
+        won, praised = (t[(t["strategy"] == strategy) & (t["round"] == run.last)] for t in (wins, judged))
+        played = run.rounds[run.rounds["strategy"] == strategy].groupby("round")["bits_per_byte"].mean()
         rows.append(
             {
                 "strategy": strategy,
@@ -198,6 +204,9 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
                 "last": last.to_dict("index"),
                 "seeds": over.to_dict("index"),
                 "wins": won.to_dict("records")[0],
+                "judged": praised.to_dict("records")[0],
+                "longer": longer[strategy],
+                "bits": (float(played.loc[0]), float(played.loc[run.last])),
                 "start": start[["reward", "judge", "tokens", "distinct_2"]].mean().to_dict(),
                 "spread": start[["reward", "judge"]].std().to_dict(),
             }
@@ -334,7 +343,9 @@ def write(folder: Path) -> Path:
     health = words.health(rows)
     headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
-    said += words.lengths(longer_wins(run.evaluations))
+    null = {measure: same_policy(run.evaluations, measure).to_dict("records") for measure in ("reward", "judge")}
+    said += words.lengths({row["strategy"]: row["longer"] for row in rows})
+    said += words.null({measure: found[0] for measure, found in null.items() if found})
     said += words.partly(run.rounds)
     if run.slower:
         said.append(f"The model disagrees with the fastest ways, so: {run.slower}.")
@@ -352,6 +363,7 @@ def write(folder: Path) -> Path:
         health=health,
         rows=rows,
         comparison=comparison,
+        null=null,
         outcomes=OUTCOMES,
         baseline=BASELINE,
         does={name: run.manifest["parts"]["strategies"][name]["summary"] for name in run.strategies},
