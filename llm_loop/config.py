@@ -31,6 +31,7 @@ from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.rewards.scorers import LongTexts
 from llm_loop.sampling import Decoding
+from llm_loop.tuning import Tuning
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "transformers", "tokenizers", "peft", "trl", "accelerate", "datasets")
 
@@ -104,9 +105,10 @@ class Alignment:
     trust_remote_code: bool = False
     """run code that a model's folder brings"""
     adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter(layers=8)
+    tuning: Annotated[Tuning, tyro.conf.arg(name="")] = Tuning()
     prompts: str = "films"
-    """films and headlines (chat), plots and news (openings), tldr, webgpt, builtin, or a file or folder of JSON lines,
-    JSON or Parquet"""
+    """films and headlines (chat), both of them, redundant (nine in ten alike), plots and news (openings), tldr, webgpt,
+    builtin, or a file or folder of JSON lines, JSON or Parquet"""
     skip_bad_rows: bool = False
     """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
     prompt_tokens: Count = 160
@@ -251,7 +253,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
         ),
     ),
     "paper": (
-        "the paper's sizes: Llama-2-7B (give --model a directory), TL;DR, LoRA rank 128, for a GPU",
+        "the paper's sizes: Llama-2-7B (give --model a directory), tuned on TL;DR first, LoRA rank 128, for a GPU",
         Alignment(
             strategies=("activedpo-normalised", "apo", "aplp", "random"),
             seeds=5,
@@ -260,6 +262,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             prompts_per_round=1000,
             model="meta-llama/Llama-2-7b-hf",
             adapter=Adapter(rank=128, alpha=512.0),
+            tuning=Tuning(data="tldr", examples=0, rate=2e-5),
             prompts="tldr",
             prompt_tokens=1024,
             decoding=Decoding(tokens=64, rows=256),

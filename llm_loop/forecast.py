@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import joblib
 import torch
@@ -22,7 +22,8 @@ from llm_loop.learner import Preference, fit_dpo
 from llm_loop.models import Row, read_once
 from llm_loop.run import AlignmentStudy
 from llm_loop.sampling import sample
-from llm_loop.setup import Setup, build, check, quiet_libraries
+from llm_loop.setup import Setup, build, check, demonstrations, quiet_libraries
+from llm_loop.tuning import tune
 
 PROBE = 8
 """Prompts on which the seconds of a token are measured, two responses each."""
@@ -80,6 +81,19 @@ def seconds(setup: Setup) -> dict[str, float]:
     return spent
 
 
+def tuning_seconds(study: AlignmentStudy) -> float:
+    """Return how long the model is tuned before the first cell, by tuning it a little; 0 where it is not."""
+    alignment, tuning = study.alignment, study.alignment.tuning
+    if not tuning.data:
+        return 0.0
+    policy, rows = demonstrations(alignment, study.parts)
+    part = rows[: 2 * tuning.batch]
+    tune(policy, part[:1], replace(tuning, epochs=1), Key(0))  # what a first step costs once
+    started = time.perf_counter()
+    tune(policy, part, replace(tuning, epochs=1), Key(0))
+    return (time.perf_counter() - started) * tuning.epochs * len(rows) / len(part)
+
+
 def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
     """Return what a run will take, a line a fact."""
     alignment = study.alignment
@@ -94,6 +108,7 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
             pace = seconds(setup)
             model = sum(p.numel() * p.element_size() for p in setup.policy.model.parameters())
             del setup
+            first = tuning_seconds(study)
     finally:
         torch.set_num_threads(threads)
     gc.collect()
@@ -111,7 +126,8 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
     side = side_by_side(jobs, 0, joblib.cpu_count(), most)
     lines = [f"{len(costs)} cells; {pace['tokens']:.0f} tokens in a prompt with two responses", *rows]
     lines.append(f"memory: about {memory / 2**30:.1f} GiB a cell")
-    lines.append(
-        f"about {in_words(remaining(costs, 1.0, side))} with {side} side by side, without waiting for other work"
-    )
+    if first:
+        lines.append(f"the model is tuned on {alignment.tuning.data} first: about {in_words(first)}, once")
+    whole = first + remaining(costs, 1.0, side)
+    lines.append(f"about {in_words(whole)} with {side} side by side, without waiting for other work")
     return lines

@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.files import write_bytes, write_json
+from bandits.runs.files import write_bytes
+from bandits.runs.text import dumps
 from llm_loop import folders, passes
 from llm_loop.data import assets
 from llm_loop.data.chat import Message, Prompt, continuable, text_of
@@ -201,6 +202,8 @@ class Policy:
         self.model.to(self.device).eval()
         self.trunk = Trunk(self.model)
         self.meter = Meter()
+        self.belongs = ""
+        """the folder of the model that the adapter is for, as its own folder is to name it; empty: the model's own"""
         self.batch_tokens = 1024
         """padded tokens in one pass without gradients"""
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -388,14 +391,23 @@ class Policy:
                 out[[i for place in places for i in groups[place]]] = self.summed(part, cached=cached).double().cpu()
         return out
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder, each file whole."""
+    def files(self) -> dict[str, bytes]:
+        """Return the adapter as the files of a PEFT folder."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.model).items()}
         config = self.model.peft_config["default"].to_dict()
         plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
         plain["inference_mode"] = True
-        write_json(folder / "adapter_config.json", plain)
-        write_bytes(folder / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+        if self.belongs:
+            plain["base_model_name_or_path"] = self.belongs
+        return {
+            "adapter_config.json": (dumps(plain, indent=2, sort_keys=True) + "\n").encode(),
+            "adapter_model.safetensors": save(tensors, {"format": "pt"}),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, each file whole."""
+        for name, content in self.files().items():
+            write_bytes(folder / name, content)
 
 
 def token_log_probs(

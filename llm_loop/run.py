@@ -32,6 +32,7 @@ from llm_loop.models import Row
 from llm_loop.rewards.scorers import cut
 from llm_loop.setup import Parts, Setup, build, check, check_lengths, inputs, quiet_libraries
 from llm_loop.shared import Shared, clear
+from llm_loop.tuning import FOLDER as SFT
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
 """What a round's tokens are counted under, by column.  Not counted: measuring on held-out prompts, and what the layers
@@ -78,6 +79,7 @@ class AlignmentStudy:
         return Identity(
             config_of(self.alignment),
             ("bandits", "llm_loop"),
+            ("studies",),
             self.parts.fingerprint(),
             inputs(self.alignment),
             LIBRARIES,
@@ -119,17 +121,20 @@ class AlignmentStudy:
     def _play(self, cell: Cell, folder: Path) -> list[str]:
         with launch.agreed(), quiet_libraries():
             with launch.main_first():
-                setup = build(self.alignment, self.parts, cell.strategy, cell.seed)
+                kept = Shared.beside(folder, SFT, launch.is_main())
+                setup = build(self.alignment, self.parts, cell.strategy, cell.seed, kept)
+                if setup.tuned:  # what is learned from here on belongs to the tuned model, in the run's folder
+                    setup.policy.belongs = f"../../../../{SFT}/adapter"
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())
             launch.wait()  # no process looks for records after the first new one is written
             self.lay_out(setup, folder)
-            play_on(setup, journal, Shared.beside(folder, f"seed-{cell.seed}", launch.is_main()))
+            play_on(setup, journal, Shared.of_seed(folder, cell.seed, launch.is_main()))
         return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
 
     def lay_out(self, setup: Setup, folder: Path) -> None:
         """Give a cell what it shares with all others of the run: of a fixed pool, its responses."""
         if isinstance(setup.arena, DrawnArena):
-            _lay_out(setup.arena, Shared.beside(folder, "all", launch.is_main()), setup)
+            _lay_out(setup.arena, Shared.of_seed(folder, None, launch.is_main()), setup)
 
     def follow(self) -> None:
         """Play what the main process plays, until it has no more; under a launcher, in all other processes."""
@@ -154,7 +159,7 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
     if not journal.rounds:
         with launch.main_first():
             answers = shared.json("round-0", partial(_initial_answers, setup))
-        about = {"left_out": setup.left_out, "slower": policy.route.summary}
+        about = {"left_out": setup.left_out, "slower": policy.route.summary, "tuned": setup.tuned}
         journal.append({"row": {"labels": 0} | answers.pop("row")} | about | answers, policy)
     fixed = Fixed.of(setup, journal.rounds[0]["fixed"])
     if setup.strategy.reads & {"target", "truth"}:

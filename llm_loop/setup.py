@@ -30,9 +30,11 @@ from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Policy, check_device, load_policy, weights_hash
+from llm_loop.models import Adapter, Policy, Row, check_device, load_policy, weights_hash
 from llm_loop.rewards.scorers import SCORERS, Classifier, Scorer, load_scorer
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
+from llm_loop.shared import Shared
+from llm_loop.tuning import Tuned, examples, tuned, wide
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Parts:
             {name: STRATEGIES[name] for name in alignment.strategies},
             ORACLES[alignment.labels],
             {name: SCORERS[name] for name in (alignment.reward, alignment.judge) if name in SCORERS},
-            {name: SOURCES[name] for name in (alignment.prompts,) if name in SOURCES},
+            {name: SOURCES[name] for name in (alignment.prompts, alignment.tuning.data) if name in SOURCES},
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -65,10 +67,10 @@ class Parts:
         prompts = {name: fingerprint(source) for name, source in self.prompts.items()}
         return {"strategies": strategies, "oracle": fingerprint(self.oracle), "prompts": prompts}
 
-    def load_prompts(self, alignment: Alignment) -> PromptSet:
-        """Return the prompt set; all cells have the same."""
+    def load_prompts(self, alignment: Alignment, name: str | None = None) -> PromptSet:
+        """Return the prompt set, or another one; all cells have the same."""
         return prompt_sets.load(
-            alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows, {**SOURCES, **self.prompts}
+            name or alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows, {**SOURCES, **self.prompts}
         )
 
     def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
@@ -102,25 +104,19 @@ class Setup:
     key: Key
     left_out: str
     """prompts that were left out, in a clause"""
+    tuned: str = ""
+    """how the model was tuned first, in a sentence"""
 
 
-def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup:
+def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Shared | None = None) -> Setup:
     """Put a cell together; cells of one seed begin with the same bytes.
 
-    Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
+    ``sft`` keeps the tuned model of settings that ask for one; without it, the model is taken as it is, to be looked
+    at.  Raises ``InputError`` for models, rewards and prompts that cannot be loaded or do not suit each other.
     """
     key = Key(alignment.seed).fold_in("seed", seed)
     texts = parts.load_prompts(alignment)
-    policy = load_policy(
-        alignment.model,
-        alignment.adapter,
-        key,
-        alignment.device,
-        alignment.dtype,
-        _chat(alignment, parts),
-        alignment.trust_remote_code,
-        Key(alignment.seed),
-    )
+    policy, told = load_model(alignment, parts, key, sft)
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
@@ -159,7 +155,49 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int) -> Setup
     heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(
-        alignment, parts.strategies[strategy], policy, arena, learner, heldout, key.fold_in("play"), texts.dropped_text
+        alignment,
+        parts.strategies[strategy],
+        policy,
+        arena,
+        learner,
+        heldout,
+        key.fold_in("play"),
+        texts.dropped_text,
+        told.summary(alignment.tuning.data) if told else "",
+    )
+
+
+def load_model(alignment: Alignment, parts: Parts, key: Key, sft: Shared | None = None) -> tuple[Policy, Tuned | None]:
+    """Return the policy, and how its model was tuned: by the settings, if ``sft`` is there to keep what is learned."""
+    tuning, start = alignment.tuning, Key(alignment.seed).fold_in("tuning")
+    if not tuning.data or sft is None:
+        return _load(alignment, parts, alignment.adapter, key), None
+    return tuned(*demonstrations(alignment, parts), tuning, alignment.adapter, key, sft, start)
+
+
+def demonstrations(alignment: Alignment, parts: Parts) -> tuple[Policy, list[Row]]:
+    """Return a policy with the adapter that is tuned, and the answers that it is tuned on.
+
+    A prompt that is held out, or whose text is part of one that is, does not count.
+    """
+    policy = _load(alignment, parts, wide(alignment.adapter), Key(alignment.seed).fold_in("sft"))
+    asked = "\n".join(map(text_of, parts.load_prompts(alignment).heldout))
+    known = parts.load_prompts(alignment, alignment.tuning.data).demonstrations
+    found = [(prompt, answer) for prompt, answer in known if text_of(prompt) not in asked]
+    limits = alignment.prompt_tokens, alignment.decoding.tokens
+    return policy, examples(policy, found, *limits, alignment.tuning.examples)
+
+
+def _load(alignment: Alignment, parts: Parts, adapter: Adapter, key: Key) -> Policy:
+    return load_policy(
+        alignment.model,
+        adapter,
+        key,
+        alignment.device,
+        alignment.dtype,
+        _chat(alignment, parts),
+        alignment.trust_remote_code,
+        Key(alignment.seed),
     )
 
 
@@ -234,6 +272,11 @@ def check(alignment: Alignment, parts: Parts) -> None:
     _check_prompts(alignment, texts)
     if isinstance(alignment.pool, str):
         _offered(alignment, texts)
+    if (data := alignment.tuning.data) and not parts.load_prompts(alignment, data).demonstrations:
+        raise InputError(
+            f"--sft {data}: none of its prompts to learn from has an answer by people; bring rows with prompt and "
+            "completion"
+        )
 
 
 def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:
@@ -251,10 +294,12 @@ def inputs(alignment: Alignment) -> dict[str, str | None]:
     found: dict[str, str | None] = {name: scorer_hash(name, trust) for name in (alignment.reward, alignment.judge)}
     if alignment.model not in assets.models():
         found[alignment.model] = weights_hash(alignment.model, trust)
-    if alignment.prompts in prompt_sets.SOURCES:  # a registered one may read what it likes
-        found["prompts"] = prompt_sets.load(alignment.prompts, Key(alignment.seed)).digest
-    else:
-        found |= hashes(located(alignment.prompts))
+    for name, use in ((alignment.prompts, "prompts"), (alignment.tuning.data, "sft")):
+        if name in prompt_sets.SOURCES:  # a registered one may read what it likes
+            texts = prompt_sets.load(name, Key(alignment.seed))
+            found[use] = texts.digest if use == "prompts" else texts.answers_digest
+        elif name:
+            found |= hashes(located(name))
     return found
 
 

@@ -19,6 +19,8 @@ from llm_loop.report.evaluate import (
     degenerate,
     distinct,
     intervals,
+    labels_saved,
+    learning_curves,
     longer_wins,
     same_policy,
     selection,
@@ -299,3 +301,39 @@ def test_selection_compares_picked_duels_with_their_pool() -> None:
     assert row["width"] == pytest.approx((2.5 + 6) / 2)
     assert row["width_pool"] == pytest.approx((2 + 5) / 2)
     assert row["agreement"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_learning_curves_are_slowly_computed_ones_also_where_a_round_asked_few_prompts() -> None:
+    evaluations = table()
+    few = evaluations[(evaluations["round"] != 1) | (evaluations["prompt_index"] < 3)]
+    rounds = few[["strategy", "seed", "round"]].drop_duplicates().assign(labels=lambda t: 10 * t["round"])
+    found = learning_curves(few, rounds).set_index(["strategy", "seed", "round"])
+    for (strategy, seed, number), row in found.iterrows():
+        own = few[(few["strategy"] == strategy) & (few["seed"] == seed)].set_index(["round", "prompt_index"])["reward"]
+        asked = own[number].index
+        start = [own[0, p] for p in own[0].index]
+        change = [own[number, p] - own[0, p] for p in asked]
+        assert len(asked) == (3 if number == 1 else 8)
+        assert row["reward"] == pytest.approx(sum(start) / len(start) + sum(change) / len(change))
+        assert row["labels"] == 10 * number
+
+
+def test_a_strategy_that_learns_twice_as_fast_saves_half_of_the_labels() -> None:
+    """The blind one gains 1 a round, the other 2; per-seed offsets are shared, so pairing removes them."""
+    generator = np.random.default_rng(0)
+    offset = generator.normal(size=6)
+    curves = pd.DataFrame(
+        [
+            {"strategy": s, "seed": k, "labels": 10 * r, "reward": offset[k] + pace * r + generator.normal(scale=0.05)}
+            for k in range(6)
+            for r in range(5)
+            for s, pace in (("random", 1.0), ("fast", 2.0), ("slow", 0.5))
+        ]
+    )
+    found = labels_saved(curves).set_index("contender")
+    assert found.loc["fast", "saved"] == pytest.approx(0.5, abs=0.05)
+    assert 0.4 < found.loc["fast", "low"] <= found.loc["fast", "high"] < 0.6
+    assert found.loc["fast", "verdict"] == "saves"
+    assert found.loc["slow", "saved"] == pytest.approx(-0.5, abs=0.05)
+    assert found.loc["slow", "verdict"] == "does not save"
+    assert labels_saved(curves[curves["strategy"] != "random"]).empty

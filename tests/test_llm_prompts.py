@@ -18,7 +18,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.data import files, prompts, ratings
 from llm_loop.data.assets import find
-from llm_loop.data.chat import Message, Prompt
+from llm_loop.data.chat import Message, Prompt, text_of
 from llm_loop.data.files import hashes
 from llm_loop.data.prompts import SOURCES, Entry, load, part, register
 from llm_loop.data.rows import held_out, prompt_of
@@ -521,3 +521,23 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(
         assert found.train
     assert "\n" not in message
     assert len(message) < 700
+
+
+@needs_texts
+def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
+    def films(side: tuple[Prompt, ...]) -> float:
+        return sum("film critic" in text_of(prompt) for prompt in side) / len(side)
+
+    even, skewed, alone = load("both", LUCK), load("redundant", LUCK), load("headlines", LUCK)
+    assert films(even.heldout) == 0.5
+    assert films(even.train) == pytest.approx(0.5, abs=0.005)
+    assert films(skewed.heldout) == 0.5
+    assert films(skewed.train) == pytest.approx(0.1, abs=0.005)
+    topics = [prompt for prompt in skewed.train if "film critic" not in text_of(prompt)]
+    assert all("Trump" in text_of(prompt) for prompt in topics)
+    assert 0.05 < sum("Trump" in text_of(prompt) for prompt in skewed.heldout) / len(skewed.heldout) < 0.2
+    assert not {prompt for prompt, _ in alone.demonstrations} & set(even.heldout)  # tuned on, never asked in the end
+    assert len(alone.demonstrations) > 0.9 * len(alone.train)
+    prompt, answer = alone.demonstrations[0]
+    assert answer
+    assert answer not in text_of(prompt)

@@ -13,13 +13,14 @@ from test_llm_models import tiny
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop import studies, tables
+from llm_loop import tables
 from llm_loop.arena import DrawnArena
 from llm_loop.forecast import work
 from llm_loop.models import Adapter
 from llm_loop.rewards.scorers import load_scorer
 from llm_loop.sampling import Decoding
 from llm_loop.shared import Shared
+from llm_loop.studies import __main__ as studies
 
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
 

@@ -238,6 +238,8 @@ class TestIdentity:
             assert kit.sources("parcel") != before
             write_text(package / name, "x = 1\n")
         assert kit.sources("parcel") == before
+        write_text(package / "pages" / "draw.py", "x = 1\n")
+        assert kit.sources("parcel", ("pages",)) == before != kit.sources("parcel")
 
     def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
         """A copy of the package inside somebody else's repository, untracked as an installed one is."""

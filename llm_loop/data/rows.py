@@ -88,6 +88,33 @@ def _recognised(row: dict[str, Any]) -> Prompt:
     raise InputError(f"it has none of the fields {FORMS}; it has {fields[:160] or 'no field'}")
 
 
+def answer_of(row: dict[str, Any], prompt: Prompt) -> str:
+    """Return what a row has as a good answer to its prompt; empty if it has none.
+
+    ``completion``, ``response`` or ``output`` (text, or messages that end with the assistant's), the assistant's last
+    turn of ``messages``, the preferred side of ``chosen`` and ``rejected``, the summary of TL;DR's that was chosen,
+    the better of WebGPT's two answers.
+    """
+    match row:
+        case {"info": {"post": str()}, "summaries": [*summaries], "choice": int(choice)} if choice < len(summaries):
+            found = summaries[choice]
+            return " " + str(found["text"]).strip() if isinstance(found, dict) and "text" in found else ""
+        case {"answer_0": str(first), "answer_1": str(second), "score_0": float(one), "score_1": float(two)}:
+            return " " + (first if one >= two else second).strip()
+        case {"completion": found} | {"response": found} | {"output": found} | {"chosen": found}:
+            pass
+        case {"messages": found} | {"conversations": found} | {"conversation": found}:
+            pass
+        case _:
+            return ""
+    if isinstance(found, list):
+        said = messages(found)
+        return said[-1].content if said[-1].role == "assistant" else ""
+    if not isinstance(found, str):
+        return ""
+    return found.removeprefix(prompt) if isinstance(prompt, str) else found
+
+
 def messages(entries: Sequence[Any]) -> tuple[Message, ...]:
     """Return messages, each with ``role`` and ``content`` (a text or parts of text), or with ``from`` and ``value``."""
     found = []

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bandits.core.errors import InputError
-from bandits.runs.stats import compare, mean, share
+from bandits.runs.stats import SAVINGS, compare, mean, savings, share
 
 Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
@@ -213,6 +213,35 @@ def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = 
         outcomes = outcomes.iloc[:0]
     table = compare(outcomes, measure, baseline, lower_is_better=False)
     return table.rename(columns={"truth": "outcome", "contender": "strategy", "replicates": "seeds"})
+
+
+def learning_curves(evaluations: pd.DataFrame, rounds: pd.DataFrame, measure: str = "reward") -> pd.DataFrame:
+    """Return a measure by strategy, seed, round and labels bought, on all held-out prompts: columns of ``savings``.
+
+    A round that asked some of the prompts has round 0's mean on all of them plus the mean change on those it asked.
+    """
+    keys = ["strategy", "seed"]
+    start = evaluations[evaluations["round"] == 0].set_index([*keys, "prompt_index"])[measure]
+    levels = start.groupby(keys).mean().rename("start")
+    first = start.groupby([*keys, "prompt_index"]).mean().rename("first")
+    table = evaluations.join(first, on=[*keys, "prompt_index"])
+    table["change"] = table[measure] - table["first"]
+    curves = table.groupby([*keys, "round"], sort=False)["change"].mean().reset_index().join(levels, on=keys)
+    curves[measure] = curves["change"] + curves["start"]
+    curves = curves.merge(rounds[[*keys, "round", "labels"]], on=[*keys, "round"], how="left")
+    return curves.drop(columns=["change", "start"])
+
+
+def labels_saved(curves: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:
+    """Return what share of a baseline's labels each strategy saves, from paired seeds' learning curves.
+
+    Columns, intervals and the three verdicts are ``bandits.runs.stats.savings``'; the target is the baseline's mean
+    after its last label.  Empty without the baseline or rivals.
+    """
+    table = curves.rename(columns={"strategy": "contender", "seed": "replicate"}).assign(truth="held-out")
+    if baseline not in set(table["contender"]):
+        return pd.DataFrame(columns=SAVINGS)
+    return savings(table, measure, baseline, lower_is_better=False)
 
 
 def totals(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Numbers in, words out; knows nothing of files and figures.  A sentence says what
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -218,6 +218,35 @@ def compared(judged: dict[Hashable, Any], baseline: str) -> str:
         return f"{name} did {judged['verdict']} than {baseline}, {where}: {said}."
     reason = judged["reason"].replace("replicates", "seeds")
     return f"{name} against {baseline}, {where}: {judged['verdict']} ({said}; {reason})."
+
+
+def share_saved(row: Mapping[Hashable, Any]) -> str:
+    """Return a share of labels saved with its interval, in per cent; a limit that was not seen is open."""
+    value, low, high = (100 * float(row[name]) for name in ("saved", "low", "high"))
+    if math.isnan(value):
+        return "–"
+    if math.isnan(low):
+        return f"{number(value, 0, sign=False)} %"
+    least = "−∞" if low <= -100 else number(low, 0, sign=False)
+    return f"{number(value, 0, sign=False)} % [{least}, {number(high, 0, sign=False)}]"
+
+
+def saving(row: Mapping[Hashable, Any]) -> str:
+    """Say what a strategy saves of its baseline's labels, and how many seeds would decide it where they do not."""
+    who, against, budget = row["contender"], row["baseline"], f"{row['budget']:.0f}"
+    interval = f"{share_saved(row)} of {budget} labels, {row['replicates']} paired seeds"
+    reason = str(row["reason"]).replace("replicate", "seed")
+    why = f"; {reason}" if reason else ""
+    match row["verdict"]:
+        case "saves":
+            return (
+                f"{who} saves labels: with {row['labels']:.0f} it has {against}'s reward at {budget}; {interval}{why}."
+            )
+        case "does not save":
+            return f"{who} does not save labels against {against}: {interval}{why}."
+        case "undecided":
+            return f"Whether {who} saves labels against {against} is undecided: {interval}{why}."
+    return f"{who} is not judged against {against}{why}."
 
 
 def together(rows: Sequence[dict[str, Any]], labels: int) -> str:

@@ -40,6 +40,8 @@ from llm_loop.report.evaluate import (
     corpus_distinct,
     degenerate,
     intervals,
+    labels_saved,
+    learning_curves,
     longer_wins,
     same_policy,
     selection,
@@ -82,6 +84,8 @@ class Run:
     """prompts that were not used, in words"""
     slower: str = ""
     """which slower ways the model took, in words"""
+    tuned: str = ""
+    """how the model was tuned first, in a sentence"""
 
     @property
     def strategies(self) -> list[str]:
@@ -122,7 +126,7 @@ def read(folder: Path) -> Run:
     first = "records/round-00.json"
     ledger = Ledger(cells[0])
     about = loads(ledger.read(first).decode()) if ledger.holds(first) else {}
-    told: dict[str, Any] = {name: str(about.get(name, "")) for name in ("left_out", "slower")}
+    told: dict[str, Any] = {name: str(about.get(name, "")) for name in ("left_out", "slower", "tuned")}
     kinds = (tables.Round, tables.Evaluation, tables.HeldoutDuel, tables.Candidate, tables.Sample)
     frames: dict[str, Any] = {kind.table: tables.frame(kind, *cells) for kind in kinds}
     return Run(manifest, **frames, **told)
@@ -337,16 +341,21 @@ def write(folder: Path) -> Path:
     run = read(folder)
     check_balanced(run.evaluations)
     table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
+    saved = labels_saved(learning_curves(run.evaluations, run.rounds), BASELINE)
     rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
     drawn = pictures(run, table, loop, comparison)
     labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
     health = words.health(rows)
     headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    if len(run.seeds) > 1 and len(saved) <= words.FEW:
+        said += map(words.saving, saved.to_dict("records"))
     null = {measure: same_policy(run.evaluations, measure).to_dict("records") for measure in ("reward", "judge")}
     said += words.lengths({row["strategy"]: row["longer"] for row in rows})
     said += words.null({measure: found[0] for measure, found in null.items() if found})
     said += words.partly(run.rounds)
+    if run.tuned:
+        said.append(f"{run.tuned}; that model is the initial one.")
     if run.slower:
         said.append(f"The model disagrees with the fastest ways, so: {run.slower}.")
     if run.left_out:
@@ -364,6 +373,8 @@ def write(folder: Path) -> Path:
         rows=rows,
         comparison=comparison,
         null=null,
+        saved=saved,
+        share_saved=words.share_saved,
         outcomes=OUTCOMES,
         baseline=BASELINE,
         does={name: run.manifest["parts"]["strategies"][name]["summary"] for name in run.strategies},
@@ -381,7 +392,10 @@ def write(folder: Path) -> Path:
         span=words.span,
         visible=visible,
     )
-    for name, frame in (("rounds", run.rounds), ("measures", table), ("comparison", comparison), ("selection", chosen)):
+    for name, frame in (
+        *(("rounds", run.rounds), ("measures", table), ("comparison", comparison)),
+        *(("savings", saved), ("selection", chosen)),
+    ):
         write_frame(folder / f"{name}.csv", frame)
     for drawing in drawn:
         write_bytes(folder / "figures" / drawing.file, drawing.content)

@@ -1,0 +1,1 @@
+"""The paper's figures and other questions, each a few runs of the loop and what is read off them."""
