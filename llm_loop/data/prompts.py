@@ -337,8 +337,24 @@ def webgpt(dropped: Counter[str]) -> Iterable[Entry]:
 @register("builtin")
 def builtin(dropped: Counter[str]) -> list[Entry]:
     """Return openings of our own, which need no file."""
+    return _builtin()
+
+
+def _builtin() -> list[Entry]:
     text = (resources.files("llm_loop.data") / "builtin.txt").read_text(encoding="utf-8")
     return [Entry(line, f"builtin.txt, line {number}") for number, line in enumerate(lines(text), start=1)]
+
+
+@register("toy-vowels")
+def toy_vowels(dropped: Counter[str]) -> list[Entry]:
+    """Return the openings of our own, each answered by vowels: a toy to tune tiny models on, without a file."""
+    return [replace(entry, answer=" aeiou") for entry in _builtin()]
+
+
+@register("toy-letters")
+def toy_letters(dropped: Counter[str]) -> list[Entry]:
+    """Return the openings of our own, each answered by other letters: a toy as well."""
+    return [replace(entry, answer=" plmkt") for entry in _builtin()]
 
 
 def _plain(text: str) -> bool:

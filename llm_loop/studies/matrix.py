@@ -1,0 +1,275 @@
+"""Owns the experiment behind Figure 2: do models that learned from different texts need different preferences?
+
+One base model is tuned twice (``llm_loop.tuning``), on disjoint texts.  Both answer the same prompts; what they wrote
+is one pool.  A cell: the duels of the pool are chosen by one of the two models, round by round as in the loop, or at
+random; then *both* models are trained on them and answer the held-out prompts.  So the outcomes are a matrix of two
+models by three preference sets, a matrix a seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+
+from bandits.core.duels import Labelled
+from bandits.core.errors import InputError
+from bandits.core.rng import Key
+from bandits.loop import Schedule, play
+from bandits.runs.directory import Identity, RunDirectory, config_of
+from bandits.runs.execute import Report
+from bandits.runs.files import sha256, write_frame
+from bandits.runs.settings import Distinct, MinLen, check
+from llm_loop import launch, measures
+from llm_loop import setup as cells
+from llm_loop.arena import Completions, DrawnArena, Table
+from llm_loop.config import LIBRARIES, PRESETS, Alignment, Evaluation
+from llm_loop.data.chat import text_of
+from llm_loop.measures import Fixed
+from llm_loop.models import Row
+from llm_loop.setup import Parts, Setup, build, quiet_libraries
+from llm_loop.shared import Shared, clear
+from llm_loop.tuning import FOLDER as SFT
+from llm_loop.tuning import Tuning
+
+RANDOM = "random"
+CHOOSER = "activedpo-normalised"
+EVALUATIONS, PICKS = "evaluations.csv", "picks.csv"
+BEFORE, AFTER = "before", "after"
+
+
+FULL = Alignment(
+    strategies=(CHOOSER, RANDOM),
+    rounds=4,
+    responses=6,
+    pool=64,
+    prompts="both",
+    tuning=Tuning(examples=320),
+    evaluation=Evaluation(prompts=64, duels=1, probes=1),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Two models, three preference sets."""
+
+    sets: Annotated[tuple[str, ...], MinLen(2), Distinct()] = ("plots", "news")
+    """what the two models are tuned on: prompt sets or files whose prompts people answered"""
+    alignment: Annotated[Alignment, tyro.conf.arg(name="")] = FULL
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.sets) != 2:
+            raise InputError(f"--sets names the data of two models, got {len(self.sets)}")
+        if not isinstance(self.alignment.pool, int) or self.alignment.pool < 1:
+            raise InputError("both models answer the prompts of one pool: --pool must be a number of prompts, above 0")
+        if self.alignment.responses % 2:
+            raise InputError(
+                f"each model writes half of --responses, which must be even, got {self.alignment.responses}"
+            )
+        if len(self.alignment.strategies) != 2 or self.alignment.strategies[1] != RANDOM:
+            raise InputError(f"--strategies names the rule by which a model chooses, and {RANDOM}")
+
+    def of(self, name: str) -> Alignment:
+        """Return the settings of the model that is tuned on one of the sets."""
+        return replace(self.alignment, tuning=replace(self.alignment.tuning, data=name))
+
+
+MATRICES: dict[str, tuple[str, Matrix]] = {
+    "smoke": (
+        "two tiny models that learned toys",
+        Matrix(
+            sets=("toy-vowels", "toy-letters"),
+            alignment=replace(
+                PRESETS["smoke"][1],
+                seeds=2,
+                strategies=(CHOOSER, RANDOM),
+                responses=4,
+                pool=6,
+                tuning=Tuning(rate=1e-2),
+                evaluation=Evaluation(prompts=6, duels=1, probes=1),
+            ),
+        ),
+    ),
+    "full": ("SmolLM2 tuned on film plots and on news articles, 8 seeds", Matrix()),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A preference set, chosen by one of the models or at random, with one seed."""
+
+    chosen_by: str
+    seed: int
+    cost: float
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return f"{self.chosen_by}--seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class MatrixStudy:
+    """The run."""
+
+    matrix: Matrix
+    parts: Parts
+    experiment: str = "matrix"
+    gpu: bool = False
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> MatrixStudy:
+        """Look the names up."""
+        first, second = (Parts.of(matrix.of(name)) for name in matrix.sets)
+        return cls(matrix, replace(first, prompts={**first.prompts, **second.prompts}))
+
+    def identity(self) -> Identity:
+        """What determines the bytes of its results; of the studies, this file counts alone."""
+        found: dict[str, str | None] = {}
+        for name in self.matrix.sets:
+            one = cells.inputs(self.matrix.of(name))
+            found |= {f"sft {name}" if use == "sft" else use: value for use, value in one.items()}
+        own = {"matrix": {"source": sha256(inspect.getsource(sys.modules[__name__]).encode())}}
+        parts = self.parts.fingerprint() | own
+        return Identity(config_of(self.matrix), ("bandits", "llm_loop"), ("studies",), parts, found, LIBRARIES)
+
+    def memory(self) -> dict[str, float]:
+        """Estimate a cell's bytes: two models' work."""
+        return {option: 2 * size for option, size in self.matrix.alignment.memory().items()}
+
+    def names(self) -> dict[str, str]:
+        """Return the models' names, which are folders too, with what each is tuned on."""
+        return {Path(data).stem: data for data in self.matrix.sets}
+
+    def count(self) -> int:
+        """How many cells there are."""
+        return 3 * self.matrix.alignment.seeds
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed; a model that chooses is fitted after every round, and looks at gradients."""
+        costs = dict.fromkeys(self.names(), 2.0) | {RANDOM: 1.0}
+        return [Cell(name, seed, cost) for seed in range(self.matrix.alignment.seeds) for name, cost in costs.items()]
+
+    def prepare(self) -> None:
+        """Refuse what cannot be before anything is written."""
+        if len(self.names()) < 2 or RANDOM in self.names():
+            raise InputError(f"--sets: the two need file names that differ, and none may be {RANDOM!r}")
+        for data in self.matrix.sets:
+            cells.check(self.matrix.of(data), self.parts)
+        with quiet_libraries():
+            build(self.matrix.of(self.matrix.sets[0]), self.parts, CHOOSER, 0)
+
+    def play(self, cell: Cell, folder: Path) -> list[str]:
+        """Play a cell whole; return its files."""
+        with launch.agreed(), quiet_libraries():
+            setups = {
+                name: build(
+                    self.matrix.of(data),
+                    self.parts,
+                    self.matrix.alignment.strategies[cell.chosen_by == RANDOM],
+                    cell.seed,
+                    Shared.beside(folder, f"{SFT}/{name}"),
+                )
+                for name, data in self.names().items()
+            }
+            pool = Shared.of_seed(folder, None).json("pool", partial(write_pool, setups))
+            for name, setup in setups.items():
+                lay_out(setup, pool, name)
+            before = {
+                name: Shared.of_seed(folder, cell.seed).json(f"before-{name}", partial(answers, setup, initial=True))
+                for name, setup in setups.items()
+            }
+            chooser = setups.get(cell.chosen_by, next(iter(setups.values())))
+            past, picks = choose(chooser)
+            rows = []
+            for name, setup in setups.items():
+                if setup is not chooser:
+                    setup.learner.fit(past)
+                about = {"chosen_by": cell.chosen_by, "model": name, "seed": cell.seed}
+                for stage, found in ((BEFORE, before[name]), (AFTER, answers(setup))):
+                    rows += [about | {"stage": stage} | row for row in found]
+        write_frame(folder / EVALUATIONS, pd.DataFrame(rows))
+        write_frame(folder / PICKS, picks.assign(chosen_by=cell.chosen_by, seed=cell.seed))
+        return [EVALUATIONS, PICKS]
+
+    def finish(self, directory: RunDirectory) -> None:
+        """Gather the cells' tables."""
+        for name in (EVALUATIONS, PICKS):
+            write_frame(directory.path / name, directory.frames(self.cells(), name))
+        clear(directory.path)
+
+    def report(self, directory: RunDirectory) -> Report:
+        """Say nothing; the study's page does."""
+        return Report()
+
+
+def write_pool(setups: dict[str, Setup]) -> dict[str, Any]:
+    """Let each model answer all prompts of the pool with its part of the responses; score all by both models."""
+    tables = []
+    for place, setup in enumerate(setups.values()):
+        alignment, arena = setup.alignment, setup.arena
+        key = Key(alignment.seed).fold_in("pool", place)
+        count = alignment.responses // len(setups)
+        tables.append((count, arena.answer(range(len(arena.prompts)), [(count, alignment.decoding)], key)))
+    prompts = range(len(next(iter(setups.values())).arena.prompts))
+    order = [(table, p * count + i) for p in prompts for count, table in tables for i in range(count)]
+    rows = [table.items.rows[place] for table, place in order]
+    return {
+        "prompts": [list(row.prompt) for row in rows],
+        "responses": [list(row.response) for row in rows],
+        "texts": [table.texts[place] for table, place in order],
+        "rewards": [float(table.rewards[place]) for table, place in order],
+        "log_probs": {name: setup.policy.log_probs(rows, "score").tolist() for name, setup in setups.items()},
+    }
+
+
+def lay_out(setup: Setup, pool: dict[str, Any], name: str) -> None:
+    """Give a model's arena the pool, with what this model makes of it at the start."""
+    assert isinstance(setup.arena, DrawnArena)
+    rows = tuple(Row(tuple(p), tuple(r)) for p, r in zip(pool["prompts"], pool["responses"], strict=True))
+    logs, rewards = (torch.tensor(values, dtype=torch.float64) for values in (pool["log_probs"][name], pool["rewards"]))
+    items = Completions(rows, setup.alignment.responses, logs)
+    setup.arena.pool_table = Table(items, tuple(pool["texts"]), rewards, tuple(range(len(setup.arena.prompts))))
+    setup.learner.note(rows, reference=logs)
+
+
+def choose(setup: Setup) -> tuple[Labelled[Completions], pd.DataFrame]:
+    """Let a model, or chance, choose duels round by round, being fitted to their labels; return them, and a table."""
+    alignment, arena = setup.alignment, setup.arena
+    blind = not setup.strategy.reads
+    schedule = Schedule(alignment.rounds, alignment.batch, 1e9 if blind else 0.0)  # chance needs no fit between rounds
+    rows: list[dict[str, Any]] = []
+    past = Labelled[Completions]()
+    for round in play(arena, setup.learner, setup.strategy, schedule, alignment.ridges, setup.key):
+        past, k, table = round.past, alignment.responses, arena.table
+        pairs = zip(round.asked.first.tolist(), round.asked.second.tolist(), round.outcome.tolist(), strict=True)
+        for place, (first, second, label) in enumerate(pairs):
+            prompt = table.prompt_indices[first // k]
+            rows.append(
+                {
+                    "round": round.number + 1,
+                    "place": place,
+                    "prompt_index": prompt,
+                    "prompt": text_of(arena.prompts[prompt])[:60],
+                    "first": first % k,
+                    "second": second % k,
+                    "label": label,
+                    "gap": abs(float(table.rewards[first] - table.rewards[second])),
+                }
+            )
+    return past, pd.DataFrame(rows)
+
+
+def answers(setup: Setup, initial: bool = False) -> list[dict[str, Any]]:
+    """Let a model answer the held-out prompts; return a row each."""
+    fixed = Fixed((Row(setup.heldout.encoded[0], (setup.policy.end,)),) * 2, (0.0, 0.0))
+    found: list[dict[str, Any]] = measures.answer(setup, fixed, initial=initial, last=True)["evaluations"]
+    return found
