@@ -529,9 +529,9 @@ def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
         return sum("film critic" in text_of(prompt) for prompt in side) / len(side)
 
     even, skewed, alone = load("both", LUCK), load("redundant", LUCK), load("headlines", LUCK)
-    assert films(even.heldout) == 0.5
     assert films(even.train) == pytest.approx(0.5, abs=0.005)
-    assert films(skewed.heldout) == 0.5
+    assert films(even.heldout) == pytest.approx(0.5, abs=0.005)
+    assert films(skewed.heldout) == pytest.approx(0.5, abs=0.005)
     assert films(skewed.train) == pytest.approx(0.1, abs=0.005)
     topics = [prompt for prompt in skewed.train if "film critic" not in text_of(prompt)]
     assert all("Trump" in text_of(prompt) for prompt in topics)
