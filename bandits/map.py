@@ -9,7 +9,7 @@ from bandits.runs import command
 from bandits.sim.map import PRESETS, MapStudy
 
 COMMAND = command.Command(
-    "python -m bandits.map", PRESETS, MapStudy, "--replicates, --redundancy, --noise, --responses and --rules"
+    "python -m bandits.map", PRESETS, MapStudy.of, "--replicates, --redundancy, --noise, --responses and --rules"
 )
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from bandits.core.rng import Key
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
-from bandits.runs.execute import Report
-from bandits.runs.files import read_json
+from bandits.runs.execute import Study
 from bandits.selector import FeatureSpace
 from llm_loop import launch, measures, tables
 from llm_loop.arena import Completions, DrawnArena, Table, TextArena
@@ -57,7 +56,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class AlignmentStudy:
+class AlignmentStudy(Study):
     """A run: its config, and the objects that the config's names stand for."""
 
     alignment: Alignment
@@ -147,10 +146,6 @@ class AlignmentStudy:
 
         write(directory.path)
         clear(directory.path)
-
-    def report(self, directory: RunDirectory) -> Report:
-        """Say what was found."""
-        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
 def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:

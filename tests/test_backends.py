@@ -5,9 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from kept import contents
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +35,6 @@ PROGRAMS = {
 def main_of(program: str) -> Callable[[list[str]], int]:
     found: Callable[[list[str]], int] = importlib.import_module(f"{program}.__main__").main
     return found
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    """Every file but those that hold wall-clock times."""
-    files = (path for path in sorted(output.rglob("*")) if path.is_file() and not path.name.startswith("timing"))
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module", params=list(PROGRAMS))

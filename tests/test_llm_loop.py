@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 from gymnasium.utils.env_checker import check_env
+from kept import contents, only
 from safetensors.torch import load_file
 from test_llm_models import tiny
 from test_llm_scorers import classifier
@@ -68,22 +69,11 @@ def smoke(folder: Path, *options: str) -> int:
     return main(["smoke", "--output", str(folder), "--jobs", "1", *options])
 
 
-def run_folder(folder: Path) -> Path:
-    (found,) = (folder / "llm").iterdir()
-    return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run but those with wall-clock times."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("timing"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     assert smoke(folder) == 0
-    return run_folder(folder)
+    return only(folder)
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +143,10 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, 
     monkeypatch.setattr(socket, "socket", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
     assert smoke(tmp_path / "same") == 0
-    assert contents(run_folder(tmp_path / "same")) == contents(finished)
+    assert contents(only(tmp_path / "same")) == contents(finished)
     assert smoke(tmp_path / "other", "--seed", "1") == 0
     name = "cells/random--seed0/candidates.jsonl"
-    assert contents(run_folder(tmp_path / "other"))[name] != contents(finished)[name]
+    assert contents(only(tmp_path / "other"))[name] != contents(finished)[name]
 
 
 @pytest.mark.parametrize("kept", [1, 2])
@@ -190,7 +180,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
     assert record.exists()
     assert not (tmp_path / "llm" / finished.name / "index.html").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
-    assert contents(run_folder(tmp_path)) == contents(finished)
+    assert contents(only(tmp_path)) == contents(finished)
 
 
 def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatch, capsys):
@@ -206,10 +196,10 @@ def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatc
         assert smoke(tmp_path) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "No space left on device; free space" in line
-    cell = run_folder(tmp_path) / "cells" / "activedpo-normalised--seed0"
+    cell = only(tmp_path) / "cells" / "activedpo-normalised--seed0"
     assert [path.name for path in sorted((cell / "records").iterdir())] == ["round-00.json", "round-01.json"]
     assert smoke(tmp_path) == 0
-    assert contents(run_folder(tmp_path)) == contents(finished)
+    assert contents(only(tmp_path)) == contents(finished)
 
 
 def test_a_run_of_another_config_is_refused(finished, tmp_path, capsys):
@@ -371,7 +361,7 @@ def test_a_strategy_an_oracle_a_scorer_and_prompts_of_ones_own_run_page_included
     command = [sys.executable, str(script), "--output", str(tmp_path / "results"), "--jobs", jobs]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
-    folder = run_folder(tmp_path / "results")
+    folder = only(tmp_path / "results")
     page = (folder / "index.html").read_text()
     assert "picks wide &lt;duels&gt; &amp; says so" in page
     assert "picks wide duels whose label the learner cannot foresee" in page
@@ -444,7 +434,7 @@ class TestLaunch:
         monkeypatch.setenv("RANK", "3")
         monkeypatch.setenv("LOCAL_RANK", "x")
         assert smoke(tmp_path, "--strategies", "random", "--rounds", "1") == 0
-        assert (run_folder(tmp_path) / "index.html").exists()
+        assert (only(tmp_path) / "index.html").exists()
 
     def test_junk_from_a_launcher_is_one_line(self, tmp_path, monkeypatch, capsys):
         for name in launch.NAMES:

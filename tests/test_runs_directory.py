@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import toy
 from hypothesis import given
+from kept import contents, only
 
 from bandits.core.errors import InputError
 from bandits.runs import directory as kit
@@ -21,20 +22,6 @@ from bandits.runs.directory import Identity, Ledger, Part, RunDirectory
 from bandits.runs.files import HOST, DamagedError, write_bytes, write_json, write_text
 
 NOISE = [b"", b"[]", b"null", b"{}", b"0", b'"x"', b"\xff\xfe\x00", b"[" * 100_000, b'{"files": 3}', b'{"files"']
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that holds wall-clock times."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes()
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != "timing.json"
-    }
-
-
-def only(output: Path) -> Path:
-    (folder,) = (output / "toy").iterdir()
-    return folder
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy
+from kept import contents, only
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -19,20 +20,6 @@ from bandits.runs.settings import afford
 
 TOY = Path(toy.__file__)
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TOY.parent}:{os.environ.get('PYTHONPATH', '')}"}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that holds wall-clock times."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes()
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != "timing.json"
-    }
-
-
-def only(output: Path) -> Path:
-    (folder,) = (output / "toy").iterdir()
-    return folder
 
 
 def played(output: Path) -> list[tuple[str, int, int]]:

@@ -124,6 +124,13 @@ class TestLabelsSaved:
         cut = [np.append(curves.mean(0)[:6], curves.mean(0)[5:7].mean()) for curves in (ours, theirs)]
         assert labels_saved(LABELS, ours, theirs, 130.0).saved.value == pytest.approx(slowly(places, *cut), abs=1e-4)
 
+    @pytest.mark.parametrize("n", [2, 3, 9])
+    def test_another_level_needs_no_second_solution(self, n):
+        curves = world(n, np.random.default_rng(n), 0.3)
+        assert labels_saved(LABELS, *curves).at(0.99) == labels_saved(LABELS, *curves, level=0.99)
+        nothing = labels_saved(LABELS, curves[0] * np.nan, curves[1])
+        assert nothing.at(0.5) is nothing
+
     @pytest.mark.parametrize("budget", [20.0, 200.5, -1.0])
     def test_a_budget_outside_what_was_measured_is_refused(self, budget):
         with pytest.raises(ValueError, match="outside what was measured: above 20, to 200"):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import contents
 
 from bandits import __main__ as command
 from bandits.core.duels import Duels
@@ -27,15 +28,6 @@ from bandits.sim.run import SimulationStudy, build
 SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file but those that hold wall-clock times."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes()
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.stem != "timing"
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("first")
@@ -45,7 +37,7 @@ def finished(tmp_path_factory) -> Path:
 
 class TestRun:
     def test_the_folder_has_what_the_readme_says(self, finished):
-        names = set(files(finished))
+        names = set(contents(finished))
         assert {
             "manifest.json",
             "index.html",
@@ -109,7 +101,7 @@ class TestRun:
     def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
         run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "2"]
         subprocess.run(run, check=True, capture_output=True)
-        assert files(next((tmp_path / "pool").iterdir())) == files(finished)
+        assert contents(next((tmp_path / "pool").iterdir())) == contents(finished)
 
     def test_another_seed_gives_other_numbers(self, finished, tmp_path):
         assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--seed", "1", "--jobs", "1"]) == 0
@@ -157,7 +149,7 @@ class TestInterruption:
             assert {f.name for f in folder.iterdir()} == {f"checkpoint-{stop}.safetensors", "ledger.json"}
             monkeypatch.setattr(cells, "save", save)
             cells.run_cell(simulation, "ntk", contender, folder)
-            assert files(folder) == files(tmp_path / "whole")
+            assert contents(folder) == contents(tmp_path / "whole")
 
     def test_a_killed_run_resumes_to_the_same_bytes(self, finished, tmp_path):
         run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]
@@ -168,7 +160,7 @@ class TestInterruption:
         process.send_signal(signal.SIGKILL)
         process.wait()
         subprocess.run(run, check=True, capture_output=True)
-        assert files(next((tmp_path / "pool").iterdir())) == files(finished)
+        assert contents(next((tmp_path / "pool").iterdir())) == contents(finished)
 
 
 BAD = [
@@ -305,7 +297,7 @@ def test_parts_of_ones_own_run_in_one_process_and_in_others(tmp_path):
         run = [sys.executable, str(script), "smoke", *small, *named, "--output", str(tmp_path / jobs), "--jobs", jobs]
         shown = subprocess.run(run, capture_output=True, text=True, env=environment, cwd=tmp_path)
         assert shown.returncode == 0, shown.stderr
-        found.append(files(next((tmp_path / jobs / "pool").iterdir())))
+        found.append(contents(next((tmp_path / jobs / "pool").iterdir())))
     assert found[0] == found[1]
     rounds = pd.read_csv(next(tmp_path.glob("1/pool/*/rounds.csv")))
     assert set(rounds["contender"]) == {"random", "nearest", "doubled:nearest"}
@@ -369,7 +361,7 @@ class TestOneTableOfACell:
         for path in folder.glob(f"cells/*/*/{table}"):
             path.write_bytes(path.read_bytes()[:-2] + b"7\n")
         assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]) == 0
-        assert files(folder) == files(finished)
+        assert contents(folder) == contents(finished)
 
     def test_a_nul_in_the_path_is_one_line(self, capsys):
         assert command.main(["smoke", "--output", "a\0b"]) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from kept import contents, only
 
 from bandits.core import oracles as btl
 from bandits.core.errors import InputError
@@ -22,20 +23,6 @@ FAST = ["--claims", "information", "tightness"]
 COMMAND = [sys.executable, "-m", "theory_checks", "smoke", *FAST]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that holds wall-clock times."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes()
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != "timing.json"
-    }
-
-
-def only(output: Path) -> Path:
-    (folder,) = (output / "theory").iterdir()
-    return folder
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("first")
@@ -45,7 +32,7 @@ def finished(tmp_path_factory) -> Path:
 
 class TestRun:
     def test_the_folder_and_the_page(self, finished):
-        names = set(files(finished))
+        names = set(contents(finished))
         assert {
             "manifest.json",
             "index.html",
@@ -64,7 +51,7 @@ class TestRun:
 
     def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
         subprocess.run([*COMMAND, "--output", str(tmp_path), "--jobs", "2"], check=True, capture_output=True)
-        assert files(only(tmp_path)) == files(finished)
+        assert contents(only(tmp_path)) == contents(finished)
 
     def test_a_killed_run_goes_on_to_the_same_bytes(self, finished, tmp_path):
         run = subprocess.Popen(
@@ -80,7 +67,7 @@ class TestRun:
         run.wait()
         assert not (only(tmp_path) / "index.html").exists()
         assert command.main(["smoke", *FAST, "--output", str(tmp_path), "--jobs", "1"]) == 0
-        assert files(only(tmp_path)) == files(finished)
+        assert contents(only(tmp_path)) == contents(finished)
 
     def test_a_complete_run_is_judged_again_not_run_again(self, finished, capsys):
         before = {f: f.stat().st_mtime_ns for f in finished.rglob("*.csv")}
@@ -112,7 +99,7 @@ class TestRun:
                 over.set()  # a thread that outlived its cluster could kill a stranger
                 killer.join()
             assert killed.is_set()
-        assert files(only(tmp_path)) == files(finished)
+        assert contents(only(tmp_path)) == contents(finished)
 
 
 class TestAlarms:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from kept import contents, only
 
 from bandits import __main__ as command
 from bandits.runs.stats import savings
@@ -20,12 +21,6 @@ TINY = [
 
 def run(output: Path, *more: str) -> int:
     return command.main([*TINY, "--output", str(output), "--jobs", "1", *more])
-
-
-def files(output: Path) -> dict[str, bytes]:
-    folder = next((output / "pool").iterdir())
-    found = {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-    return {name: content for name, content in found.items() if "timing" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +73,7 @@ def test_a_run_that_stops_at_a_later_look_goes_on_to_the_same_bytes(whole, tmp_p
     assert not (next((tmp_path / "pool").iterdir()) / "index.html").exists()
     monkeypatch.setattr(cells, "run_cell", play)
     assert run(tmp_path) == 0
-    assert files(tmp_path) == files(whole)
+    assert contents(only(tmp_path)) == contents(only(whole))
     assert run(tmp_path) == 0
 
 
@@ -89,7 +84,7 @@ def test_parts_are_submitted_again_until_the_page_is_there(whole, tmp_path):
             assert run(tmp_path, "--cells", part) == 0
         if list(tmp_path.rglob("index.html")):
             break
-    assert files(tmp_path) == files(whole)
+    assert contents(only(tmp_path)) == contents(only(whole))
 
 
 @pytest.mark.slow
@@ -98,7 +93,7 @@ def test_damage_at_an_early_look_is_made_anew(whole, tmp_path):
     table = next((tmp_path / "copy").glob("pool/*/cells/ntk--random/replicates-0-1/rounds.csv"))
     table.write_bytes(table.read_bytes()[:-2] + b"7\n")
     assert run(tmp_path / "copy") == 0
-    assert files(tmp_path / "copy") == files(whole)
+    assert contents(only(tmp_path / "copy")) == contents(only(whole))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What pools and answers can be like, and the map over them."""
 
 import math
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,15 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.map import main
 from bandits.runs.stats import calibration
+from bandits.selector import STRATEGIES
 from bandits.sim.atlas import page_text, targets
+from bandits.sim.config import PRESETS as SIMULATIONS
 from bandits.sim.config import Simulation
-from bandits.sim.map import PRESETS, Map, MapStudy
+from bandits.sim.learners import LEARNERS
+from bandits.sim.map import METER, PRESETS, Map, MapStudy
 from bandits.sim.problem import POLICIES, Problem
-from bandits.sim.truths import Linear, Square
+from bandits.sim.run import SimulationStudy
+from bandits.sim.truths import TRUTHS, Linear, Square
 
 STUDY = Path(__file__).parents[1] / "docs" / "studies" / "map"
 
@@ -149,10 +155,42 @@ class TestMap:
 
     def test_a_worlds_rules_share_its_problems_and_answers(self):
         settings = Map(rules=("activedpo",), replicates=4)
-        cells = MapStudy(settings).cells()
+        cells = MapStudy.of(settings).cells()
         assert len({cell.key for cell in cells}) == len(cells)
         assert {cell.rule for cell in cells} == {"meter", "random", "activedpo"}
         assert all(settings.simulation(cell.world).seed == 0 for cell in cells)
+
+    def test_workers_need_not_know_its_names(self, tmp_path, monkeypatch):
+        """Rule, truth and learner of one's own: the study that a process without them gets plays all its cells."""
+        own = {"mine": (STRATEGIES, STRATEGIES["activedpo"]), "ours": (TRUTHS, TRUTHS["square"])}
+        own |= {"theirs": (LEARNERS, LEARNERS["tangent"])}
+        for name, (registry, part) in own.items():
+            monkeypatch.setitem(registry._parts, name, part)
+        named = replace(PRESETS["smoke"][1], rules=("mine",), truth="ours", learner="theirs")
+        sent = pickle.dumps((MapStudy.of(named), MapStudy.of(named).cells()))
+        for name, (registry, _) in own.items():
+            monkeypatch.delitem(registry._parts, name)
+        study, cells = pickle.loads(sent)
+        for cell in cells:
+            folder = tmp_path / cell.key
+            folder.mkdir(parents=True)
+            assert study.play(cell, folder) == ["meter.csv" if cell.rule == METER else "rounds.csv"]
+
+
+def test_a_pool_of_a_truth_is_played_where_its_names_are_unknown(tmp_path, monkeypatch):
+    """The settings that a truth's pool stands for are made where the run begins, for the meter and the rules."""
+    monkeypatch.setitem(STRATEGIES._parts, "mine", STRATEGIES["activedpo"])
+    small = replace(SIMULATIONS["smoke"][1], contenders=("random", "mine"), truths=("ntk+redundant",), audit=False)
+    study = SimulationStudy.of(replace(small, rounds=2))
+    sent = pickle.dumps((study, study.cells()))
+    monkeypatch.delitem(STRATEGIES._parts, "mine")
+    study, cells = pickle.loads(sent)
+    assert {cell.contender for cell in cells} == {"random", "mine"}
+    for cell in cells:
+        folder = tmp_path / cell.key
+        folder.mkdir(parents=True)
+        assert study.play(cell, folder)
+        assert study.settings[cell.setting, cell.truth].inputs == "skewed"
 
 
 @pytest.mark.skipif(not STUDY.exists(), reason="the study is in a checkout")

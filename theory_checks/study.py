@@ -10,7 +10,7 @@ from pathlib import Path
 from bandits.core.errors import InputError
 from bandits.core.registry import fingerprint
 from bandits.runs.directory import Identity, RunDirectory, config_of
-from bandits.runs.execute import Report
+from bandits.runs.execute import Report, Study
 from bandits.runs.files import read_json, write_frame
 from bandits.runs.settings import Seed, check
 from theory_checks.checks import FAMILIES, AnyFamily, Cell, Result, Table, alarm_level
@@ -95,13 +95,12 @@ class Work:
 
 
 @dataclass(frozen=True)
-class TheoryStudy:
+class TheoryStudy(Study):
     """The checks as a run."""
 
     checks: Suite
 
     experiment = "theory"
-    gpu = False
 
     def identity(self) -> Identity:
         """What determines the bytes of its results."""

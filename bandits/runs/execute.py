@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from bandits.core.errors import InputError
 from bandits.runs.directory import Identity, Ledger, Part, RunDirectory, StoppedError
-from bandits.runs.files import HOST
+from bandits.runs.files import HOST, read_json
 from bandits.runs.settings import SHARE, machine_memory
 
 Backend = Literal["loky", "dask", "ray"]
@@ -63,7 +63,11 @@ class Report:
 
 @runtime_checkable
 class Study(Protocol):
-    """A run: what it is, its cells, and what becomes of them.  Picklable; workers get the object itself."""
+    """A run: what it is, its cells, and what becomes of them.  Picklable; workers get the object itself.
+
+    A study derived from it needs to say nothing of GPUs where its cells want none, and nothing of its report where that
+    is the lines of its ``findings.json``.
+    """
 
     @property
     def experiment(self) -> str:
@@ -73,7 +77,7 @@ class Study(Protocol):
     @property
     def gpu(self) -> bool:
         """Whether a cell wants a GPU of its own."""
-        ...
+        return False
 
     def identity(self) -> Identity:
         """What determines the bytes of its results."""
@@ -101,7 +105,7 @@ class Study(Protocol):
 
     def report(self, directory: RunDirectory) -> Report:
         """Say what was found, from the files that ``finish`` wrote."""
-        ...
+        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
 def execute(

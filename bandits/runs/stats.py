@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -437,6 +437,45 @@ class Saving:
     target: float
     labels: Estimate
     saved: Estimate
+    gaps: Gaps | None = field(default=None, repr=False, compare=False)
+
+    def at(self, level: float) -> Saving:
+        """Return the same with intervals at another level."""
+        return self if self.gaps is None else self.gaps.saving(self.budget, self.target, level)
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What ``labels_saved`` inverts: mean and standard deviation of ``D(s)`` over replicates, on a grid of shares.
+
+    ``share`` solves the mean's equation; shares beyond ±``first`` are not seen.
+    """
+
+    grid: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    n: int
+    share: float
+    first: float
+
+    def saving(self, budget: float, target: float, level: float) -> Saving:
+        """Return the share saved with every share in its interval that a t test at ``level`` does not reject."""
+        n, share, first = self.n, self.share, self.first
+        if n < 2:
+            low = high = math.nan
+        else:
+            reach = float(special.stdtrit(n - 1, (1 + level) / 2)) / math.sqrt(n)
+            held, last = np.flatnonzero(np.abs(self.mean) <= reach * self.deviation), len(self.grid) - 1
+            # Between two places of the grid the end may lie anywhere; the estimate itself is never rejected.
+            low = min(share, float(self.grid[max(0, held[0] - 1)])) if len(held) else share
+            high = max(share, float(self.grid[min(last, held[-1] + 1)])) if len(held) else share
+            low, high = (-1.0 if low <= -first else low), (1.0 if high >= first else high)
+        told = "reached before the first measured round" if share >= first else ""
+        told = "worse at the end than the baseline at the first measured round" if share <= -first else told
+        middle, least, most = (_needed(budget, one) for one in (share, high, low))
+        never = f"not reached with {budget:g} labels" if share < 0 else told
+        labels, saved = Estimate(middle, least, most, n, note=never), Estimate(share, low, high, n, note=told)
+        return Saving(budget, target, labels, saved, self)
 
 
 def _at(labels: np.ndarray, curves: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -506,21 +545,9 @@ def labels_saved(
     forward = _at(at, ours, total * (1 - shares)) - _at(at, theirs, end)
     backward = _at(at, ours, end) - _at(at, theirs, total * (1 - shares[:0:-1]))
     gaps, grid = np.concatenate([backward, forward], 1), np.concatenate([-shares[:0:-1], shares])
-    if n < 2:
-        low = high = math.nan
-    else:
-        reach = float(special.stdtrit(n - 1, (1 + level) / 2)) / math.sqrt(n)
-        held = np.flatnonzero(np.abs(gaps.mean(0)) <= reach * gaps.std(0, ddof=1))
-        # Between two places of the grid the end may lie anywhere; the estimate itself is never rejected.
-        low = min(share, float(grid[max(0, held[0] - 1)])) if len(held) else share
-        high = max(share, float(grid[min(2 * GRID, held[-1] + 1)])) if len(held) else share
-        low, high = (-1.0 if low <= -first else low), (1.0 if high >= first else high)
-    told = "reached before the first measured round" if share >= first else ""
-    told = "worse at the end than the baseline at the first measured round" if share <= -first else told
-    saved = Estimate(share, low, high, n, note=told)
-    middle, least, most = (_needed(total, one) for one in (share, high, low))
-    never = f"not reached with {total:g} labels" if share < 0 else told
-    return Saving(total, sign * float(ends[1]), Estimate(middle, least, most, n, note=never), saved)
+    spread = gaps.std(0, ddof=1) if n > 1 else np.full(len(grid), math.nan)
+    found = Gaps(grid, gaps.mean(0), spread, n, share, first)
+    return found.saving(total, sign * float(ends[1]), level)
 
 
 def replicates_to_tell(saved: Estimate, margin: float, level: float = LEVEL, power: float = POWER) -> float:

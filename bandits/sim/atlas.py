@@ -56,10 +56,8 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
                 less = measure == "error"
                 ours, theirs = tables[rule][measure], tables["random"][measure]
                 for budget in settings.budgets:
-                    saved = labels_saved(ours.columns, ours, theirs, float(budget), less).saved
-                    word = tell(
-                        labels_saved(ours.columns, ours, theirs, float(budget), less, level).saved, settings.margin
-                    )[0]
+                    saving = labels_saved(ours.columns, ours, theirs, float(budget), less)
+                    saved, word = saving.saved, tell(saving.at(level).saved, settings.margin)[0]
                     a, b = (tables[name]["error"][budget] for name in (rule, "random"))
                     ratio = log_ratio(a, b)
                     value = mean(tables[rule]["policy_value"][budget] - tables["random"]["policy_value"][budget])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -281,11 +280,9 @@ class Simulation:
 
     def beside(self, truth: str) -> Simulation:
         """Return the settings with which a truth is played: these, with the pool that it names."""
-        found = copy.copy(self)
-        # Not replace(): it would look names up again, and a worker knows none that was registered by a script.
-        for name, value in POOLS[pool_of(truth)].items() if pool_of(truth) else ():
-            object.__setattr__(found, name, value)
-        return found
+        pool = POOLS[pool_of(truth)] if pool_of(truth) else {}
+        # The same object where nothing changes: a copy looks all names up, and a worker may know none of a script's.
+        return replace(self, **pool) if any(getattr(self, name) != value for name, value in pool.items()) else self
 
     @property
     def foreseeable(self) -> list[str]:

@@ -13,19 +13,18 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
-from bandits.headroom import headroom
 from bandits.runs.directory import Identity, RunDirectory, config_of
-from bandits.runs.execute import Report
-from bandits.runs.files import read_json, write_frame
+from bandits.runs.execute import Study
+from bandits.runs.files import write_frame
 from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check, unknown
 from bandits.selector import STRATEGIES
 from bandits.sim.config import Simulation, blocks, check_truth
-from bandits.sim.learners import LEARNERS
-from bandits.sim.run import Parts, build, run_cell
+from bandits.sim.learners import LEARNERS, Learner
+from bandits.sim.problem import SyntheticArena
+from bandits.sim.run import Parts, build, meter, run_cell
 
 NOISES: Mapping[str, Mapping[str, float]] = {
     "sharp": {"temperature": 0.5},
@@ -142,11 +141,15 @@ class Map:
         """Return all worlds."""
         return [World(r, n, k) for n in self.noise for k in self.responses for r in self.redundancy]
 
+    def contender(self, rule: str) -> str:
+        """Return a rule's name in a world's simulation."""
+        return f"{self.learner}:{rule}"
+
     def simulation(self, world: World) -> Simulation:
         """Return a world as a simulation."""
         noise: dict[str, Any] = dict(NOISES[world.noise])
         return Simulation(
-            contenders=tuple(f"{self.learner}:{rule}" for rule in ("random", *self.rules)),
+            contenders=tuple(map(self.contender, ("random", *self.rules))),
             truths=(self.truth,),
             replicates=self.replicates,
             seed=self.seed,
@@ -166,37 +169,35 @@ class Map:
 
 
 @dataclass(frozen=True)
-class MapStudy:
-    """A map as a run."""
+class MapStudy(Study):
+    """A map as a run: its worlds, and the objects that its names stand for, which travel to the workers."""
 
     map: Map
+    worlds: Mapping[World, Simulation]
+    cast: Mapping[tuple[str, str], Parts]
+    """what a noise and a rule stand for"""
 
-    @property
-    def experiment(self) -> str:
-        """The folder of its kind."""
-        return "map"
+    experiment = "map"
 
-    @property
-    def gpu(self) -> bool:
-        """No cell wants a GPU."""
-        return False
-
-    def _parts(self, world: World, rule: str) -> Parts:
-        return Parts.of(self.map.simulation(world), self.map.truth, f"{self.map.learner}:{rule}")
+    @classmethod
+    def of(cls, settings: Map) -> MapStudy:
+        """Look the names up."""
+        worlds = {world: settings.simulation(world) for world in settings.worlds()}
+        cast = {
+            (world.noise, rule): Parts.of(one, settings.truth, settings.contender(rule))
+            for world, one in worlds.items()
+            for rule in ("random", *settings.rules)
+        }
+        return cls(settings, worlds, cast)
 
     def identity(self) -> Identity:
         """What determines the bytes of its results."""
-        parts = {
-            f"{noise}, {rule}": self._parts(World(0.0, noise, 2), rule).fingerprint()
-            for noise in self.map.noise
-            for rule in ("random", *self.map.rules)
-        }
+        parts = {f"{noise}, {rule}": parts.fingerprint() for (noise, rule), parts in self.cast.items()}
         return Identity(config_of(self.map), parts=parts)
 
     def memory(self) -> dict[str, float]:
         """Estimate a cell's bytes: those of its simulation, where prompts have the most responses."""
-        largest = max(self.map.worlds(), key=lambda world: world.responses)
-        return self.map.simulation(largest).memory()
+        return self.worlds[max(self.worlds, key=lambda world: world.responses)].memory()
 
     def count(self) -> int:
         """How many cells there are."""
@@ -214,12 +215,14 @@ class MapStudy:
 
     def play(self, cell: MapCell, folder: Path) -> list[str]:
         """Play a cell."""
+        rule = "random" if cell.rule == METER else cell.rule
+        played = self.worlds[cell.world], self.map.truth, self.map.contender(rule)
+        parts = self.cast[cell.world.noise, rule]
         if cell.rule == METER:
-            write_frame(folder / "meter.csv", measured(self.map, cell.world, cell.block))
+            arena, learner, _ = build(*played, cell.block, parts)
+            write_frame(folder / "meter.csv", measured(self.map, arena, learner, cell.block))
             return ["meter.csv"]
-        contender = f"{self.map.learner}:{cell.rule}"
-        simulation = self.map.simulation(cell.world)
-        return run_cell(simulation, self.map.truth, contender, folder, cell.block)
+        return run_cell(*played, folder, cell.block, parts)
 
     def finish(self, directory: RunDirectory) -> None:
         """Write tables, figures and page."""
@@ -236,42 +239,25 @@ class MapStudy:
         ]
         finish(self.map, directory, pd.concat(rounds, ignore_index=True), pd.concat(meter, ignore_index=True))
 
-    def report(self, directory: RunDirectory) -> Report:
-        """Say what was found."""
-        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
-
 
 def _columns(world: World) -> dict[str, Any]:
     return {"redundancy": world.redundancy, "noise": world.noise, "responses": world.responses}
 
 
-def measured(settings: Map, world: World, block: range) -> pd.DataFrame:
-    """Return what the meter predicts of a world, from duels and features alone: a row per budget and replicate.
-
-    The target is the held-out duels; V's ridge is the rules'.
-    """
-    arena, learner, _ = build(settings.simulation(world), settings.truth, f"{settings.learner}:random", block)
-    items, held = arena.problem.table(0)[0], arena.problem.heldout_table()[0]
-    duels = arena.problem.duels
-    aims = Duels.within(held.prompts, held.responses).expand(len(block))
-    pool = learner.features(items, "initial", "all").differences(duels)
-    target = learner.features(held, "initial", "all").differences(aims)
-    ridge, least = EVEN * settings.regularisation, kappa(0.0)
-    rows = []
-    for budget in settings.budgets:
-        found = headroom(
-            pool, target, ridge=ridge, budget=budget, kappa=least, targets=300, key=Key(settings.seed, tuple(block))
-        )
-        rows.append(
-            {
-                "budget": budget,
-                "replicates": len(block),
-                "predicted": found.labels_saved.value,
-                "predicted_low": found.labels_saved.low,
-                "predicted_high": found.labels_saved.high,
-                "error_saved": found.error_saved.value,
-            }
-        )
+def measured(settings: Map, arena: SyntheticArena, learner: Learner, block: range) -> pd.DataFrame:
+    """Return what the meter predicts of a world, with the rules' ridge of V: a row per budget."""
+    ridge, key = EVEN * settings.regularisation, Key(settings.seed, tuple(block))
+    rows = [
+        {
+            "budget": found.budget,
+            "replicates": len(block),
+            "predicted": found.labels_saved.value,
+            "predicted_low": found.labels_saved.low,
+            "predicted_high": found.labels_saved.high,
+            "error_saved": found.error_saved.value,
+        }
+        for found in meter(arena, learner, settings.budgets, ridge=ridge, kappa=kappa(0.0), key=key, targets=300)
+    ]
     return pd.DataFrame(rows)
 
 

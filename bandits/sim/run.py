@@ -18,11 +18,11 @@ from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
-from bandits.headroom import headroom
+from bandits.headroom import Headroom, headroom
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
-from bandits.runs.execute import Report, wanted
-from bandits.runs.files import DamagedError, read_json, read_tensors, write_frame, write_tensors
+from bandits.runs.execute import Study, wanted
+from bandits.runs.files import DamagedError, read_tensors, write_frame, write_tensors
 from bandits.runs.stats import UNDECIDED, Estimate
 from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.audit import Audit, Columns
@@ -58,18 +58,22 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class SimulationStudy:
+class SimulationStudy(Study):
     """A simulation as a run: its cells, and the objects that their names stand for, which travel to the workers."""
 
     simulation: Simulation
+    settings: Mapping[tuple[str, str], Simulation]
+    """with which a truth is played in each part of the run: made here, where all names are known"""
     cast: Mapping[tuple[str, str], Parts]
 
     @classmethod
     def of(cls, simulation: Simulation) -> SimulationStudy:
         """Look the names up."""
-        settings = [setting for setting in (simulation, simulation.repeated()) if setting is not None]
-        pairs = [(one, truth, contender) for one in settings for truth in one.truths for contender in one.contenders]
-        return cls(simulation, {parts[1:]: Parts.of(*parts) for parts in pairs})
+        parts = {"": simulation, METER: simulation, FEW: simulation.repeated()}
+        ones = [(name, truth, one) for name, one in parts.items() if one is not None for truth in one.truths]
+        settings = {(name, truth): one.beside(truth) for name, truth, one in ones}
+        pairs = [(one, truth, contender) for _, truth, one in ones for contender in one.contenders]
+        return cls(simulation, settings, {pair[1:]: Parts.of(*pair) for pair in pairs})
 
     @property
     def experiment(self) -> str:
@@ -122,10 +126,9 @@ class SimulationStudy:
 
     def play(self, cell: Cell, folder: Path) -> list[str]:
         """Play a cell."""
+        simulation, parts = self.settings[cell.setting, cell.truth], self.cast[cell.truth, cell.contender]
         if cell.setting == METER:
-            return foresee(self.simulation, cell, folder, self.cast[cell.truth, cell.contender])
-        parts = self.cast[cell.truth, cell.contender]
-        simulation = (self.simulation.repeated() if cell.setting else None) or self.simulation
+            return foresee(simulation, cell, folder, parts)
         return run_cell(simulation, cell.truth, cell.contender, folder, cell.block, parts)
 
     def finish(self, directory: RunDirectory) -> None:
@@ -140,10 +143,6 @@ class SimulationStudy:
         meter = [cell for cell in cells if cell.setting == METER]
         tables |= {f"{METER}{part}": directory.frames(meter, f"{METER}{part}.csv") for part in ("", "_curve")}
         finish(self.simulation, directory, tables, few, cells)
-
-    def report(self, directory: RunDirectory) -> Report:
-        """Say what was found."""
-        return Report(tuple(f"• {line}" for line in read_json(directory.path / "findings.json", list)))
 
 
 def build(
@@ -232,25 +231,36 @@ FORESEEN = 6
 """replicates of the pool on which the saving is foreseen"""
 
 
-def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts | None = None) -> list[str]:
-    """Write what the best choice from the pool can save over Random, foreseen before any label; name the files.
+def meter(
+    arena: SyntheticArena,
+    learner: Learner,
+    budgets: Sequence[int],
+    *,
+    ridge: float,
+    kappa: float,
+    key: Key,
+    targets: int = 1000,
+) -> list[Headroom]:
+    """Return what the best choice from an arena's pool can save over Random at each budget, before any label.
 
-    By the theorem's V (gradients at θ0, ridge λ/κ) with the held-out duels as target; truths play no part.
+    By the theorem's V (gradients at θ0) with at most ``targets`` held-out duels as target; truths play no part.
     """
-    parts = parts or Parts.of(simulation, cell.truth, cell.contender)
-    arena, learner, key = build(simulation, cell.truth, cell.contender, cell.block, parts)
     heldout, _ = arena.problem.heldout_table()
-    offer, bounds = arena.offer(0), simulation.bounds_with(simulation.ties_of(parts.oracle))
-    found = headroom(
-        learner.features(offer.items, "initial", "all").differences(offer.duels),
-        learner.features(heldout, "initial", "all").differences(
-            Duels.within(heldout.prompts, heldout.responses).expand(len(cell.block))
-        ),
-        ridge=simulation.ridge or bounds.ridge,
-        kappa=bounds.kappa,
-        budget=simulation.rounds * simulation.batch,
-        key=key,
-    )
+    offer = arena.offer(0)
+    aims = Duels.within(heldout.prompts, heldout.responses).expand(len(offer.duels.first))
+    pool = learner.features(offer.items, "initial", "all").differences(offer.duels)
+    target = learner.features(heldout, "initial", "all").differences(aims)
+    return [
+        headroom(pool, target, ridge=ridge, kappa=kappa, budget=budget, key=key, targets=targets) for budget in budgets
+    ]
+
+
+def foresee(simulation: Simulation, cell: Cell, folder: Path, parts: Parts) -> list[str]:
+    """Write what the meter foresees of a pool, with the run's ridge λ/κ; name the files."""
+    arena, learner, key = build(simulation, cell.truth, cell.contender, cell.block, parts)
+    bounds, budget = simulation.bounds_with(simulation.ties_of(parts.oracle)), simulation.rounds * simulation.batch
+    ridge = simulation.ridge or bounds.ridge
+    (found,) = meter(arena, learner, [budget], ridge=ridge, kappa=bounds.kappa, key=key)
     row: dict[str, Any] = {
         "pool": pool_of(cell.truth) or "own",
         "budget": found.budget,
