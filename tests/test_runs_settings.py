@@ -196,6 +196,26 @@ class TestTheory:
             assert changed.cells()
             assert all(size >= 0 for size in changed.memory().values())
 
+    @pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_its_memory_is_told_by_its_own_options_and_grows_with_them(self, family, preset):
+        """A cell of every preset fits into 12 GB; doubling what an estimate names never lowers it, and raises some."""
+        made = getattr(suite(preset), family)
+        parts = made.memory()
+        assert 0 < sum(parts.values()) < 12e9
+        named = {name for part in parts for name in re.findall(rf"--{family}\.([a-z-]+)", part)}
+        fields_of = {field.name.replace("_", "-"): field.name for field in fields(made)}
+        assert named <= set(fields_of), named - set(fields_of)
+        grown = 0
+        for name in named:
+            value = getattr(made, fields_of[name])
+            more = tuple(2 * one for one in value) if isinstance(value, tuple) else 2 * value
+            changed, _ = attempt(lambda name=name, more=more: replace(made, **{fields_of[name]: more}))
+            if changed is not None:
+                assert sum(changed.memory().values()) >= sum(parts.values())
+                grown += sum(changed.memory().values()) > sum(parts.values())
+        assert grown
+
     @pytest.mark.parametrize(
         ("family", "changes"),
         [

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
+from bandits.runs.settings import option
 from bandits.sim.config import Simulation
 from bandits.sim.run import run_cell
+from theory_checks.checks import AnyFamily
 
 
 def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -> dict[str, pd.DataFrame]:
@@ -20,6 +24,12 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
     }
 
 
-def memory(simulation: Simulation, family: str) -> dict[str, float]:
-    """Estimate a simulation's bytes, each part by the options of the family that has them."""
-    return {option.replace("--", f"--{family}."): size for option, size in simulation.memory().items()}
+def memory(simulation: Simulation, family: AnyFamily) -> dict[str, float]:
+    """Estimate a simulation's bytes, each part by those of its options that the family has too."""
+    own = {option(field.name): option(field.name, f"{family.name}.") for field in fields(family)}  # type: ignore[arg-type]  # its classes are dataclasses
+    parts: dict[str, float] = {}
+    for names, size in simulation.memory().items():
+        mine = ", ".join(own[name] for name in re.findall("--[a-z-]+", names) if name in own)
+        mine = mine or f"the sizes of {family.name}"
+        parts[mine] = parts.get(mine, 0.0) + size
+    return parts

@@ -252,7 +252,7 @@ class Approximations(Family[Sketched | Choice | Whole]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: those of its simulation."""
-        return memory(self._simulation(0), self.name)
+        return memory(self._simulation(0), self)
 
     def checks(self) -> list[Check]:
         """Declare the sketches' order, the invariance that normalising responses loses, and the costs."""

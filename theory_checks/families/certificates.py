@@ -110,6 +110,11 @@ class Certificates(Family[Block]):
         parts = blocks(self.replicates, self.block)
         return [Block(case, part.start, part.stop) for case in (*DEFAULTS, *OFTEN) for part in parts]
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of the largest trial."""
+        most, block = max(self._trial(case).memory(1) for case in (*DEFAULTS, *OFTEN)), min(self.block, self.replicates)
+        return {"--certificates.prompts, --certificates.width, --certificates.block": block * most}
+
     def run(self, cell: Block, seed: int, folder: Path) -> Table:
         """Play a trial."""
         replicates = range(cell.first, cell.end)

@@ -148,6 +148,10 @@ class Controls(Family[Played]):
             cells.setdefault(control.twin, Played(f"twin of {name}", control.twin))
         return list(cells.values())
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of the largest trial."""
+        return {"--controls.replicates": max(cell.trial.memory(self.replicates) for cell in self.cells())}
+
     def run(self, cell: Played, seed: int, folder: Path) -> Table:
         """Play a trial."""
         replicates = range(self.replicates)

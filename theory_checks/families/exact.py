@@ -105,6 +105,11 @@ class Exact(Family[Block]):
         parts = blocks(self.replicates, self.block)
         return [Block(name, s, part.start, part.stop) for name in REGIMES for s in SAMPLINGS for part in parts]
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of its trial."""
+        trial, block = self._trial(REGIMES["default"], "random"), min(self.block, self.replicates)
+        return {"--exact.prompts, --exact.responses, --exact.width, --exact.block": trial.memory(block)}
+
     def run(self, cell: Block, seed: int, folder: Path) -> Table:
         """Play the trials of a block."""
         replicates = range(cell.first, cell.end)

@@ -111,7 +111,7 @@ class Information(Family[Loop | Greedy]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: those of its simulation."""
-        return memory(self._simulation(0), self.name)
+        return memory(self._simulation(0), self)
 
     def checks(self) -> list[Check]:
         """Declare growth, gains and how near greedy choice comes to the best."""

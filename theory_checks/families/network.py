@@ -18,7 +18,7 @@ from bandits.sim.config import Simulation
 from theory_checks import figures
 from theory_checks.checks import Cell, Check, Family, Measure, Several, Table, at, check_replicates, register
 from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
-from theory_checks.simulated import simulate
+from theory_checks.simulated import memory, simulate
 
 Pool = Literal["pool", "repeated"]
 POOLS: dict[Pool, str] = {
@@ -89,10 +89,7 @@ class Network(Family[Loop]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: those of its simulation."""
-        return {
-            option.replace("--", f"--{self.name}."): size
-            for option, size in self._simulation("repeated", 0).memory().items()
-        }
+        return memory(self._simulation("repeated", 0), self)
 
     def checks(self) -> list[Check]:
         """Declare coverage per pool, strategy and gradients in V."""

@@ -204,11 +204,26 @@ class Orders(Family[Place]):
         last = max(self.times)
         return self.times if place.sweep == "time" else (last // 2, last)
 
+    def _replicates(self, place: Place) -> tuple[int, int]:
+        """Return a point's replicates, and how many are measured at once: of wide networks one, to spare memory."""
+        count = self.replicates if place.width <= 1024 else self.few
+        return count, min(count, max(1, 2**22 // place.width**2))
+
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: a fit's copies of the weights, and gradients and kernels of all duels."""
+        items = 3 * (self.prompts + max(1, self.prompts // 4))
+
+        def size(place: Place) -> float:
+            weights = place.width * (6 + place.width * (place.depth - 2))
+            sides = 6 + 2 * place.width * (place.depth - 1)
+            return 8.0 * self._replicates(place)[1] * (20 * weights + 6 * items * sides + 6 * items**2)
+
+        return {"--orders.widths, --orders.depths, --orders.at-width, --orders.prompts": max(map(size, self.cells()))}
+
     def run(self, cell: Place, seed: int, folder: Path) -> Table:
-        """Measure one point; wide networks replicate by replicate, to spare memory."""
-        count = self.replicates if cell.width <= 1024 else self.few
+        """Measure one point."""
         parts = []
-        for members in blocks(count, max(1, 2**22 // cell.width**2)):
+        for members in blocks(*self._replicates(cell)):
             key = Key(seed, tuple(members)).fold_in("orders", cell.key)
             times = self._times(cell)
             parts += [

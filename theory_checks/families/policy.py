@@ -27,7 +27,7 @@ from theory_checks.checks import (
     register,
 )
 from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
-from theory_checks.simulated import simulate
+from theory_checks.simulated import memory, simulate
 
 Strategy = Literal["random", "activedpo"]
 
@@ -94,10 +94,7 @@ class Policy(Family[Loop]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: those of its simulation."""
-        return {
-            option.replace("--", f"--{self.name}."): size
-            for option, size in self._simulation(self.cells()[0], 0).memory().items()
-        }
+        return memory(self._simulation(self.cells()[0], 0), self)
 
     def checks(self) -> list[Check]:
         """Declare coverage per β and strategy."""

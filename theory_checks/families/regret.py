@@ -39,7 +39,7 @@ from theory_checks.checks import (
     register,
 )
 from theory_checks.maths.tangent import Counts, ExtendedLink, Setting, TangentWorld, fit, times
-from theory_checks.simulated import simulate
+from theory_checks.simulated import memory, simulate
 
 TRUTHS = ("square", "cosine")
 CONTENDERS = ("ucb", "ts", "linear:ucb", "linear:random")
@@ -175,10 +175,7 @@ class Regret(Family[Loop | Optimism]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: those of its simulation."""
-        return {
-            option.replace("--", f"--{self.name}."): size
-            for option, size in self._simulation(0, CONTROL).memory().items()
-        }
+        return memory(self._simulation(0, CONTROL), self)
 
     def checks(self) -> list[Check]:
         """Declare sub-linear growth (random as the control) and the optimistic step."""

@@ -110,6 +110,11 @@ class Tightness(Family[Point]):
             case "largest" | "truth":
                 return replace(base, setting=replace(base.setting, **{cell.sweep: cell.value}))  # type: ignore[arg-type]
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: those of the largest trial."""
+        most = max(self._trial(cell).memory(self.replicates) for cell in self.cells())
+        return {"--tightness.prompts, --tightness.width, --tightness.more, --tightness.replicates": most}
+
     def run(self, cell: Point, seed: int, folder: Path) -> Table:
         """Play a trial."""
         replicates = range(self.replicates)

@@ -251,6 +251,13 @@ class Transformers(Family[Point]):
         points += [Point("full in m", width, 0) for width in self.widths]
         return sorted(points, key=lambda point: -point.width)
 
+    def memory(self) -> dict[str, float]:
+        """Estimate the bytes of a cell: Jacobians of all items and their differences over all duels."""
+        weights = max(LAYERS * len(MODULES) * (2 * p.rank * p.width if p.rank else p.width**2) for p in self.cells())
+        return {
+            "--transformers.widths, --transformers.ranks, --transformers.prompts": 8.0 * weights * 18 * self.prompts
+        }
+
     def run(self, cell: Point, seed: int, folder: Path) -> Table:
         """Measure one point in every replicate."""
         rows = []

@@ -23,7 +23,7 @@ from bandits.core.oracles import ORACLES, kappa, slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.selector import ActiveDPO, FeatureSpace, Pool, Random, ScoreStrategy, Strategy, select
-from theory_checks.maths.certificate import Centre, certify, fit_centres
+from theory_checks.maths.certificate import GRID, Centre, certify, fit_centres
 from theory_checks.maths.predictors import correlations
 from theory_checks.maths.tangent import Counts, ExtendedLink, Logistic, Setting, TangentWorld, fit, times
 
@@ -83,6 +83,14 @@ class Trial:
     def ridge(self) -> float:
         """``ρ = λ/κ``."""
         return self.regularisation / self.kappa
+
+    def memory(self, replicates: int) -> float:
+        """Estimate the bytes of so many replicates: duels as vectors, ``V`` and its like, and the items' gradients."""
+        s = self.setting
+        n, p = s.prompts * s.responses * (s.responses - 1) / 2, s.prompts * (s.responses - 1)
+        square = 4 + (3 * len(GRID) if self.certificates or self.sampling == "certificate" else 0)
+        gradients = s.prompts * s.responses * (s.dim + 2 * s.width * (s.depth - 1) + 1)
+        return 8.0 * replicates * (6 * n * p + square * p**2 + 3 * gradients + self.batch * n)
 
 
 def _answers(problem: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], key: Key) -> Float[Tensor, "r b"]:
