@@ -16,7 +16,7 @@ LLM := $(VENV)/.llm
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
 
-.PHONY: help setup simulate map llm-run study demonstration theory alarms bench test test-fast numbers faults lint smoke docs wheel assets reward-model clean
+.PHONY: help setup simulate map llm-run study demonstration theory alarms bench test test-fast test-all numbers faults faults-sample lint smoke docs wheel assets reward-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -55,17 +55,23 @@ alarms: $(CORE)  ## count the theory checks' alarms on fresh seeds  (PRESET=smok
 bench: $(BENCH) assets  ## measure the hot paths against public peers; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-test: $(DEV)  ## run the tests
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test: $(DEV)  ## run the tests, but those of clusters, kills and whole examples
+	$(BIN)/python -m pytest -n auto -m "not campaign" $(ARGS)
 
-test-fast: $(DEV)  ## run the tests that need no subprocess, cluster or long simulation (under a minute)
-	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+test-fast: $(DEV)  ## run the tests that need no other process and no long simulation (under a minute)
+	$(BIN)/python -m pytest -n auto -m "not slow and not campaign" $(ARGS)
+
+test-all: $(DEV)  ## run all tests, as CI does
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 numbers: $(DEV)  ## run the cheap commands whose numbers README and findings quote  (ARGS=--all: every one, hours)
 	$(BIN)/python tests/quoted_numbers.py $(ARGS)
 
 faults: $(DEV)  ## kill runs at every write, damage their files, give them bad input: N survived, M failed
 	$(BIN)/python -m faults $(ARGS)
+
+faults-sample: $(DEV)  ## a few of these of every kind, as CI tries them (under 3 minutes)
+	$(BIN)/python -m faults --sample 60 $(ARGS)
 
 lint: $(DEV)  ## check style, types and import contracts
 	$(BIN)/ruff check .

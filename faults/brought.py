@@ -9,7 +9,10 @@ from pathlib import Path
 
 from faults.harness import Case, contents, play
 
-SMALL = ("--strategies", "random", "--rounds", "1", "--heldout", "2", "--heldout-duels", "1", "--probes", "1")
+SMALL = (
+    *("--strategies", "random", "--rounds", "1", "--heldout", "2", "--heldout-duels", "1"),
+    *("--heldout-between", "1", "--probes", "1"),
+)
 PROMPTS = [
     f"The film number {i} is about a {word} who"
     for i, word in enumerate(["baker", "sailor", "clerk", "judge", "cook"] * 6)

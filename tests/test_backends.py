@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from kept import contents
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 PROGRAMS = {
     "bandits": ["smoke", "--replicates", "12", "--rounds", "2", "--prompts", "6", "--heldout", "3", "--width", "8"],

@@ -46,12 +46,14 @@ def run(name: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     said = run(name, tmp_path, *EXAMPLES[name])
     assert any(word in said for word in ("page: ", "of unseen duels ordered correctly", "20 answers"))
 
 
+@pytest.mark.campaign
 def test_a_runs_tables_are_read(tmp_path: Path) -> None:
     run("own_learner", tmp_path, *SMALL, "--no-audit", "--contenders", "random", "quadratic:random")
     (folder,) = (tmp_path / "results" / "pool").iterdir()

@@ -167,6 +167,7 @@ def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, t
     assert contents(part) == contents(finished)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
     command = [sys.executable, "-m", "llm_loop", "smoke", "--output", str(tmp_path), "--jobs", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -179,7 +180,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
     process.wait()
     assert record.exists()
     assert not (tmp_path / "llm" / finished.name / "index.html").exists()
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert smoke(tmp_path) == 0
     assert contents(only(tmp_path)) == contents(finished)
 
 
@@ -352,6 +353,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_strategy_an_oracle_a_scorer_and_prompts_of_ones_own_run_page_included(jobs, tmp_path):
     script = tmp_path / "own.py"

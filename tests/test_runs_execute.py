@@ -339,6 +339,7 @@ class TestDevices:
 
 
 class TestClusters:
+    @pytest.mark.campaign
     def test_dask_loses_a_worker_and_nothing_else(self, slow, tmp_path):
         distributed = pytest.importorskip("distributed")
         cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
@@ -364,6 +365,7 @@ class TestClusters:
         assert contents(only(tmp_path)) == slow
         assert len({pid for _, _, pid in played(tmp_path)} - {os.getpid()}) >= 2
 
+    @pytest.mark.campaign
     def test_ray_plays_on_two_workers(self, whole, tmp_path, monkeypatch):
         ray = pytest.importorskip("ray")
         monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])

@@ -49,10 +49,12 @@ class TestRun:
         assert not verdicts["alarm"].any()
         assert not [n for n in names if "tmp" in n]
 
+    @pytest.mark.slow
     def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
         subprocess.run([*COMMAND, "--output", str(tmp_path), "--jobs", "2"], check=True, capture_output=True)
         assert contents(only(tmp_path)) == contents(finished)
 
+    @pytest.mark.campaign
     def test_a_killed_run_goes_on_to_the_same_bytes(self, finished, tmp_path):
         run = subprocess.Popen(
             [*COMMAND, "--output", str(tmp_path), "--jobs", "1"],
@@ -75,6 +77,7 @@ class TestRun:
         assert {f: f.stat().st_mtime_ns for f in finished.rglob("*.csv")} == before
         assert "complete" in capsys.readouterr().out
 
+    @pytest.mark.campaign
     def test_a_cluster_loses_a_worker_and_nothing_else(self, finished, tmp_path):
         """Two Dask workers, one killed with SIGKILL after the first cell; the same bytes as one process gave."""
         distributed = pytest.importorskip("distributed")

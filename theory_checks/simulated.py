@@ -26,7 +26,7 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
 
 def memory(simulation: Simulation, family: AnyFamily) -> dict[str, float]:
     """Estimate a simulation's bytes, each part by those of its options that the family has too."""
-    own = {option(field.name): option(field.name, f"{family.name}.") for field in fields(family)}  # type: ignore[arg-type]  # its classes are dataclasses
+    own = {option(field.name): option(field.name, f"{family.name}.") for field in fields(family)}  # type: ignore[arg-type]
     parts: dict[str, float] = {}
     for names, size in simulation.memory().items():
         mine = ", ".join(own[name] for name in re.findall("--[a-z-]+", names) if name in own)

@@ -33,8 +33,21 @@ from bandits.sim.networks import MLP
 from bandits.sim.problem import Problem, SyntheticArena
 from bandits.sim.truths import Teacher
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, measured, register
-from theory_checks.simulated import memory, simulate
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Places,
+    Result,
+    Several,
+    Table,
+    at,
+    blocks,
+    measured,
+    register,
+)
+from theory_checks.simulated import simulate
 
 EXACT = "activedpo"
 APPROXIMATIONS = {
@@ -228,7 +241,19 @@ class Approximations(Family[Sketched | Choice | Whole]):
             rounds = simulate(self._simulation(seed), "mlp", cell.contender, folder)["rounds"]
             last = rounds[rounds["round"] == rounds["round"].max()]
             return last[["replicate", "error", "gradient_norm"]].assign(kind="run", rule=cell.contender)
-        members = range(self.replicates)
+        parts = [self._measured(cell, members, seed) for members in blocks(self.replicates, self._together)]
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def _weights(self) -> int:
+        return self.width * (6 + self.width)
+
+    @property
+    def _together(self) -> int:
+        """Replicates that are measured at once, so that their gradients' coordinates fit into memory."""
+        return min(self.replicates, max(1, 2**25 // (3 * self.prompts * self._weights)))
+
+    def _measured(self, cell: Sketched | Choice, members: range, seed: int) -> Table:
         key = Key(seed, tuple(members)).fold_in("approximations")
         scene = Scene.of(self.width, self.prompts, key)
         exact = scene.choose(scene.gradients["current"])
@@ -251,8 +276,10 @@ class Approximations(Family[Sketched | Choice | Whole]):
         return pd.concat([*parts, pd.DataFrame(random), pd.DataFrame(moved | kept)], ignore_index=True)
 
     def memory(self) -> dict[str, float]:
-        """Estimate the bytes of a cell: those of its simulation."""
-        return memory(self._simulation(0), self)
+        """Estimate the bytes of a cell: all items' gradients and all duels' differences, in plain coordinates."""
+        scene = 8.0 * self._together * 3 * self.prompts * 6 * self._weights
+        options = "--approximations.replicates, --approximations.prompts, --approximations.width"
+        return {options: scene, "--approximations.runs": sum(self._simulation(0).memory().values())}
 
     def checks(self) -> list[Check]:
         """Declare the sketches' order, the invariance that normalising responses loses, and the costs."""
