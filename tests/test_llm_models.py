@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -320,6 +320,44 @@ def test_an_adapter_is_merged_and_becomes_the_reference(sound, tmp_path):
     with policy.reference():
         reference = policy.log_probs(rows, "test")
     assert torch.equal(policy.log_probs(rows, "test"), reference)
+
+
+KINDS = {
+    "dora": (LoraConfig(r=2, target_modules=["q_proj", "o_proj"], use_dora=True), ""),
+    "rank-stabilised": (LoraConfig(r=2, target_modules=["q_proj"], use_rslora=True, lora_alpha=3), ""),
+    "layers of unlike rank": (LoraConfig(r=2, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 5}), ""),
+    "with a head": (LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), ""),
+    "on the embedding": (LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]), ""),
+    "ia3": (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), ""),
+    "loha": (LoHaConfig(r=2, target_modules=["q_proj"]), ""),
+    "prompt": (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "PROMPT_TUNING cannot be merged"),
+    "prefix": (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "PREFIX_TUNING cannot be merged"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_any_kind_is_merged_exactly_or_refused(kind, sound, tmp_path):
+    config, refused = KINDS[kind]
+    with seeded(Key(3)):
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(sound), config)
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad and not name.endswith("magnitude_vector.default.weight"):
+                parameter.data += 0.2 * torch.randn_like(parameter)
+    adapted.eval().save_pretrained(tmp_path)
+    own = Adapter(2, 4.0, ("v_proj",))
+    if refused:
+        with pytest.raises(InputError, match=refused):
+            load_policy(str(tmp_path), own, Key(1))
+        return
+    policy = load_policy(str(tmp_path), own, Key(1))
+    rows = rows_of(policy)
+    here = policy.log_probs(rows, "test")
+    with policy.reference():
+        assert torch.equal(here, policy.log_probs(rows, "test"))  # implicit rewards are exactly 0
+    plain = load_policy(str(sound), own, Key(1)).log_probs(rows, "test")
+    assert not torch.allclose(here, plain, atol=0.05)
+    policy.model = adapted
+    assert here.tolist() == pytest.approx([by_hand(policy, row) for row in rows], abs=1e-3)
 
 
 @pytest.mark.parametrize(
