@@ -327,7 +327,10 @@ KINDS = {
     "rank-stabilised": (LoraConfig(r=2, target_modules=["q_proj"], use_rslora=True, lora_alpha=3), ""),
     "layers of unlike rank": (LoraConfig(r=2, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 5}), ""),
     "with a head": (LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), ""),
-    "on the embedding": (LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]), ""),
+    "on the embedding": (
+        LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]),
+        "only in the adapter or the model",
+    ),
     "ia3": (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), ""),
     "loha": (LoHaConfig(r=2, target_modules=["q_proj"]), ""),
     "prompt": (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "PROMPT_TUNING cannot be merged"),
