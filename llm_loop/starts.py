@@ -24,8 +24,8 @@ from bandits.runs.stats import rank_correlation
 from llm_loop.__main__ import COMMAND
 from llm_loop.arena import Table
 from llm_loop.config import Alignment
-from llm_loop.run import COMPARED, AlignmentStudy
-from llm_loop.setup import Parts, build, quiet_libraries
+from llm_loop.run import COMPARED
+from llm_loop.setup import Parts, build, check, quiet_libraries
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def told(b0: Start, a0: Start) -> list[str]:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line."""
     _, options = command.parse(replace(COMMAND, program="python -m llm_loop.starts"), arguments)
-    AlignmentStudy.of(options.settings).prepare()
+    check(options.settings, Parts.of(options.settings))
     with quiet_libraries():
         say(*compare(options.settings))
     return 0
