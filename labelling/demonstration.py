@@ -26,7 +26,7 @@ from bandits.headroom import headroom
 from bandits.loop import DesignState
 from bandits.runs import command, figures
 from bandits.runs.directory import Identity, Ledger, RunDirectory
-from bandits.runs.files import read_json, write_bytes, write_frame, write_json
+from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.settings import check
 from bandits.runs.stats import Estimate, mean
 from llm_loop import launch, tables
@@ -42,6 +42,7 @@ from llm_loop.shared import Shared
 
 PROGRAM = "python -m labelling.demonstration"
 HEADROOM = "headroom.json"
+TABLES = "studies/own-pool"
 ARMS = ("activedpo", "random")
 COMPARED = {
     "reward": "held-out reward, by who labelled",
@@ -76,6 +77,33 @@ SMOKE = replace(
     pool_temperature=1.5,
     training=Training(rate=1e-2, epochs=2),
 )
+
+
+HEAD = f"""# One pool, {FULL.batch} labels
+
+{FULL.pool * FULL.responses:,} responses of SmolLM2-135M-Instruct to {FULL.pool} questions about films, half of them at
+temperature {FULL.pool_temperature}. {FULL.batch} duels are chosen by `{ARMS[0]}`, the default of
+[`activedpo select`](own-data.md), and {FULL.batch} drawn at random. A reward model answers in people's place, and DPO
+starts from the same adapter. Is the model that learned from chosen duels the better one on prompts that nothing was
+learned from?
+
+```
+make demonstration PRESET=full     # goes on where it was stopped; PRESET=smoke: a tiny model, in seconds
+```
+
+The rule chooses once, before any label, so its duels are the same in every seed: the pool, its gradients at the first
+model and their sketch are made once. Seeds differ in the answers, in Random's draws, in the order of training and in
+the held-out answers; intervals (Student's t over seeds, 95 % each) are for this pool and this model. *Foretold* is what
+the [headroom meter](api.md) says of the pool alone.
+
+## What came out
+"""
+FOOT = """
+## What this does not say
+
+- *Undecided* is not *equal*: the interval says which differences these seeds leave open.
+- The reward is of sentiment. That the judge, who never labels, goes along is asked because a reward can be bought.
+"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +194,7 @@ class Options:
     output: Path = Path("results")
     """where the run is"""
     pages: Path | None = None
-    """where table and figure are written (default: docs/studies/own-pool, and own-pool in the output when tiny)"""
+    """where the page is written, its tables and figure below it (default: docs; beside the run when tiny)"""
     cells: str = "1/1"
     """the i-th of n parts of the cells, as i/n"""
     jobs: int = 0
@@ -190,16 +218,28 @@ def run(arguments: Sequence[str]) -> int:
     if not options.show and (status := command.run(COMMAND, [options.preset, *told])):
         return status
     directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
-    table, foretold = finished(study, directory)
-    if table.empty:
-        command.say("no seed is finished yet")
-        return 0
-    pages = options.pages or (Path("docs/studies") if options.preset == "full" else options.output) / "own-pool"
-    write_frame(pages / "own-pool.csv", table.round(6))
-    write_frame(pages / "foretold.csv", foretold.round(6))
-    write_bytes(pages / "own-pool.png", figures.png(drawn(table)))
-    command.say(*sentences(table, foretold), f"table and figure: {pages}")
+    table, foretold = (frame.round(6) for frame in finished(study, directory))
+    home = options.pages or (Path("docs") if options.preset == "full" else options.output / "docs")
+    if len(table):
+        write_frame(home / TABLES / "own-pool.csv", table)
+        write_frame(home / TABLES / "foretold.csv", foretold)
+        write_bytes(home / TABLES / "own-pool.png", figures.png(drawn(table)))
+        command.say(*sentences(table, foretold))
+    write_text(home / "demonstration.md", page(table, foretold))
+    command.say(f"page: {home / 'demonstration.md'}")
     return 0
+
+
+def page(table: pd.DataFrame, foretold: pd.DataFrame) -> str:
+    """Return the page, in Markdown, with what the finished seeds show."""
+    found = "No seed of the full run is finished yet, so nothing is said here of what it shows."
+    if len(table):
+        lines = "\n".join(f"- {line}" for line in sentences(table, foretold))
+        found = (
+            f"{lines}\n\n![outcome of each arm, seed by seed, and its difference from Random]({TABLES}/own-pool.png)"
+        )
+        found += f"\n\nTables: `own-pool.csv` (a row an arm and seed) and `foretold.csv`, in `{TABLES}/`."
+    return f"{HEAD}\n{found}\n{FOOT}"
 
 
 def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame]:

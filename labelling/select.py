@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
 import tyro
 from torch import Tensor
@@ -117,7 +119,7 @@ def choose(options: Select) -> int:
     asked = _queries(work, round, f"{batch:02d}" if project is not None else _file(options).stem, why)
     worth = _headroom(work, round, options.budget)
     told = _told(work, round, worth, trained)
-    stop = options.price is not None and _worthless(worth, options.price, told)
+    stop = options.price is not None and _worthless(worth, options.price, settings.strategy, told)
     if project is not None:
         project.begin(content)
         if texts is not None:
@@ -255,10 +257,10 @@ def _headroom(work: Session, round: Round[Any, Any], budget: int) -> Headroom | 
     past = work.history_in_place()
     state = DesignState(space, ridge, budget)
     labelled = state.rows(work.learner, past.items, past.duels) if past else None
-    features = state.rows(work.learner, round.offer.items, round.offer.duels)
-    free = (
-        features.take(round.pool.available.nonzero().squeeze(-1)) if not bool(round.pool.available.all()) else features
-    )
+    free_duels = round.pool.available.nonzero().squeeze(
+        -1
+    )  # of the duels, not of their features: those of all may not fit
+    free = state.rows(work.learner, round.offer.items, round.offer.duels.take(free_duels))
     key = work.key.fold_in("headroom", len(work.past))
     return headroom(free, ridge=ridge, budget=budget, labelled=labelled, candidates=2000, targets=500, key=key)
 
@@ -304,7 +306,7 @@ def coverage(pool: Posterior, picks: Tensor, prompts: Tensor) -> tuple[float, fl
     return max(before, 1e-300) / pool.ridge, after / pool.ridge, len(prompts[picks].unique())
 
 
-def _worthless(worth: Headroom | None, price: float, told: list[str]) -> bool:
+def _worthless(worth: Headroom | None, price: float, strategy: str, told: list[str]) -> bool:
     """Say whether a label of this batch is worth its price."""
     if worth is None:
         raise InputError("--price needs a rule that looks at features, in the full metric, and a --budget of 2 or more")
@@ -314,9 +316,30 @@ def _worthless(worth: Headroom | None, price: float, told: list[str]) -> bool:
     told.insert(
         0,
         f"{verdict} the price of {price:g} %: a label lowers the expected error of the pool's margins by {gain:.2g} % "
-        "(by variance alone; how well that foretells real errors is not known)",
+        f"(by variance alone; {calibrated(strategy, worth.budget)})",
     )
     return gain < price
+
+
+def calibrated(strategy: str, budget: int) -> str:
+    """Say how well variance alone foretold what a rule saved in the simulator's map, at the budget nearest to this one.
+
+    ``calibration.csv`` is the map's own table (``docs/studies/map``).
+    """
+    with resources.files("labelling").joinpath("calibration.csv").open() as file:
+        table = pd.read_csv(file)
+    table = table[(table["rule"] == strategy) & (table["objective"] == "error")]
+    if table.empty:
+        return f"how well that foretells real errors of {strategy} is not known"
+    found = table.iloc[int((table["budget"] - budget).abs().to_numpy().argmin())]
+    rank, slope = (
+        "{:.2f} [{:.2f}, {:.2f}]".format(*(found[name + end] for end in ("", "_low", "_high")))
+        for name in ("rank", "slope")
+    )
+    return (
+        f"in {found['worlds']} simulated worlds the share of {found['budget']} labels that it foretold {strategy} to "
+        f"save and the share saved had rank correlation {rank} and slope {slope}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

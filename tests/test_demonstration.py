@@ -7,7 +7,7 @@ import pytest
 
 from bandits.runs.files import read_json
 from labelling import demonstration
-from labelling.demonstration import differences, main, sentences
+from labelling.demonstration import TABLES, differences, main, page, sentences
 from llm_loop import tables
 
 
@@ -40,7 +40,7 @@ def test_arms_share_pool_and_answers_and_seeds_share_what_is_chosen(played):
 
 
 def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
-    table, foretold = (pd.read_csv(played / "own-pool" / f"{name}.csv") for name in ("own-pool", "foretold"))
+    table, foretold = (pd.read_csv(played / "docs" / TABLES / f"{name}.csv") for name in ("own-pool", "foretold"))
     assert list(zip(table["strategy"], table["seed"], strict=True)) == [
         (arm, seed) for seed in (0, 1) for arm in ("activedpo", "random")
     ]
@@ -53,7 +53,7 @@ def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
     assert f"foretold of activedpo: {foretold['verdict'].iloc[0]}" in told
     wide = table.pivot(index="seed", columns="strategy", values="reward")
     assert differences(table, "reward")["activedpo"].value == pytest.approx((wide["activedpo"] - wide["random"]).mean())
-    assert (played / "own-pool" / "own-pool.png").read_bytes().startswith(b"\x89PNG")
+    assert (played / "docs" / TABLES / "own-pool.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_words_go_the_way_the_numbers_go():
@@ -77,3 +77,10 @@ def test_it_goes_on_where_it_was_stopped_and_shows_what_is_finished(played, tmp_
     assert main(again) == 0
     assert {path.name: path.read_bytes() for path in victim.glob("*.jsonl")} == before
     assert read_json(cells(played)["activedpo--seed0"] / "headroom.json", dict)["duels"] > 6
+
+
+def test_the_published_page_is_what_its_tables_say():
+    docs = Path(__file__).parents[1] / "docs"
+    published = [docs / TABLES / f"{name}.csv" for name in ("own-pool", "foretold")]
+    table, foretold = (pd.read_csv(path) if path.exists() else pd.DataFrame() for path in published)
+    assert (docs / "demonstration.md").read_text() == page(table, foretold)

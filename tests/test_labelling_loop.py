@@ -12,6 +12,7 @@ from bandits.core.rng import Key
 from labelling import queries
 from labelling.answers import Answer, Answers
 from labelling.project import Project
+from labelling.select import calibrated
 from labelling.store import Store
 from llm_loop.__main__ import main as align
 from llm_loop.models import byte_tokenizer, tiny_model
@@ -247,11 +248,19 @@ class TestOwnPool:
         assert "edited" in capsys.readouterr().err
         assert not (begun.root / "models").exists()
 
+    def test_the_calibration_that_a_price_quotes_is_the_map_s(self):
+        home = Path(__file__).parents[1]
+        published = home / "docs/studies/map/calibration.csv"
+        assert (home / "labelling/calibration.csv").read_bytes() == published.read_bytes()
+
     def test_a_price_stops(self, tmp_path, capsys):
         path = one_pool(tmp_path / "pool.jsonl")
         base = ["select", "--pool", str(path), "--budget", "4", *TINY]
         assert main([*base, "--out", str(tmp_path / "a.jsonl"), "--price", "1e-6"]) == 0
-        assert "go on: at least the price" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "go on: at least the price" in told
+        assert "in 36 simulated worlds the share of 20 labels that it foretold activedpo to save" in told
+        assert "of activedpo-normalised is not known" in calibrated("activedpo-normalised", 20)
         assert main([*base, "--out", str(tmp_path / "b.jsonl"), "--price", "99"]) == 1
         assert "stop: less than the price" in capsys.readouterr().out
 
