@@ -7,7 +7,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from test_llm_loop import FEW, SMOKE, contents, run_cell, run_folder, smoke
+from kept import contents, only
+from test_llm_loop import FEW, SMOKE, run_cell, smoke
 from test_llm_models import tiny
 
 from bandits.core.duels import Duels
@@ -30,7 +31,7 @@ def pooled(tmp_path_factory):
     """A run on a fixed pool: two seeds, two strategies."""
     folder = tmp_path_factory.mktemp("pooled")
     assert smoke(folder, *POOL, "--seeds", "2") == 0
-    return run_folder(folder)
+    return only(folder)
 
 
 def test_what_is_shared_is_made_once_and_a_damaged_entry_again(tmp_path, capsys):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_llm_loop import FEW, contents, run_cell, run_folder, smoke
+from kept import contents, only
+from test_llm_loop import FEW, run_cell, smoke
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -134,7 +135,7 @@ def test_a_run_tunes_once_for_all_cells_and_goes_on_with_the_same_bytes(data, tm
 def test_the_page_tells_of_tuning(data, tmp_path):
     options = ("--sft", str(data), "--seeds", "1", "--rounds", "1", "--strategies", "random")
     assert smoke(tmp_path, *options) == 0
-    run = run_folder(tmp_path)
+    run = only(tmp_path)
     assert "First tuned on" in (run / "index.html").read_text()
     assert (run / "sft" / "adapter" / "adapter_config.json").exists()
 

@@ -74,6 +74,8 @@ CHOICES = (
     "activedpo-diagonal",
 )
 PICKS = 20
+TOGETHER = 2**25
+"""coordinates of gradients that are held at once, but for several copies"""
 
 
 @dataclass(frozen=True)
@@ -245,13 +247,14 @@ class Approximations(Family[Sketched | Choice | Whole]):
         return pd.concat(parts, ignore_index=True)
 
     @property
-    def _weights(self) -> int:
-        return self.width * (6 + self.width)
+    def _numbers(self) -> int:
+        """Coordinates of all items' gradients, in a replicate."""
+        return 3 * self.prompts * self.width * (6 + self.width)
 
     @property
     def _together(self) -> int:
-        """Replicates that are measured at once, so that their gradients' coordinates fit into memory."""
-        return min(self.replicates, max(1, 2**25 // (3 * self.prompts * self._weights)))
+        """Replicates that are measured at once, so that these fit into memory."""
+        return min(self.replicates, max(1, TOGETHER // self._numbers))
 
     def _measured(self, cell: Sketched | Choice, members: range, seed: int) -> Table:
         key = Key(seed, tuple(members)).fold_in("approximations")
@@ -277,7 +280,7 @@ class Approximations(Family[Sketched | Choice | Whole]):
 
     def memory(self) -> dict[str, float]:
         """Estimate the bytes of a cell: all items' gradients and all duels' differences, in plain coordinates."""
-        scene = 8.0 * self._together * 3 * self.prompts * 6 * self._weights
+        scene = 8.0 * 6 * min(self.replicates * self._numbers, max(self._numbers, TOGETHER))
         options = "--approximations.replicates, --approximations.prompts, --approximations.width"
         return {options: scene, "--approximations.runs": sum(self._simulation(0).memory().values())}
 
