@@ -36,7 +36,7 @@ llm-run: assets  ## align a real language model, actively and at random  (PRESET
 
 study: PRESET ?= smoke
 study: FIGURE ?= 3
-study: assets  ## one of the paper's figures as a study that goes on where it stopped  (FIGURE=1|3|4|5|regime PRESET=smoke|full)
+study: assets  ## one of the paper's figures as a study that goes on where it stopped  (FIGURE=1..5|redundant|regime PRESET=smoke|full)
 	$(BIN)/python -m llm_loop.studies $(FIGURE) --preset $(PRESET) $(ARGS)
 
 demonstration: PRESET ?= smoke

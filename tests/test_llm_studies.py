@@ -1,9 +1,11 @@
 """What strategies of a seed share, pools that are drawn once, and the figures' studies, on tiny models."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +24,10 @@ from llm_loop.rewards.scorers import load_scorer
 from llm_loop.sampling import Decoding
 from llm_loop.shared import Shared
 from llm_loop.studies import __main__ as studies
+from llm_loop.studies import page
+from llm_loop.studies.matrix import MATRICES, MatrixStudy
+from llm_loop.studies.plans import STUDIES
+from llm_loop.studies.read import Found
 
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
 
@@ -159,13 +165,125 @@ def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_
     assert (tmp_path / "studies" / f"figure-{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+def test_a_positive_control_has_its_forecast_and_a_ceiling(tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--jobs", "1"]
+    assert studies.main(["redundant", *options]) == 0
+    page = (tmp_path / "studies" / "redundant.md").read_text()
+    assert "Foretold before any label, by variance alone (2 seeds, 30 duels in the pool" in page
+    assert "| redundant pool | ceiling |" in page
+    made = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("seed-*/*.json"))]
+    assert studies.main(["redundant", *options]) == 0  # nothing is foretold anew
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("seed-*/*.json"))] == made
+    assert (tmp_path / "studies" / "redundant.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_two_models_and_three_preference_sets_make_a_matrix(tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--jobs", "1"]
+    assert studies.main(["2", *options, "--show-only"]) == 0
+    assert "no seed of this study is finished yet" in capsys.readouterr().out
+    assert studies.main(["2", *options, "--cells", "1/2"]) == 0
+    assert studies.main(["figure-2", *options]) == 0
+    page = (tmp_path / "studies" / "figure-2.md").read_text()
+    assert "2 of 2 paired seeds are finished" in page
+    assert "suits the model" in page or "Each model learned" in page
+    table = pd.read_csv(tmp_path / "studies" / "figure-2.csv")
+    assert len(table) == 2 * 3 * 2
+    assert (tmp_path / "studies" / "figure-2.png").stat().st_size > 5000
+
+
+def test_a_cell_of_the_matrix_shares_a_pool_and_plays_alike(tmp_path, capsys):
+    """Chosen at random, without a page: what both models start from, and the same bytes again."""
+    matrix = MATRICES["smoke"][1]
+    study = MatrixStudy.of(replace(matrix, alignment=replace(matrix.alignment, rounds=1, seeds=1)))
+    chance = study.cells()[-1]
+    assert chance.key == "random--seed0"
+    for run in ("one", "two"):
+        assert study.play(chance, tmp_path / run / "cells" / chance.key) == ["evaluations.csv", "picks.csv"]
+    first, second = (tmp_path / run / "cells" / chance.key for run in ("one", "two"))
+    assert contents(first) == contents(second)
+    assert {path.name for path in (tmp_path / "one" / "sft").iterdir()} == {"toy-vowels", "toy-letters"}
+    pool = json.loads((tmp_path / "one" / "shared" / "all" / "pool" / "pool.json").read_text())
+    texts = len(pool["texts"])
+    assert texts == 6 * 4 == len(pool["log_probs"]["toy-vowels"])
+    assert pool["log_probs"]["toy-vowels"] != pool["log_probs"]["toy-letters"]
+    rows = pd.read_csv(first / "evaluations.csv")
+    assert rows.groupby(["model", "stage"]).size().tolist() == [6, 6, 6, 6]
+    assert (rows[rows["stage"] == "before"]["log_ratio"] == 0).all()
+    assert (rows[rows["stage"] == "after"]["log_ratio"] != 0).any()
+    picks = pd.read_csv(first / "picks.csv")
+    assert len(picks) == 3
+    assert not picks[["prompt_index", "first", "second"]].duplicated().any()
+
+
+def gains(own: float, seeds: int = 8, noise: float = 0.01) -> pd.DataFrame:
+    """Gains of two models by three sets, the model's own being better by ``own``."""
+    generator = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"model": m, "chosen_by": c, "seed": k, "gain": 0.3 + own * (m == c) + generator.normal(scale=noise)}
+            for k in range(seeds)
+            for m in ("films", "news")
+            for c in ("films", "news", "random")
+        ]
+    )
+
+
+def test_a_matrix_is_told_by_whether_own_data_suits_more():
+    assert page.fits(gains(0.2)).startswith("Each model learned more from what it chose itself")
+    assert "+0.20" in page.fits(gains(0.2))
+    assert page.fits(gains(-0.2)).startswith("Each model learned less")
+    assert "undecided" in page.fits(gains(0.0, seeds=3, noise=0.1))
+    found = page.contrasts(gains(0.2)).set_index(["truth", "contender", "baseline"])
+    assert len(found) == 6
+    assert found.loc[("films", "films", "random"), "verdict"] == "better"
+    assert found.loc[("news", "films", "news"), "verdict"] == "worse"
+    assert found.loc[("news", "films", "random"), "verdict"] == "undecided"
+
+
+def test_a_page_says_what_saves_labels_and_which_text_broke():
+    study = STUDIES["1"]
+    generator = np.random.default_rng(0)
+    pace = {"activedpo-normalised": 2.0, "random": 1.0, "apo": 0.5, "aplp": 1.0}
+    rows = [
+        {
+            "part": part.name,
+            "strategy": strategy,
+            "seed": seed,
+            "round": number,
+            "labels": 16 * number,
+            "reward": pace[strategy] * number + generator.normal(scale=0.05),
+            "judge": 0.1 * number,
+            "kl_per_token": 0.05 * number * (1 + 9 * (strategy == "apo")),
+            "fluency": -2.0 - 0.01 * number,
+            "picks": "0:1",
+        }
+        for part in study.full
+        for strategy in part.strategies
+        for seed in range(4)
+        for number in range(5)
+    ]
+    table = pd.DataFrame(rows)
+    saved = page.saved_of(study, table)
+    said = page.verdicts(study, study.full, table, saved)
+    assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 2
+    assert sum("apo does not save labels" in line for line in said) == 2
+    assert said[-1].startswith("Beyond the limits")
+    assert "films, apo; headlines, apo." in said[-1]
+    found = {part.name: Found(table[table["part"] == part.name], "a machine", 4, 16, "tiny") for part in study.full}
+    lines = page.written("1", study, study.full, found, saved, page.Told("figure-1", "full"))
+    assert "Computed on: a machine." in lines
+    assert any(line.startswith("- films: 4 finished paired seeds, 4 rounds of 16 labels, tiny") for line in lines)
+
+
 def test_an_unknown_study_is_refused(capsys):
     assert studies.main(["7"]) == 2
     assert "unknown study '7'" in capsys.readouterr().err
 
 
 def test_every_study_has_settings_that_hold():
-    for study in studies.STUDIES.values():
+    for study in STUDIES.values():
         for preset in ("smoke", "full"):
             for part in study.parts(preset):
                 arguments = ["quick" if preset == "full" else "smoke", "--strategies", *part.strategies, *part.options]

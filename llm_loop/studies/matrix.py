@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import joblib
 import pandas as pd
 import torch
 import tyro
@@ -24,7 +25,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Schedule, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
-from bandits.runs.execute import Report
+from bandits.runs.execute import Report, in_words, remaining, side_by_side
 from bandits.runs.files import sha256, write_frame
 from bandits.runs.settings import Distinct, MinLen, check
 from llm_loop import launch, measures
@@ -32,8 +33,10 @@ from llm_loop import setup as cells
 from llm_loop.arena import Completions, DrawnArena, Table
 from llm_loop.config import LIBRARIES, PRESETS, Alignment, Evaluation
 from llm_loop.data.chat import text_of
+from llm_loop.forecast import seconds, tuning_seconds
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
+from llm_loop.run import AlignmentStudy
 from llm_loop.setup import Parts, Setup, build, quiet_libraries
 from llm_loop.shared import Shared, clear
 from llm_loop.tuning import FOLDER as SFT
@@ -157,6 +160,36 @@ class MatrixStudy:
         """All cells, seed by seed; a model that chooses is fitted after every round, and looks at gradients."""
         costs = dict.fromkeys(self.names(), 2.0) | {RANDOM: 1.0}
         return [Cell(name, seed, cost) for seed in range(self.matrix.alignment.seeds) for name, cost in costs.items()]
+
+    def forecast(self, jobs: int = 0) -> list[str]:
+        """Return what the run will take, a line a fact, by a few seconds of work on the first model."""
+        alignment = replace(self.matrix.of(self.matrix.sets[0]), seeds=1)
+        cells.check(alignment, self.parts)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with quiet_libraries():
+                pace = seconds(build(alignment, self.parts, alignment.strategies[0], 0))
+                tuning = tuning_seconds(AlignmentStudy(alignment, self.parts))
+        finally:
+            torch.set_num_threads(threads)
+        a, labels, pool = self.matrix.alignment, self.matrix.alignment.rounds * self.matrix.alignment.batch, 0
+        if isinstance(a.pool, int):
+            pool = a.pool * a.responses
+        fit = a.training.epochs * labels * pace["train"]
+        blind = 2 * fit + 4 * a.evaluation.prompts * (pace["draw"] + pace["score"])
+        offered = a.rounds * a.prompts_per_round * a.responses + (a.rounds - 1) * labels
+        chosen = blind + offered * pace["features"] + fit * (a.rounds - 1) / 2
+        first = 2 * tuning + pool * (pace["draw"] + 2 * pace["score"])
+        costs = [cost for cost in (chosen, chosen, blind) for _ in range(a.seeds)]
+        side = side_by_side(jobs, 0, joblib.cpu_count(), len(costs))
+        return [
+            f"{len(costs)} cells: {2 * a.seeds} of about {in_words(chosen)} (chosen by a model), {a.seeds} of about "
+            f"{in_words(blind)} (at random)",
+            f"before them, once: two tunings and the pool, about {in_words(first)}",
+            f"about {in_words(first + remaining(costs, 1.0, side))} with {side} side by side, without waiting for "
+            "other work",
+        ]
 
     def prepare(self) -> None:
         """Refuse what cannot be before anything is written."""

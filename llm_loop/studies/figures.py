@@ -1,0 +1,118 @@
+"""Owns the figures of studies: drawn from their tables only, means over seeds with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bandits.runs.figures import BLUE, GREY, NEUTRAL, ORANGE, VERDICTS, curves, legend_below, looks, panels, student
+
+TITLES = {
+    "reward": "held-out reward",
+    "judge": "judge, which never labels",
+    "kl_per_token": "KL, nats a token",
+    "fluency": "fluency, nats a token",
+    "wins": "win rate by the reward",
+    "judge_wins": "win rate by the judge",
+}
+
+
+def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame) -> Figure:
+    """Draw each measure against labels: a row of panels a run, a line a strategy; runs of one strategy share a row.
+
+    Where labels saved are known, each row ends with them.
+    """
+    several = table["strategy"].nunique() > 1
+    rows = list(table["part"].unique()) if several else [""]
+    columns = len(measures) + (len(saved) > 0)
+    names = list(table["strategy" if several else "part"].unique())
+    look = looks(names) if several else _graded(names)
+    figure, axes = panels(columns * len(rows), columns, 12.4 / columns, 2.9, legend=0)
+    for number, part in enumerate(rows):
+        own = table[table["part"] == part] if several else table
+        for axis, measure in zip(axes[number * columns :], measures, strict=False):
+            curves(axis, own, "labels", measure, "strategy" if several else "part", look, student, marker="o", ms=3)
+            axis.set_title(TITLES[measure], fontsize=9)
+            axis.tick_params(labelsize=8)
+            axis.set_xlabel("labels bought" if number == len(rows) - 1 else "", fontsize=9)
+            if measure.endswith("wins"):
+                axis.axhline(0.5, color="black", lw=0.7, ls=":")
+        if several and len(rows) > 1:
+            axes[number * columns].set_ylabel(part, fontsize=10, fontweight="bold")
+        if len(saved):
+            _saved(axes[number * columns + columns - 1], saved[saved["truth"] == part], number == len(rows) - 1)
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _graded(names: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Return looks of runs that are steps of one setting: shades from light to dark, the last one black and dashed."""
+    import matplotlib as mpl
+
+    shades = mpl.colormaps["viridis_r"](np.linspace(0.15, 0.95, max(1, len(names))))
+    found: dict[str, dict[str, object]] = {
+        name: {"color": mpl.colors.to_hex(shade), "ls": "-"} for name, shade in zip(names, shades, strict=True)
+    }
+    if "exact" in found:
+        found["exact"] = {"color": "black", "ls": "--"}
+    return found
+
+
+def _saved(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
+    names = list(rows["contender"])
+    look = looks(names)
+    for place, row in enumerate(rows.to_dict("records")):
+        colour = look[row["contender"]]["color"]
+        told = row["verdict"] in ("saves", "does not save")
+        low, high = (100 * row[end] if np.isfinite(row[end]) else 100 * row["saved"] for end in ("low", "high"))
+        axis.plot([low, high], [place, place], color=colour, lw=2.2)
+        axis.plot(100 * row["saved"], place, "o", color=colour, mfc=colour if told else "white", ms=6)
+    axis.axvspan(-10, 10, color="0.93", zorder=0)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set(xlim=(-105, 105), ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), yticklabels=names)
+    axis.set_title("share of Random's labels saved, %", fontsize=9)
+    axis.tick_params(labelsize=7.5)
+    axis.set_xlabel("hollow: undecided" if last else "", fontsize=8)
+
+
+def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
+    """Draw how much reward each model gained by each preference set, and the paired differences between sets.
+
+    ``gains`` has model, chosen_by, seed and gain; ``comparison`` is ``bandits.runs.stats.compare``'s, a truth a model.
+    """
+    models = list(gains["model"].unique())
+    figure, axes = panels(len(models) + 1, 0, 4.1, 3.4, legend=0)
+    for axis, model in zip(axes, models, strict=False):
+        (other,) = (name for name in models if name != model)
+        labels: list[str] = []
+        for place, (chooser, label, colour) in enumerate(
+            ((model, "itself", BLUE), (other, f"the {other} model", ORANGE), ("random", "chance", GREY))
+        ):
+            values = gains[(gains["model"] == model) & (gains["chosen_by"] == chooser)].sort_values("seed")["gain"]
+            middle, low, high = student(values.to_numpy())
+            spots = place + np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.array([place])
+            axis.plot(spots, values, "o", mfc="white", mec=colour, ms=4, alpha=0.7)
+            axis.errorbar(place, middle, [[middle - low], [high - middle]], fmt="D", color=colour, ms=7, capsize=4)
+            labels.append(label)
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set(xticks=range(3), xticklabels=labels, xlim=(-0.5, 2.5), xlabel="preferences chosen by")
+        axis.set_title(f"model tuned on {model}", fontsize=10)
+        axis.sharey(axes[0])
+    axes[0].set_ylabel("held-out reward gained")
+    last = axes[-1]
+    names = []
+    for place, row in enumerate(comparison.to_dict("records")):
+        colour = VERDICTS.get(row["verdict"], NEUTRAL)
+        last.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+        last.plot(row["difference"], place, "D", color=colour, ms=6)
+        sides = ["chance" if name == "random" else str(name) for name in (row["contender"], row["baseline"])]
+        names.append(f"model of {row['truth']}:\nchosen by {' − by '.join(sides)}")
+    last.axvline(0, color="black", lw=0.8)
+    last.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6), xlabel="difference in reward, paired by seed")
+    last.set_yticklabels(names, fontsize=7)
+    last.set_title("joint 95 % intervals", fontsize=10)
+    return figure

@@ -1,0 +1,357 @@
+"""Owns a study's page: the verdict in words, the figure, the numbers, and how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
+from llm_loop.report.evaluate import against
+from llm_loop.report.findings import FAR, FLUENCY, compared, number, saving, share_saved, span
+from llm_loop.studies.figures import TITLES
+from llm_loop.studies.plans import Part, Study
+from llm_loop.studies.read import Found
+
+BASELINE = "random"
+
+
+def saved_of(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Return what strategies save of Random's labels, run by run; intervals hold jointly over the whole study."""
+    parts = [
+        part
+        for _, part in table.groupby("part", sort=False)
+        if BASELINE in set(part["strategy"]) and part["strategy"].nunique() > 1
+    ]
+    if not parts or "reward" not in study.measures or table["labels"].nunique() < 3:
+        return pd.DataFrame(columns=SAVINGS)
+    rows = pd.concat(parts).rename(columns={"part": "truth", "strategy": "contender", "seed": "replicate"})
+    return savings(rows, "reward", BASELINE, lower_is_better=False)
+
+
+def written(
+    name: str, study: Study, parts: Sequence[Part], found: Mapping[str, Found], saved: pd.DataFrame, told: Told
+) -> list[str]:
+    """Return the page, line by line."""
+    table = pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True)
+    lines = [f"# {study.title}", "", study.question, "", "## What was found", ""]
+    lines += [f"- {line}" for line in verdicts(study, parts, table, saved, told.forecasts)]
+    lines += ["", f"![{study.title}]({told.stem}.png)", ""]
+    lines += ["Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model."]
+    if len(saved):
+        lines += ["", "## Labels saved", "", *_savings(saved)]
+    rows = differences(study, parts, table)
+    if rows:
+        lines += ["", "## Against Random", "", *_differences(rows)]
+    lines += ["", "## After the last round", "", *_final(study, table), "", "## How it was made", ""]
+    return [*lines, *_made(name, parts, found, told)]
+
+
+class Told:
+    """What a page is told beside the tables."""
+
+    def __init__(self, stem: str, preset: str, forecasts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Name the page's files, the preset, and what the meter foretold."""
+        self.stem, self.preset, self.forecasts = stem, preset, forecasts
+
+
+def verdicts(
+    study: Study,
+    parts: Sequence[Part],
+    table: pd.DataFrame,
+    saved: pd.DataFrame,
+    forecasts: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Say what was found, the answer to the question first."""
+    several = len(parts) > 1
+    lines = [(f"{row['truth']}: " if several else "") + saving(row) for row in saved.to_dict("records")]
+    if forecasts:
+        lines.append(foreseen(forecasts))
+    if not len(saved):
+        for row in differences(study, parts, table):
+            where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
+            if row["outcome"] == "final":
+                lines.append(f"{where}: {compared(row, BASELINE)}")
+    lines += overlaps(parts, table) + healthy(study, table)
+    return lines or ["No comparison can be made yet."]
+
+
+def differences(study: Study, parts: Sequence[Part], table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Return every strategy's paired differences from Random, run by run, of the study's outcomes."""
+    found: list[dict[Hashable, Any]] = []
+    for part in parts:
+        own = table[table["part"] == part.name].assign(prompt_index=0)
+        if own.empty or BASELINE not in part.strategies or len(part.strategies) < 2:
+            continue
+        for measure in ("reward", "judge") if "reward" in study.measures else study.measures:
+            rows = against(own, BASELINE, measure).to_dict("records")
+            found += [row | {"part": part.name, "measure": measure} for row in rows]
+    return found
+
+
+def _differences(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
+    lines = [
+        "| run | strategy | measure | after the last round | verdict | mean over all rounds | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[Any, ...], dict[Any, str]] = {}
+    for row in rows:
+        said = f"{number(row['difference'])} {span(row['low'], row['high'])} | {row['verdict']}"
+        key = row["part"], row["strategy"], TITLES[row["measure"]]
+        cells.setdefault(key, {})[row["outcome"]] = said
+    lines += [f"| {' | '.join(key)} | {said['final']} | {said['area']} |" for key, said in cells.items()]
+    return [
+        *lines,
+        "",
+        "Differences are paired by seed; intervals are 95 %, jointly over the rows of a run and measure.",
+    ]
+
+
+def foreseen(forecasts: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the headroom meter foretold, over its seeds."""
+    found = mean([one["labels_saved"] for one in forecasts])
+    seeds = f"{len(forecasts)} seed{'s' if len(forecasts) > 1 else ''}"
+    interval = "" if math.isnan(found.low) else f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return (
+        f"Foretold before any label, by variance alone ({seeds}, {forecasts[0]['duels']} duels in the pool, "
+        f"{forecasts[0]['targets']} held-out ones): the best choice can save {100 * found.value:.0f} %{interval} of "
+        f"{forecasts[0]['budget']} labels. "
+    ).strip()
+
+
+def overlaps(parts: Sequence[Part], table: pd.DataFrame) -> list[str]:
+    """Compare runs that share their pool with the last of them, which is exact: first picks, and what is learned."""
+    exact = table[table["part"] == parts[-1].name]
+    if len(parts) < 2 or parts[-1].name != "exact" or exact.empty:
+        return []
+    lines, kept = [], _first_picks(exact)
+    for part in parts[:-1]:
+        found = _first_picks(table[table["part"] == part.name])
+        shares = [len(kept[seed] & picks) / len(kept[seed]) for seed, picks in found.items() if seed in kept]
+        if shares:
+            share = mean(pd.Series(shares))
+            lines.append(
+                f"dimension {part.name}: {_percent(share)} of the exact gradients' first picks, {len(shares)} seeds."
+            )
+    seeds = set.intersection(*(set(own["seed"]) for _, own in table.groupby("part")))
+    last = table[(table["round"] == table["round"].max()) & table["seed"].isin(seeds)]
+    if seeds and last["part"].nunique() > 1:
+        rows = last.assign(truth="final").rename(columns={"part": "contender", "seed": "replicate"})
+        for row in compare(rows, "reward", "exact", lower_is_better=False).to_dict("records"):
+            reason = f"; {row['reason']}".replace("replicates", "seeds") if row["reason"] else ""
+            said = f"{number(row['difference'])} {span(row['low'], row['high'])}, {row['replicates']} paired seeds"
+            lines.append(
+                f"dimension {row['contender']} against exact gradients, reward after the last round: {row['verdict']} "
+                f"({said}{reason})."
+            )
+    return lines
+
+
+def _percent(share: Estimate) -> str:
+    """Return a share in per cent with its interval, which is cut at what a share can be."""
+    ends = "" if math.isnan(share.low) else f" [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"
+    return f"{100 * share.value:.0f} %{ends}"
+
+
+def _first_picks(table: pd.DataFrame) -> dict[int, set[str]]:
+    first = table[table["round"] == 1]
+    return {seed: set(str(picks).split()) for seed, picks in zip(first["seed"], first["picks"], strict=True)}
+
+
+def healthy(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say whether the text stayed language in the runs, by the means over seeds; of a regime, which settings pass."""
+    if "fluency" not in study.measures:
+        return []
+    changes: dict[str, dict[str, float]] = {}
+    several = [column for column in ("part", "strategy") if table[column].nunique() > 1] or ["strategy"]
+    for (part, strategy), own in table.groupby(["part", "strategy"], sort=False):
+        first, last = (own[own["round"] == number].mean(numeric_only=True) for number in (0, own["round"].max()))
+        name = ", ".join(str({"part": part, "strategy": strategy}[column]) for column in several)
+        changes[name] = {m: float(last[m] - first[m]) for m in ("fluency", "reward", "judge")}
+        changes[name]["kl"] = float(last["kl_per_token"])
+    well = {name: row for name, row in changes.items() if row["fluency"] >= -FLUENCY and row["kl"] <= FAR}
+    broken = [name for name in changes if name not in well]
+    limit = f"{FLUENCY} nats a token of fluency lost, {FAR} of KL"
+    lines = [f"The text stayed language in all runs, by the means over seeds (limits: {limit})."]
+    if broken:
+        lines = [f"Beyond the limits ({limit}), so that reward there is no gain: {'; '.join(broken)}."]
+    settings = table["strategy"].nunique() == 1 and "exact" not in set(table["part"])  # a regime's
+    if well and len(changes) > 1 and settings:
+        name = max(well, key=lambda one: well[one]["reward"])
+        best = well[name]
+        lines.insert(
+            0,
+            f"Of the {len(well)} of {len(changes)} settings within the limits, {name} raised the reward most: by "
+            f"{number(best['reward'])}, the judge by {number(best['judge'])}, at {number(best['kl'], sign=False)} nats "
+            "a token of KL.",
+        )
+    return lines
+
+
+def _savings(saved: pd.DataFrame) -> list[str]:
+    lines = ["| run | strategy | share of Random's labels saved | verdict | |", "|---|---|---|---|---|"]
+    for row in saved.to_dict("records"):
+        reason = str(row["reason"]).replace("replicate", "seed")
+        lines.append(f"| {row['truth']} | {row['contender']} | {share_saved(row)} | {row['verdict']} | {reason} |")
+    return [
+        *lines,
+        "",
+        "A strategy saves the share s if its mean reward with (1 − s) of the labels is Random's with all of them; "
+        "below 0, Random would save that share. Intervals: all shares that a paired t test does not reject, jointly "
+        "95 % over the rows; *does not save*: below 10 %.",
+    ]
+
+
+def _final(study: Study, table: pd.DataFrame) -> list[str]:
+    """Return a table of the last round, means over seeds with intervals."""
+    last = table[table["round"] == table.groupby("part")["round"].transform("max")]
+    lines = [
+        f"| run | strategy | seeds | {' | '.join(TITLES[measure] for measure in study.measures)} |",
+        f"|---|---|---|{'---|' * len(study.measures)}",
+    ]
+    for (part, strategy), own in last.groupby(["part", "strategy"], sort=False):
+        cells = []
+        for measure in study.measures:
+            found = mean(own[measure])
+            cells.append(f"{number(found.value, sign=False)} {span(found.low, found.high, sign=False)}")
+        lines.append(f"| {part} | {strategy} | {len(own)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: Told) -> list[str]:
+    lines = [f"`python -m llm_loop.studies {name} --preset {told.preset}` goes on where it stopped. The runs:", ""]
+    for part in parts:
+        one = found[part.name]
+        seeds = one.table["seed"].nunique() if len(one.table) else 0
+        about = f", {one.rounds} rounds of {one.batch} labels, {one.model}" if seeds else ""
+        options = " ".join(part.options)
+        lines.append(f"- {part.name}: {seeds} finished paired seeds{about} (`{options}`)")
+    machines = sorted({one.machine for one in found.values() if one.machine})
+    lines += ["", f"Computed on: {'; '.join(machines) or 'no record'}."]
+    return lines
+
+
+# --- Figure 2 -----------------------------------------------------------------------------------------------------
+
+
+def gains_of(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Return how much each model gained by each preference set, seed by seed: means over held-out prompts."""
+    rows = evaluations.assign(
+        kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
+        fluency=evaluations["reference_log_prob"] / evaluations["tokens"],
+    )
+    keys = ["model", "chosen_by", "seed"]
+    means = rows.groupby([*keys, "stage"], sort=False)[["reward", "judge", "kl_per_token", "fluency"]].mean()
+    wide = means.unstack("stage")
+    out = pd.DataFrame(
+        {
+            "before": wide["reward", "before"],
+            "after": wide["reward", "after"],
+            "gain": wide["reward", "after"] - wide["reward", "before"],
+            "judge_gain": wide["judge", "after"] - wide["judge", "before"],
+            "fluency_change": wide["fluency", "after"] - wide["fluency", "before"],
+            "kl_per_token": wide["kl_per_token", "after"],
+        }
+    ).reset_index()
+    whole = out.groupby("seed")["gain"].transform("size") == 6
+    return out[whole].reset_index(drop=True)
+
+
+def contrasts(gains: pd.DataFrame) -> pd.DataFrame:
+    """Compare, for either model, the sets pairwise, paired by seed; intervals hold jointly over all six."""
+    rows = gains.rename(columns={"model": "truth", "chosen_by": "contender", "seed": "replicate"})
+    first, second = dict.fromkeys(rows["truth"])
+    return compare(rows, "gain", "random", lower_is_better=False, more=[(first, second)])
+
+
+def fits(gains: pd.DataFrame) -> str:
+    """Say whether a set suits the model that chose it: half of (own − other's, for one model, and for the other)."""
+    first, second = dict.fromkeys(gains["model"])
+    wide = gains.pivot(index="seed", columns=["model", "chosen_by"], values="gain")
+    own = wide[first, first] - wide[first, second] + wide[second, second] - wide[second, first]
+    found = mean((own / 2).to_numpy())
+    word, reason = decide(found, lower_is_better=False)
+    reason = reason.replace("replicates", "seeds").replace("one replicate", "one seed")
+    said = {
+        "better": "Each model learned more from what it chose itself than from what the other chose",
+        "worse": "Each model learned less from what it chose itself than from what the other chose",
+    }.get(word, "Whether a preference set suits the model that chose it is undecided")
+    size = f"{number(found.value)} {span(found.low, found.high)} of reward a model, {found.n} paired seeds"
+    return f"{said}: {size}{f'; {reason}' if reason else ''}."
+
+
+def choices(picks: pd.DataFrame) -> list[str]:
+    """Say how alike the sets are, and what the models chose to ask about."""
+    names = picks.assign(
+        duel=picks["prompt_index"].astype(str) + ":" + picks[["first", "second"]].astype(str).agg("-".join, axis=1)
+    )
+    sets = names.groupby(["chosen_by", "seed"])["duel"].agg(set).unstack("chosen_by")
+    first, second = (name for name in dict.fromkeys(picks["chosen_by"]) if name != "random")
+    lines = []
+    for a, b in ((first, second), (first, "random"), (second, "random")):
+        both = sets[[a, b]].dropna()
+        shared = mean([len(x & y) / len(x) for x, y in zip(both[a], both[b], strict=True)])
+        lines.append(f"{a} and {b} share {_percent(shared)} of their duels")
+    film = picks["prompt"].str.contains("film critic|good film", regex=True)
+    said = "Sets compared: " + ", ".join(lines) + "."
+    if film.any():
+        shares = film.groupby(picks["chosen_by"], sort=False).mean()
+        said += " About films were " + ", ".join(f"{share:.0%} of {name}'s" for name, share in shares.items()) + "."
+    return [said]
+
+
+def matrix_page(
+    title: str, gains: pd.DataFrame, comparison: pd.DataFrame, picks: pd.DataFrame, about: Sequence[str], stem: str
+) -> list[str]:
+    """Return the page of Figure 2."""
+    lines = [
+        f"# {title}",
+        "",
+        "One model is tuned twice, on disjoint texts. Does either learn most from preferences that it chose itself?",
+        "",
+        "## What was found",
+        "",
+        f"- {fits(gains)}",
+        *(f"- {_contrast(row)}" for row in comparison.to_dict("records")),
+        *(f"- {line}" for line in choices(picks)),
+        f"- {_health(gains)}",
+        "",
+        f"![{title}]({stem}.png)",
+        "",
+        "Rings are seeds, diamonds their means with 95 % intervals (Student's t).",
+        "",
+        "## Held-out reward gained",
+        "",
+        "| model tuned on | preferences chosen by | seeds | reward before | gained | judge gained | KL, nats a token |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, chooser), own in gains.groupby(["model", "chosen_by"], sort=False):
+        cells = [mean(own[name]) for name in ("gain", "judge_gain", "kl_per_token")]
+        shown = [
+            f"{number(one.value, sign=i < 2)} {span(one.low, one.high, sign=i < 2)}" for i, one in enumerate(cells)
+        ]
+        whom = "itself" if chooser == model else chooser
+        lines.append(
+            f"| {model} | {whom} | {len(own)} | {number(own['before'].mean(), sign=False)} | {' | '.join(shown)} |"
+        )
+    return [*lines, "", "## How it was made", "", *about]
+
+
+def _contrast(row: Mapping[Hashable, Any]) -> str:
+    against = "chance" if row["baseline"] == BASELINE else f"the choice of {row['baseline']}"
+    reason = f"; {row['reason']}".replace("replicates", "seeds") if row["reason"] else ""
+    return (
+        f"The model tuned on {row['truth']}, by the choice of {row['contender']} against {against}: {row['verdict']} "
+        f"({number(row['difference'])} {span(row['low'], row['high'])}, {row['replicates']} paired seeds{reason})."
+    )
+
+
+def _health(gains: pd.DataFrame) -> str:
+    means = gains.groupby(["model", "chosen_by"], sort=False)[["fluency_change", "kl_per_token"]].mean()
+    worst, far = float(means["fluency_change"].min()), float(means["kl_per_token"].max())
+    well = worst >= -FLUENCY and far <= FAR
+    word = "stayed language" if well else "did not stay language, so reward is no gain there"
+    said = f"fluency changed by {number(worst)} nats a token at worst, KL is {number(far, sign=False)} at most"
+    return f"The text {word}: {said}."

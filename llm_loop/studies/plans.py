@@ -1,0 +1,106 @@
+"""Owns which studies there are: a question, the runs of the loop that answer it, and what is read off them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Preset = Literal["smoke", "full"]
+ALL = ("activedpo-normalised", "apo", "aplp", "random")
+SIZES = (256, 1024, 4096, 8192, 32768)
+FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4")
+FULL = ("--seeds", "8")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run: the preset that it begins with and the options that change it."""
+
+    name: str
+    options: tuple[str, ...]
+    strategies: tuple[str, ...] = ALL
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the runs that answer it, and what is drawn against labels."""
+
+    title: str
+    question: str
+    full: tuple[Part, ...]
+    measures: tuple[str, ...] = ("reward", "judge", "kl_per_token", "fluency")
+    metered: int = 0
+    """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
+
+    def parts(self, preset: Preset) -> tuple[Part, ...]:
+        """Return the runs of a preset; the smoke preset plays every one on a tiny model."""
+        return self.full if preset == "full" else tuple(map(_tiny, self.full))
+
+
+def _tiny(part: Part) -> Part:
+    """Return a run with the same strategies and switches on a tiny model."""
+    kept = [o for pair in zip(part.options[::2], part.options[1::2], strict=True) if pair[0] in SWITCHES for o in pair]
+    small = ("--pool", "5", "--responses", "4") if "--pool" in part.options else ()
+    return Part(part.name, (*kept, *small, "--seeds", "2"), part.strategies)
+
+
+SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
+ONCE = ("--rounds", "1", "--batch", "48", "--prompts-per-round", "24")
+REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
+RATES = ("5e-4", "1e-3", "2e-3")
+
+STUDIES: dict[str, Study] = {
+    "1": Study(
+        "Figure 1: held-out reward against labels",
+        "Does choosing the duels buy more reward per label than asking blindly?",
+        (Part("films", ("--prompts", "films", *FULL)), Part("headlines", ("--prompts", "headlines", *FULL))),
+    ),
+    "3": Study(
+        "Figure 3: normalised gradients",
+        "Do gradients scaled to length 1, by response or by duel, choose better than gradients as they are?",
+        (
+            Part(
+                "fixed pool",
+                (*FIXED, *FULL),
+                ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random"),
+            ),
+        ),
+    ),
+    "4": Study(
+        "Figure 4: the dimension that gradients are projected to",
+        "How small may the projection be before picks, and what is learned from them, differ?",
+        (
+            *(Part(str(s), (*FIXED, *FULL, "--sketch-size", str(s)), ("activedpo-normalised",)) for s in SIZES),
+            Part("exact", (*FIXED, *FULL, "--sketch", "none"), ("activedpo-normalised",)),
+        ),
+    ),
+    "5": Study(
+        "Figure 5: win rate against the initial model",
+        "How often does a trained policy's response beat the initial model's, by the reward and by the judge?",
+        (Part("films", ("--prompts", "films", *FULL)), Part("headlines", ("--prompts", "headlines", *FULL))),
+        ("wins", "judge_wins"),
+    ),
+    "redundant": Study(
+        "Positive control: a redundant pool",
+        "Nine in ten prompts are alike (headlines about one man), the held-out ones are films and headlines of all "
+        "topics.  Does choosing save labels here, as much as foretold?  What would a rule save that knows the truth?",
+        (
+            Part(
+                "redundant pool",
+                ("--prompts", "redundant", *REDUNDANT, *FULL),
+                ("activedpo-normalised", "ceiling", "random"),
+            ),
+        ),
+        metered=3,
+    ),
+    "regime": Study(
+        "The regime: reward gained at which loss of fluency",
+        "Which learning rate and β raise reward and judge while the text stays language (fluency lost at most 0.3 nats "
+        "a token, KL at most 0.5 nats a token)?",
+        tuple(
+            Part(f"rate {rate}, β {beta}", (*ONCE, "--seeds", "2", "--rate", rate, "--beta", beta), ("random",))
+            for rate in RATES
+            for beta in ("0.1", "0.3")
+        ),
+    ),
+}

@@ -1,0 +1,79 @@
+"""Owns what is read off a study's runs: a row per strategy, seed and round of the seeds that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bandits.runs import command
+from bandits.runs.directory import Ledger, RunDirectory
+from llm_loop import tables
+from llm_loop.__main__ import COMMAND
+from llm_loop.report.evaluate import learning_curves, win_rates
+from llm_loop.run import AlignmentStudy
+from llm_loop.studies.plans import Part
+
+KEYS = ["strategy", "seed", "round"]
+MEASURES = ("reward", "judge", "kl_per_token", "fluency", "tokens")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A part's finished seeds, and where they were computed."""
+
+    table: pd.DataFrame
+    """part, strategy, seed, round, labels, the measures' means over held-out prompts, the picks"""
+    machine: str = ""
+    rounds: int = 0
+    batch: int = 0
+    model: str = ""
+
+
+def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
+    """Return the run that a command line names, and its folder."""
+    preset, options = command.parse(COMMAND, arguments)
+    study = AlignmentStudy.of(options.settings)
+    return study, RunDirectory(options.output, study.experiment, preset, study.identity())
+
+
+def finished(part: Part, arguments: Sequence[str]) -> Found:
+    """Return what the seeds of a run say that every strategy has finished.
+
+    A round that asked some of the held-out prompts has the initial model's mean on all of them plus the mean change on
+    those it asked.
+    """
+    study, directory = run_of(arguments)
+    done = {cell: directory.cell(cell) for cell in study.cells() if Ledger(directory.cell(cell)).whole}
+    seeds = [seed for seed in range(study.alignment.seeds) if sum(c.seed == seed for c in done) == len(part.strategies)]
+    folders = [folder for cell, folder in done.items() if cell.seed in seeds]
+    if not folders:
+        return Found(pd.DataFrame())
+    rows = tables.frame(tables.Evaluation, *folders)
+    rows = rows.assign(
+        kl_per_token=rows["log_ratio"] / rows["tokens"], fluency=rows["reference_log_prob"] / rows["tokens"]
+    )
+    rounds = tables.frame(tables.Round, *folders)
+    curves = [learning_curves(rows, rounds, measure).set_index([*KEYS, "labels"])[measure] for measure in MEASURES]
+    out = pd.concat(curves, axis=1).reset_index("labels")
+    for column, measure in (("wins", "reward"), ("judge_wins", "judge")):
+        by_seed = [
+            win_rates(own, measure).assign(seed=seed).set_index(KEYS)["rate"].rename(column)
+            for seed, own in rows.groupby("seed", sort=False)
+        ]
+        out = out.join(pd.concat(by_seed))
+    out = out.join(_picks(folders)).reset_index().assign(part=part.name)
+    found = directory.manifest.get("machine", {}) if (directory.path / "manifest.json").exists() else {}
+    alignment = study.alignment
+    machine = ", ".join(map(str, found.values()))
+    return Found(out, machine, alignment.rounds, alignment.batch, alignment.model)
+
+
+def _picks(folders: Sequence[Path]) -> pd.Series:
+    """Return which duels were picked in every round, so that picks of several runs can be compared."""
+    found = tables.frame(tables.Candidate, *folders)
+    picked = found[found["picked_position"].notna()]
+    names = picked["prompt_index"].astype(str) + ":" + picked["candidate"].astype(str)
+    return names.groupby([picked[key] for key in KEYS]).apply(" ".join).rename("picks")
