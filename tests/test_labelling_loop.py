@@ -6,15 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from trl.data_utils import is_conversational
 
 from activedpo.__main__ import main
 from bandits.core.rng import Key
 from labelling import queries
 from labelling.answers import Answer, Answers
+from labelling.labelled import read_labels
 from labelling.project import Project
 from labelling.select import calibrated
 from labelling.store import Store
+from labelling.train import as_trl
 from llm_loop.__main__ import main as align
+from llm_loop.data.chat import Message
 from llm_loop.models import byte_tokenizer, tiny_model
 
 TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"]
@@ -263,6 +267,15 @@ class TestOwnPool:
         assert "of activedpo-normalised is not known" in calibrated("activedpo-normalised", 20)
         assert main([*base, "--out", str(tmp_path / "b.jsonl"), "--price", "99"]) == 1
         assert "stop: less than the price" in capsys.readouterr().out
+
+
+def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):
+    chat = (Message("system", "Be brief."), Message("user", "Say it"))
+    rows = [as_trl("Say it", "a", "b"), as_trl(chat, "a", "b")]
+    assert [is_conversational(row) for row in rows] == [False, True]
+    assert rows[1]["chosen"] == [{"role": "assistant", "content": "a"}]
+    read = read_labels(lines(tmp_path / "preferences.jsonl", *rows))
+    assert [(label.prompt, label.first, label.second) for label in read] == [("Say it", "a", "b"), (chat, "a", "b")]
 
 
 def test_a_project_remembers_what_people_are_asked(tmp_path, capsys):
