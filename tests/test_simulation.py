@@ -23,6 +23,7 @@ from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.sim import run as cells
 from bandits.sim.config import PRESETS, Simulation
+from bandits.sim.report import percent
 from bandits.sim.run import SimulationStudy, build
 
 SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
@@ -224,6 +225,14 @@ def test_every_preset_is_valid_and_described():
         assert text
         assert simulation.contenders[0] == "random" or "random" in simulation.contenders
         assert simulation.measured_rounds()[-1] == simulation.rounds - 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(0.875, 1.25, "−6.2 % [−12.5, +25.0]"), (float("nan"), float("nan"), "−6.2 %")]
+)
+def test_a_change_is_told_with_its_interval_or_without_one(low, high, words):
+    assert percent({"effect": 0.9375, "low": low, "high": high}) == words
+    assert percent({"effect": float("nan"), "low": low, "high": high}) == "–"
 
 
 def test_usage_lists_the_presets(capsys):

@@ -97,9 +97,10 @@ def bound_numbers(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
 
 
 def percent(row: Mapping[Hashable, Any]) -> str:
-    """Return a row's ratio to the baseline, with its interval, as a change in per cent."""
+    """Return a row's ratio to the baseline, with its interval if it has one, as a change in per cent."""
     middle, low, high = (100 * (row[name] - 1) for name in ("effect", "low", "high"))
-    return "–" if math.isnan(middle) else f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
+    return "–" if math.isnan(middle) else f"{middle:+.1f} %{interval}".replace("-", "−")
 
 
 def share(row: Mapping[Hashable, Any], name: str = "") -> str:
