@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -83,6 +83,21 @@ def test_the_reference_is_the_policy_at_its_start(policy):
         assert torch.equal(off, policy.log_probs(rows, "test"))
     assert all(torch.equal(here[name], value) for name, value in policy.state().items())
     assert not torch.allclose(off, policy.log_probs(rows, "test"))
+
+
+@pytest.mark.parametrize("init", ["b0", "a0"])
+def test_in_half_precision_and_with_dropout_the_policy_begins_at_the_reference(init):
+    config = GPT2Config(
+        vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1
+    )
+    with seeded(Key(0)):
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    policy = Policy(model, byte_tokenizer(), Adapter(4, 8.0, ("c_attn",), init=init), Key(1))
+    rows = rows_of(policy)
+    here = policy.log_probs(rows, "test")
+    assert torch.equal(here, policy.log_probs(rows, "test"))
+    with policy.reference():
+        assert torch.equal(here, policy.log_probs(rows, "test"))
 
 
 def test_a_saved_adapter_is_a_peft_folder(policy, tmp_path):
