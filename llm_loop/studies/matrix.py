@@ -50,12 +50,12 @@ BEFORE, AFTER = "before", "after"
 
 FULL = Alignment(
     strategies=(CHOOSER, RANDOM),
-    rounds=4,
-    responses=6,
-    pool=64,
+    rounds=3,
+    responses=4,
+    pool=48,
     prompts="both",
-    tuning=Tuning(examples=320),
-    evaluation=Evaluation(prompts=64, duels=1, probes=1),
+    tuning=Tuning(examples=256),
+    evaluation=Evaluation(prompts=48, duels=1, probes=1),
 )
 
 
