@@ -158,7 +158,7 @@ def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_
     assert studies.main([name, *options, "--cells", "1/2"]) == 0
     assert studies.main([name, *options]) == 0
     page = (tmp_path / "studies" / f"figure-{name}.md").read_text()
-    assert "2 of" in page
+    assert "2 finished" in page
     assert ("did" in page or "undecided" in page) if name == "3" else "of the exact gradients' first picks" in page
     table = pd.read_csv(tmp_path / "studies" / f"figure-{name}.csv")
     assert set(table["round"]) == {0, 1, 2}
