@@ -21,7 +21,7 @@ from pathlib import Path
 
 PROGRAMS = {"simulate": "bandits.__main__", "theory": "theory_checks.__main__", "align": "llm_loop.__main__"}
 SECONDS = 240.0  # after which a case hangs
-VOLATILE = ("timing.json",)  # wall-clock times, the one file in which equal runs differ
+VOLATILE = ("timing.json", "timing.html")  # wall-clock times, the files in which equal runs differ
 
 
 @dataclass(frozen=True)
