@@ -28,7 +28,7 @@ from bandits.core.rows import Dense
 from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
-from llm_loop.models import Policy, Row, read_once
+from llm_loop.models import Policy, Row, read_once, trainer_settings
 from llm_loop.seeding import seeded
 
 
@@ -218,24 +218,14 @@ def fit_dpo(
     with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(key), _lent(policy):
         arguments = DPOConfig(
             output_dir=scratch,
+            **trainer_settings(policy, key),
             beta=training.beta,
             learning_rate=training.rate,
             num_train_epochs=training.epochs,
             per_device_train_batch_size=share,
             lr_scheduler_type=training.schedule,
             max_grad_norm=training.clip,
-            weight_decay=0.0,
-            max_length=None,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=policy.device.type == "cpu",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
             remove_unused_columns=False,
-            seed=int(key.fold_in("order").generators()[0].integers(2**31)),
         )
         trainer = _Trainer(
             policy,

@@ -526,6 +526,23 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return out
 
 
+def trainer_settings(policy: Policy, key: Key) -> dict[str, Any]:
+    """Return what all of TRL's trainers are told: the policy's device, the order of the data, and to leave no trace."""
+    return {
+        "weight_decay": 0.0,
+        "max_length": None,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": policy.device.type == "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": int(key.fold_in("order").generators()[0].integers(2**31)),
+    }
+
+
 def check_device(device: str) -> None:
     """Raise ``InputError`` if a device is not here."""
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):

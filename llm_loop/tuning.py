@@ -25,7 +25,7 @@ from bandits.core.rng import Key
 from bandits.runs.text import dumps, loads
 from llm_loop import launch
 from llm_loop.data.chat import Prompt
-from llm_loop.models import Adapter, Policy, Row
+from llm_loop.models import Adapter, Policy, Row, trainer_settings
 from llm_loop.seeding import seeded
 from llm_loop.shared import Shared
 
@@ -103,22 +103,12 @@ def tune(policy: Policy, rows: Sequence[Row], tuning: Tuning, key: Key) -> Tuned
     with tempfile.TemporaryDirectory() as scratch, seeded(key):
         arguments = SFTConfig(
             output_dir=scratch,
+            **trainer_settings(policy, key),
             learning_rate=tuning.rate,
             num_train_epochs=tuning.epochs,
             per_device_train_batch_size=tuning.batch,
             lr_scheduler_type="linear",
-            weight_decay=0.0,
-            max_length=None,
             packing=False,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=policy.device.type == "cpu",
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=int(key.fold_in("order").generators()[0].integers(2**31)),
         )
         trainer = SFTTrainer(model=policy.model, args=arguments, train_dataset=table, processing_class=policy.tokenizer)
         trainer.remove_callback(PrinterCallback)
