@@ -19,6 +19,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.gradients import Gradients
 from llm_loop.models import DRAWINGS, Policy, Route, Row
+from llm_loop.passes import OPENING
 from llm_loop.sampling import Decoding, sample
 
 TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.2, 0.2)}
@@ -31,9 +32,10 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
     """Give a policy the fastest ways that agree with its model's plain forward pass, and return them.
 
     Compared on responses to a few prompts of random tokens, of unlike lengths up to ``longest`` (and past a sliding
-    window, if a run of ``longest + tokens`` tokens gets there), at an adapter that is moved off its start: log π(y|x)
-    of what is drawn and of what is scored in company, and LoRA's gradients.  Raises ``InputError`` for a model whose
-    draws agree in no way, whose plain pass fails, or whose context is shorter than ``longest + tokens``.
+    window, if a run of ``longest + tokens`` tokens gets there), and to two that begin alike, at an adapter that is
+    moved off its start: log π(y|x) of what is drawn and of what is scored in company, and LoRA's gradients.  Raises
+    ``InputError`` for a model whose draws agree in no way, whose plain pass fails, or whose context is shorter than
+    ``longest + tokens``.
     """
     policy.check_context(longest, tokens)
     key = Key(0)
@@ -44,10 +46,14 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
         for drawing in DRAWINGS:
             policy.route = Route(drawing, padded=False, shared=False, cached=False)
             try:
-                rows, logs = sample(policy, prompts, 2, decoding, key.fold_in("draws"), "check")
+                drawn = [
+                    sample(policy, part, 2, decoding, key.fold_in("draws", i), "check")
+                    for i, part in enumerate(prompts)
+                ]
             except Exception as error:  # a fast way may break in any manner on a model it is not made for
                 told = told or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
                 continue
+            rows, logs = [row for part, _ in drawn for row in part], torch.cat([part for _, part in drawn])
             plain = [_plain(policy, row) for row in rows]
             off = max(abs(float(p.sum() - log)) / len(p) for p, log in zip(plain, logs, strict=True))
             if off <= nats:
@@ -58,10 +64,10 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
         policy.route = replace(policy.route, padded=_padding_agrees(policy, rows, plain, nats))
         shared = policy.route.padded and _sharing_agrees(policy, rows, plain, nats, cached=False)
         cached = shared and (not policy.trunk.there or _sharing_agrees(policy, rows, plain, nats, cached=True))
-        want = _gradients(policy, rows[-1:1:-2], key)
+        want = _gradients(policy, rows[-1:-4:-2], key)
         for hooked, keep, share_prompts in ((True, cached, shared), (True, False, shared), (True, False, False)):
             policy.route = replace(policy.route, hooked=hooked, cached=keep, shared=share_prompts)
-            if _hooks_agree(policy, rows[-1:1:-2], want, share, key):
+            if _hooks_agree(policy, rows[-1:-4:-2], want, share, key):
                 break
         else:
             policy.route = replace(policy.route, hooked=False, cached=cached, shared=shared)
@@ -72,16 +78,24 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
     return policy.route
 
 
-def _prompts(policy: Policy, longest: int, key: Key) -> list[tuple[int, ...]]:
-    """Return prompts of ordinary tokens, drawn at random, of unlike lengths."""
+def _prompts(policy: Policy, longest: int, key: Key) -> list[list[tuple[int, ...]]]:
+    """Return prompts of ordinary tokens, drawn at random: two of unlike lengths that begin alike, and some that do not.
+
+    The two are left out where a prompt cannot be long enough to share an opening.
+    """
     text = policy.model.config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
     reach = max([24, *(w + 2 for w in windows if isinstance(w, int) and w <= longest)])
     special = set(policy.tokenizer.all_special_ids)
     ordinary = sorted(set(policy.tokenizer.get_vocab().values()) - special - set(policy.ends))
     (generator,) = key.fold_in("prompts").generators()
-    lengths = sorted({min(longest, length) for length in (1, 7, reach)})
-    return [tuple(ordinary[i] for i in generator.integers(len(ordinary), size=length)) for length in lengths]
+
+    def some(length: int) -> tuple[int, ...]:
+        return tuple(ordinary[i] for i in generator.integers(len(ordinary), size=length))
+
+    alone = [some(length) for length in sorted({min(longest, length) for length in (1, 7, reach)})]
+    opening = alone[-1][: longest - 4]
+    return [[(*opening, *some(1)), (*opening, *some(4))], alone] if len(opening) >= OPENING else [alone]
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Alignment:
     """texts are the user's message of a chat; auto: of a file, if the tokenizer has a template (named sets go on)"""
     trust_remote_code: bool = False
     """run code that a model's folder brings"""
-    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter(layers=8)
+    adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter(layers=4)
     tuning: Annotated[Tuning, tyro.conf.arg(name="")] = Tuning()
     prompts: str = "films"
     """films and headlines (chat), both of them, redundant (nine in ten alike), plots and news (openings), tldr, webgpt,

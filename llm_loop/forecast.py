@@ -19,7 +19,8 @@ from bandits.runs.execute import in_words, remaining, side_by_side
 from bandits.runs.settings import SHARE, machine_memory
 from llm_loop.config import Alignment
 from llm_loop.learner import Preference, fit_dpo
-from llm_loop.models import Row, read_once
+from llm_loop.models import Row
+from llm_loop.passes import read_once
 from llm_loop.run import AlignmentStudy
 from llm_loop.sampling import sample
 from llm_loop.setup import Setup, build, check, demonstrations, quiet_libraries

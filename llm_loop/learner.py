@@ -28,7 +28,8 @@ from bandits.core.rows import Dense
 from llm_loop.arena import Completions
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.launch import processes
-from llm_loop.models import Policy, Row, read_once, trainer_settings
+from llm_loop.models import Policy, Row, trainer_settings
+from llm_loop.passes import read
 from llm_loop.seeding import seeded
 
 
@@ -43,7 +44,7 @@ class Training:
 
     beta: float = 0.1
     """of DPO and of the implicit reward"""
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     """learning rate of AdamW"""
     epochs: int = 3
     batch: Annotated[int, tyro.conf.arg(name="dpo-batch")] = 4
@@ -112,7 +113,7 @@ class _Trainer(DPOTrainer):
     Text would be tokenised again, which need not give the tokens that were drawn, and would get an end token even where
     the response was cut.  The reference's log-probabilities come with the rows (issues 1962 and 2423 of TRL are about
     wrong ones; tests compare ours with TRL's own).  The loss is written out here: TRL's fused head makes logits for
-    prompts and padding too, and makes them twice, and knows no ties; a prompt is read once for both responses, and what
+    prompts and padding too, and makes them twice, and knows no ties; what rows share is read once, and what
     the layers below the adapter make of them is known (``python -m benchmarks dpo-step``).  Tests compare it and its
     gradients with TRL's, which ``own_loss=False`` uses.
     """
@@ -137,6 +138,8 @@ class _Trainer(DPOTrainer):
             self._signature_columns, self.data_collator = ["place"], _places
         self.ratios: list[Tensor] = []
         """of every step's pairs, ``(pairs, 3)``: log-ratios of chosen and rejected, outcome; by our own loss only"""
+        self.read = 0
+        """tokens that went through the model; by our own loss only"""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -147,7 +150,9 @@ class _Trainer(DPOTrainer):
         model.eval()  # no dropout, which the policy's log-probabilities do without
         if self._own_loss:
             pairs = [self._preferences[place] for place in inputs["place"].tolist()]
-            logs = self._policy.summed([[pair.chosen, pair.rejected] for pair in pairs], model).unflatten(0, (-1, 2))
+            groups = [[pair.chosen, pair.rejected] for pair in pairs]
+            logs = self._policy.summed(groups, model).unflatten(0, (-1, 2))
+            self.read += read(groups)
             known = [(pair.chosen_reference, pair.rejected_reference, pair.outcome) for pair in pairs]
             *reference, outcome = torch.tensor(known, device=logs.device).unbind(-1)
             chosen, rejected = (logs - torch.stack(reference, -1)).unbind(-1)
@@ -214,8 +219,7 @@ def fit_dpo(
     share = training.batch // processes()  # of a batch, where a launcher started several processes
     if share < 1:
         raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
-    tokens = training.epochs * sum(read_once([p.chosen, p.rejected]) for p in preferences)
-    with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train", tokens), seeded(key), _lent(policy):
+    with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train"), seeded(key), _lent(policy):
         arguments = DPOConfig(
             output_dir=scratch,
             **trainer_settings(policy, key),
@@ -240,6 +244,8 @@ def fit_dpo(
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         last_epoch = trainer.ratios[-math.ceil(len(losses) / training.epochs) :]
         ratios = trainer.accelerator.gather(torch.cat(last_epoch)) if last_epoch else torch.full((1, 3), math.nan)
+        spent = trainer.accelerator.gather(torch.tensor([trainer.read], device=policy.device))
+    policy.meter.tokens["train"] += int(spent.sum())
     chosen, rejected, outcome = ratios.double().cpu().unbind(-1)
     chosen, rejected = chosen[outcome != 0.5], rejected[outcome != 0.5]
     return Fit(

@@ -40,7 +40,7 @@ from llm_loop import folders, passes
 from llm_loop.data import assets
 from llm_loop.data.chat import Message, Prompt, continuable, text_of
 from llm_loop.folders import DTYPES
-from llm_loop.passes import Packed, Trunk
+from llm_loop.passes import Packed, Trunk, read_once
 from llm_loop.passes import Row as Row
 from llm_loop.seeding import seeded
 from llm_loop.templates import conversation, plain
@@ -61,7 +61,8 @@ class Route:
     ``drawing``: our decoding with grouped attention; ours with the model's own attention; the library's ``generate``
     with prompts padded on the left; the same with prompts of one length only; the same without a key-value memory.
     ``padded``: score rows of unlike length side by side, padded on the right; else one row at a time.
-    ``shared``: read a prompt once for the responses to it that are scored or trained on together; needs ``padded``.
+    ``shared``: read once what rows share that are scored or trained on together, a prompt or its opening; needs
+    ``padded``.
     ``cached``: keep what the layers below the adapter make of a row (``llm_loop.passes``); needs ``shared``.
     ``hooked``: take gradients of a whole batch from what passes through LoRA's matrices; else by autograd, row by row.
     """
@@ -352,10 +353,11 @@ class Policy:
         if not (self.route.cached and self.route.shared and self.trunk.there):
             yield None
             return
-        # One by one: a run that goes on must find the same last digits, whatever else it has to compute then.
         for row in self.trunk.missing(packed.rows):
-            with self.meter.stage("below", row.tokens):
-                self.trunk.keep(lambda ids: self.model(input_ids=ids, use_cache=False), [row], self.pad, self.device)
+            with self.meter.stage("below"):
+                self.meter.tokens["below"] += self.trunk.keep(
+                    lambda ids, memory: self.model(input_ids=ids, cache=memory, use_cache=True), row, self.device
+                )
         with self.trunk.given(packed) as table:
             yield table
 
@@ -369,7 +371,7 @@ class Policy:
         if not self.route.shared:
             rows = [row for group in groups for row in group]
             return token_log_probs(model, *self.padded(rows), self.route.padded).sum(-1)
-        packed = passes.pack(groups, self.pad, self.device)
+        packed = passes.pack(groups, self.pad, self.device, bundled=True)
         with self.begun(packed) if cached else nullcontext():
             return passes.log_probs(model, self.head, packed, passes.windows(self.model.config.get_text_config()))
 
@@ -387,7 +389,7 @@ class Policy:
         lengths = [read_once([rows[i] for i in group]) for group in groups]
         for places in batches(lengths, self.batch_tokens):
             part = [[rows[i] for i in groups[place]] for place in places]
-            with self.meter.stage(stage, sum(lengths[place] for place in places)):
+            with self.meter.stage(stage, passes.read(part) if self.route.shared else sum(map(read_once, part))):
                 out[[i for place in places for i in groups[place]]] = self.summed(part, cached=cached).double().cpu()
         return out
 
@@ -433,11 +435,6 @@ def token_log_probs(
     logits = logits.float()
     chosen = logits.gather(-1, ids[:, start:, None]).squeeze(-1) - logits.logsumexp(-1)
     return torch.where(inside[:, start:], chosen, 0.0)
-
-
-def read_once(rows: Sequence[Row]) -> int:
-    """Return how many tokens rows of one prompt have, the prompt counted once."""
-    return len(rows[0].prompt) + sum(len(row.response) for row in rows)
 
 
 def grouped(rows: Sequence[Row], limit: int) -> list[list[int]]:

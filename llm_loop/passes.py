@@ -1,8 +1,9 @@
-"""Owns passes that do no more than they must: layers below the adapter run once a row, a prompt is read once a group.
+"""Owns passes that do no more than they must: layers below the adapter run once a row, what rows share is read once.
 
 What the layers below the lowest adapted one make of a row does not depend on θ, so it is computed once, kept, and put
-in where that layer begins.  Responses to one prompt can stand behind it side by side, each blind to the others, and the
-output's product is made only where a response token is foretold.  All of it is exact up to rounding;
+in where that layer begins.  Responses to one prompt can stand behind it side by side, each blind to the others, and so
+can prompts behind an opening that they share, such as a chat's system message; the output's product is made only where
+a response token is foretold.  All of it is exact up to rounding;
 ``llm_loop.agreement`` compares it with the model's plain forward pass before a run relies on it.  Knows nothing of
 policies, rewards or training.
 """
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,24 @@ class Row:
         return len(self.prompt) + len(self.response)
 
 
+BUNDLE = 320
+"""Tokens of a sequence that several prompts share: attention, which sees them all, costs about a tenth of the rest."""
+OPENING = 8
+"""Tokens that prompts must have in common to stand in one sequence."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Sequences of tokens, each a prompt with one or more responses to it, padded on the right to ``T`` tokens."""
+    """Sequences of tokens, padded on the right to ``T`` tokens.
+
+    A sequence is an opening, prompts that go on from it, and behind each prompt one or more responses to it.
+    """
 
     ids: Int64[Tensor, "n T"]
     positions: Int64[Tensor, "n T"] | None
     """a response begins where its prompt ends, whatever stands between; None: as the model counts"""
     mask: Bool[Tensor, "n 1 T T"] | None
-    """who sees whom: of the past, the prompt and the own response; None: all of the past"""
+    """who sees whom: of the past, the opening, the own prompt and the own response; None: all of the past"""
     segments: tuple[tuple[int, int, int, int, int], ...]
     """(row, its first token, end, sequence, place there) of every stretch that stands in a sequence as in its row"""
     foretold: Int64[Tensor, "m 2"]
@@ -53,38 +64,92 @@ class Packed:
     rows: tuple[Row, ...]
 
 
-def pack(groups: Sequence[Sequence[Row]], pad: int, device: torch.device | str = "cpu") -> Packed:
-    """Return one sequence per group of rows, whose rows share their prompt; rows are numbered group by group."""
-    lengths = [len(group[0].prompt) + sum(len(row.response) for row in group) for group in groups]
-    longest, shared = max(lengths), any(len(group) > 1 for group in groups)
-    ids = torch.full((len(groups), longest), pad)
-    positions = torch.zeros(len(groups), longest, dtype=torch.int64)
-    segment = torch.full((len(groups), longest), -1)
+def shared_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return with how many tokens all prompts begin alike, each going on with one of its own at least."""
+    first, last = min(prompts), max(prompts)  # of all in order, these two differ first
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, min(map(len, prompts)) - 1)
+
+
+def bundles(groups: Sequence[Sequence[Row]]) -> list[tuple[int, list[int]]]:
+    """Return which groups, each of rows with one prompt, stand in one sequence, and the length of their opening.
+
+    Groups are taken in order: one joins the sequence before it if ``OPENING`` tokens or more are then shared by all,
+    and at most ``BUNDLE`` tokens stand there.
+    """
+    out: list[tuple[int, list[int]]] = []
+    for number in range(len(groups)):
+        if out:
+            members = [*out[-1][1], number]
+            opening = shared_tokens([groups[k][0].prompt for k in members])
+            if opening >= OPENING and opening + sum(read_once(groups[k]) - opening for k in members) <= BUNDLE:
+                out[-1] = (opening, members)
+                continue
+        out.append((0, [number]))
+    return out
+
+
+def read_once(rows: Sequence[Row]) -> int:
+    """Return how many tokens rows of one prompt have, the prompt counted once."""
+    return len(rows[0].prompt) + sum(len(row.response) for row in rows)
+
+
+def read(groups: Sequence[Sequence[Row]]) -> int:
+    """Return how many tokens a pass over groups reads, padding not counted."""
+    return sum(read_once(group) for group in groups) - sum(
+        opening * (len(members) - 1) for opening, members in bundles(groups)
+    )
+
+
+def pack(
+    groups: Sequence[Sequence[Row]], pad: int, device: torch.device | str = "cpu", bundled: bool = False
+) -> Packed:
+    """Return groups of rows, each of one prompt, as sequences, one a group or ``bundled``; rows keep their order."""
+    parts = bundles(groups) if bundled else [(0, [number]) for number in range(len(groups))]
+    lengths = [sum(read_once(groups[k]) - opening for k in members) + opening for opening, members in parts]
+    longest, shared = max(lengths), any(len(group) > 1 for group in groups) or len(parts) < len(groups)
+    ids = torch.full((len(parts), longest), pad)
+    positions = torch.zeros(len(parts), longest, dtype=torch.int64)
+    prompt_of = torch.full((len(parts), longest), -1)  # 0: the opening; else the prompt's number from 1
+    response_of = torch.full((len(parts), longest), -1)  # 0: of no response; else the response's number from 1
     segments, foretold, owner = [], [], []
     tokens: list[int] = []
     rows: list[Row] = []
-    for s, group in enumerate(groups):
-        prompt = group[0].prompt
-        start = len(prompt)
-        ids[s, :start] = torch.tensor(prompt)
+    for s, (opening, members) in enumerate(parts):
+        first = groups[members[0]][0].prompt
+        start = opening
+        ids[s, :start] = torch.tensor(first[:start], dtype=torch.int64)
         positions[s, :start] = torch.arange(start)
-        segment[s, :start] = 0
-        segments.append((len(rows), 0, start, s, 0))
-        for k, row in enumerate(group):
-            end = start + len(row.response)
-            ids[s, start:end] = torch.tensor(row.response)
-            positions[s, start:end] = torch.arange(len(prompt), row.tokens)
-            segment[s, start:end] = k + 1
-            segments.append((len(rows), len(prompt), row.tokens, s, start))
-            foretold += [(s, len(prompt) - 1), *((s, place) for place in range(start, end - 1))]
-            tokens += row.response
-            owner += [len(rows)] * len(row.response)
-            rows.append(row)
+        prompt_of[s, :start] = response_of[s, :start] = 0
+        if opening:
+            segments.append((len(rows), 0, opening, s, 0))
+        for p, number in enumerate(members):
+            group = groups[number]
+            prompt = group[0].prompt
+            end = start + len(prompt) - opening
+            ids[s, start:end] = torch.tensor(prompt[opening:])
+            positions[s, start:end] = torch.arange(opening, len(prompt))
+            response_of[s, start:end] = 0
+            segments.append((len(rows), opening, len(prompt), s, start))
+            begun, last = start, end - 1
+            for row in group:
+                start, end = end, end + len(row.response)
+                ids[s, start:end] = torch.tensor(row.response)
+                positions[s, start:end] = torch.arange(len(prompt), row.tokens)
+                response_of[s, start:end] = len(rows) + 1
+                segments.append((len(rows), len(prompt), row.tokens, s, start))
+                foretold += [(s, last), *((s, place) for place in range(start, end - 1))]
+                tokens += row.response
+                owner += [len(rows)] * len(row.response)
+                rows.append(row)
+            prompt_of[s, begun:end] = p + 1
             start = end
     mask = None
     if shared:
         place = torch.arange(longest)
-        seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+        own = prompt_of[:, None, :] == prompt_of[:, :, None]
+        seen = (prompt_of[:, None, :] == 0) | (own & (response_of[:, None, :] == 0))
+        seen |= (response_of[:, None, :] == response_of[:, :, None]) & own
         mask = (seen & (place[None, :] <= place[:, None]))[:, None].to(device)
         mask |= torch.eye(longest, dtype=torch.bool, device=device)  # padding sees itself: a row of nothing is NaN
     return Packed(
@@ -106,13 +171,15 @@ class _ReachedError(Exception):
 class Trunk:
     """The layers below the lowest adapted one, and what they make of rows.
 
-    ``states(rows)`` computes and keeps the hidden states that enter the lowest adapted layer, ``(tokens, width)`` a
-    row; ``given(packed)`` lets a pass begin there.  States are kept up to ``limit`` bytes, the oldest dropped first.
+    ``keep(row)`` computes and keeps the hidden states that enter the lowest adapted layer, ``(tokens, width)`` a row;
+    ``given(packed)`` lets a pass begin there.  States are kept up to ``limit`` bytes, the oldest dropped first.
     """
 
     def __init__(self, model: Any, limit: int = 2 << 30) -> None:
         """Find the layers of a model with its adapter; there may be none below, and then there is nothing to save."""
         self.limit, self._kept, self._bytes, self._tuple = limit, dict[Row, Tensor](), 0, False
+        self._prompt: tuple[tuple[int, ...], DynamicCache, Tensor] | None = None
+        """the last prompt, with its key-value memory and its states"""
         layers = _below(model)
         self.below, self.entry = layers[:-1], layers[-1] if layers else None
 
@@ -125,9 +192,32 @@ class Trunk:
         """Return the rows, each once, whose states are not kept."""
         return [row for row in dict.fromkeys(rows) if row not in self._kept]
 
-    def keep(self, forward: Callable[[Tensor], Any], rows: Sequence[Row], pad: int, device: torch.device) -> None:
-        """Compute the states of rows side by side; ``forward`` runs the model on padded token ids."""
-        packed = pack([[row] for row in rows], pad, device)
+    def keep(self, forward: Callable[[Tensor, DynamicCache], Any], row: Row, device: torch.device) -> int:
+        """Compute a row's states; return how many tokens that took.  ``forward`` runs the model on ids behind a memory.
+
+        A prompt goes through alone, once for the rows that follow each other, and every response behind its memory; so
+        a row's states do not depend, to the last digit, on what else is computed.
+        """
+        spent = 0
+        if self._prompt is None or self._prompt[0] != row.prompt:
+            memory = DynamicCache()
+            self._prompt = (row.prompt, memory, self._entering(forward, row.prompt, memory, device))
+            spent += len(row.prompt)
+        _, memory, before = self._prompt
+        states = [before]
+        if row.response:
+            states.append(self._entering(forward, row.response, memory, device))
+            memory.crop(-len(row.response))
+        self._kept[row] = torch.cat(states)
+        self._bytes += self._kept[row].nbytes
+        while self._bytes > self.limit and len(self._kept) > 1:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        return spent + len(row.response)
+
+    def _entering(
+        self, forward: Callable[[Tensor, DynamicCache], Any], ids: tuple[int, ...], memory: DynamicCache, device: Any
+    ) -> Float[Tensor, "t d"]:
+        """Return the hidden states of tokens behind a memory that enter the lowest adapted layer; the memory grows."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -144,22 +234,18 @@ class Trunk:
         ]
         try:
             with torch.no_grad():
-                forward(packed.ids)
+                forward(torch.tensor([ids], device=device), memory)
         except _ReachedError:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
-        for row, states in zip(rows, found[0].detach(), strict=True):
-            self._kept[row] = states[: row.tokens].clone()
-            self._bytes += self._kept[row].nbytes
-        while self._bytes > self.limit and len(self._kept) > len(rows):
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        return found[0].detach()[0].clone()
 
     def forget(self) -> None:
         """Drop all states."""
         self._kept.clear()
-        self._bytes = 0
+        self._bytes, self._prompt = 0, None
 
     @contextmanager
     def given(self, packed: Packed) -> Iterator[Float[Tensor, "n T d"]]:

@@ -34,6 +34,7 @@ from transformers.masking_utils import sdpa_mask
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.models import Drawing, Policy, Row
+from llm_loop.passes import OPENING, shared_tokens, windows
 
 GROUPED = "grouped"
 """Name under which transformers knows the attention below."""
@@ -191,7 +192,8 @@ def sample(
             log_probs[places] = logs
             for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
                 rows[place] = Row(prompts[place // responses], tuple(row[:length]))
-            policy.meter.tokens[stage] += _read(policy.route.drawing, [len(prompts[i]) for i in part], lengths)
+            opening = _opening(policy, [prompts[i] for i in part], decoding.tokens)
+            policy.meter.tokens[stage] += _read(policy.route.drawing, [len(prompts[i]) for i in part], opening, lengths)
     return [row for row in rows if row is not None], log_probs
 
 
@@ -203,15 +205,26 @@ def _parts(order: Sequence[int], lengths: Sequence[int], size: int, drawing: Dra
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
-def _read(drawing: Drawing, prompts: Sequence[int], lengths: Tensor) -> int:
-    """Return how many tokens went through the model, given the lengths of prompts and of their responses."""
+def _read(drawing: Drawing, prompts: Sequence[int], opening: int, lengths: Tensor) -> int:
+    """Return how many tokens went through the model, given the lengths of prompts, opening and responses."""
     drawn = int(lengths.sum()) - len(lengths)
     if not drawing.startswith("generate"):
-        return sum(prompts) + drawn
+        return sum(prompts) - opening * (len(prompts) - 1) + drawn
     starts = torch.tensor(prompts).repeat_interleave(len(lengths) // len(prompts))
     if drawing == "generate-uncached":  # T passes over a prompt of P read P, P + 1, ..., P + T - 1 tokens
         return int((lengths * starts + lengths * (lengths - 1) // 2).sum())
     return int(starts.sum()) + drawn
+
+
+def _opening(policy: Policy, prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+    """Return how many tokens, shared by prompts that are read side by side, are read once for all.
+
+    What follows is padded on its left, so behind the opening; a layer that looks back over a window would count that.
+    """
+    shared = shared_tokens(prompts)
+    reach = [w for w in (windows(policy.model.config.get_text_config()) or {}).values() if w is not None]
+    within = max(map(len, prompts)) + tokens <= min(reach, default=math.inf)
+    return shared if len(prompts) > 1 and shared >= OPENING and within else 0
 
 
 class _Inversion(LogitsProcessor):
@@ -276,14 +289,28 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU."""
     model, device = policy.model.get_base_model(), policy.device
-    longest, limit = max(map(len, prompts)), decoding.tokens
-    ids, read = _left(policy, prompts)
-    mask = torch.nn.functional.pad(read, (0, limit), value=1)
+    limit = decoding.tokens
+    opening = _opening(policy, prompts, limit)
+    ids, read = _left(policy, [prompt[opening:] for prompt in prompts])
+    longest = opening + ids.shape[1]
     cache = StaticCache(config=model.config, max_cache_len=longest + limit)
+    if opening:  # read once, and its memory copied
+        first = torch.tensor([prompts[0][:opening]], device=device)
+        model(input_ids=first, cache=cache, use_cache=True, logits_to_keep=1)
+        cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.int64, device=device))
+        read = torch.nn.functional.pad(read, (opening, 0), value=1)
+    mask = torch.nn.functional.pad(read, (0, limit), value=1)
     places = (read.cumsum(-1) - 1).clamp(min=0)
-    last = torch.tensor([longest - 1], device=device)  # as an index: a slice would make the product over it slow
+    last = torch.tensor([ids.shape[1] - 1], device=device)  # as an index: a slice would make the product over it slow
     logits = (
-        model(input_ids=ids, attention_mask=read, position_ids=places, cache=cache, use_cache=True, logits_to_keep=last)
+        model(
+            input_ids=ids,
+            attention_mask=read,
+            position_ids=places[:, opening:],
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
         .logits[:, -1]
         .float()
     )

@@ -8,8 +8,9 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.learner import Preference, Training, fit_dpo
-from llm_loop.models import TINY, Adapter, Policy, Route, Row, byte_tokenizer, grouped, read_once, tiny_model
-from llm_loop.passes import pack
+from llm_loop.models import TINY, Adapter, Policy, Route, Row, byte_tokenizer, grouped, tiny_model
+from llm_loop.passes import bundles, pack, read, read_once, shared_tokens, windows
+from llm_loop.sampling import Decoding, sample
 
 UNCACHED = Route(shared=False, cached=False)
 
@@ -40,6 +41,12 @@ def pairs_of(policy):
     ]
 
 
+def opened(policy):
+    """The same behind an opening that all prompts share, so that they stand in one sequence."""
+    opening = tuple(range(30, 50))
+    return [[Row(opening + row.prompt, row.response) for row in group] for group in pairs_of(policy)]
+
+
 def plain(policy, row):
     """``log π(y|x)`` by the model's plain forward pass on this row alone, in float64."""
     with torch.no_grad():
@@ -61,8 +68,9 @@ def test_more_layers_than_there_are_is_refused():
         upper("tiny-llama", 5)
 
 
-def test_log_probabilities_above_kept_states_are_the_plain_ones(policy):
-    groups = pairs_of(policy)
+@pytest.mark.parametrize("groups_of", [pairs_of, opened])
+def test_log_probabilities_above_kept_states_are_the_plain_ones(policy, groups_of):
+    groups = groups_of(policy)
     rows = [row for group in groups for row in group]
     want = torch.tensor([plain(policy, row) for row in rows], dtype=torch.float64)
     for route in (Route(cached=False), Route()):
@@ -95,7 +103,8 @@ def test_rows_go_through_the_layers_below_once(policy):
         policy.log_probs(rows_of(policy), "test")
         Gradients(policy, 0.1, "none", 0, Key(1))(rows_of(policy))
     handle.remove()
-    assert len(calls) == len(rows_of(policy))  # one a row
+    rows = rows_of(policy)
+    assert len(calls) == len(rows) + len({row.prompt for row in rows})  # one a response and one a prompt
     assert all("forward" not in vars(layer) for layer in policy.trunk.below)
 
 
@@ -113,13 +122,14 @@ def test_features_above_kept_states_are_those_of_whole_passes(policy):
         assert torch.allclose(hidden, found[0][1], atol=1e-5)
 
 
+@pytest.mark.parametrize("groups_of", [pairs_of, opened])
 @pytest.mark.parametrize("name", TINY)
-def test_training_above_kept_states_takes_the_same_steps(name):
+def test_training_above_kept_states_takes_the_same_steps(name, groups_of):
     ends = []
     for route in (UNCACHED, Route()):
         policy = upper(name, moved=False)
         policy.route = UNCACHED
-        groups = [group[:2] for group in pairs_of(policy)]
+        groups = [group[:2] for group in groups_of(policy)]
         logs = [policy.log_probs(group, "score").tolist() for group in groups]
         policy.route = route
         preferences = [Preference(*group, *log) for group, log in zip(groups, logs, strict=True)]
@@ -159,6 +169,53 @@ def test_a_packed_response_sees_its_prompt_and_its_own_past_alone():
     assert packed.foretold.tolist() == [[0, 1], [0, 2], [0, 1], [1, 0]]
     assert packed.tokens.tolist() == [3, 4, 5, 7]
     assert packed.owner.tolist() == [0, 0, 1, 2]
+
+
+def test_prompts_that_begin_alike_stand_in_one_sequence_blind_to_each_other():
+    opening = tuple(range(10, 18))
+    groups = [[Row((*opening, 1, 2), (3,)), Row((*opening, 1, 2), (4, 5))], [Row((*opening, 6), (7, 8))]]
+    packed = pack(groups, 0, bundled=True)
+    assert packed.ids.tolist() == [[*opening, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert packed.positions.tolist() == [[*range(10), 10, 10, 11, 8, 9, 10]]
+    own = packed.mask[0, 0, 8:, 8:].int().tolist()  # prompt 1 (two tokens), its responses, prompt 2, its response
+    assert own == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1],
+    ]
+    assert bool(packed.mask[0, 0, 8:, :8].all())
+    assert packed.foretold.tolist() == [[0, 9], [0, 9], [0, 11], [0, 13], [0, 14]]
+    assert read(groups) == 16
+
+
+def test_bundles_keep_to_their_size_and_to_what_is_shared():
+    def group(opening, length):
+        return [Row((*opening, 1000 + length), tuple(range(length)))]
+
+    one, other = tuple(range(50)), tuple(range(100, 150))
+    assert bundles([group(one, 100), group(one, 101), group(one, 102)]) == [(50, [0, 1]), (0, [2])]
+    assert bundles([group(one, 5), group(other, 6), group(other, 7)]) == [(0, [0]), (50, [1, 2])]
+    assert bundles([group(one[:7], 5), group(one[:7], 6)]) == [(0, [0]), (0, [1])]  # too little to share
+    assert shared_tokens([one, one]) == 49  # each goes on with a token of its own
+    assert shared_tokens([(1, 2, 3), (1, 2, 4, 5), (1, 2)]) == 1
+
+
+def test_an_opening_that_prompts_share_is_read_once_and_changes_no_draw(policy):
+    prompts = [group[0].prompt for group in opened(policy)]
+    before = policy.meter.tokens["draw"]
+    rows, logs = sample(policy, prompts, 2, Decoding(9), Key(3), "draw")
+    assert [row.prompt for row in rows] == [prompt for prompt in prompts for _ in range(2)]
+    assert logs.tolist() == pytest.approx([plain(policy, row) for row in rows], abs=1e-4)
+    read_of_prompts = policy.meter.tokens["draw"] - before - sum(len(row.response) - 1 for row in rows)
+    once = windows(policy.model.config) is None  # padding behind an opening would count in a window of 16
+    assert read_of_prompts == sum(map(len, prompts)) - (2 * shared_tokens(prompts) if once else 0)
+    apart = [sample(policy, [prompt], 2, Decoding(9), Key(3), "draw")[0] for prompt in prompts]
+    assert rows[:2] == apart[0]  # whose luck is the same
 
 
 def test_lora_may_begin_with_a_at_zero():

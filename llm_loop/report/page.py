@@ -388,6 +388,7 @@ def write(folder: Path) -> Path:
         tokens=spent[spent["round"] == run.last].set_index("strategy")["tokens"],
         repetitive=REPETITIVE,
         prompts=run.evaluations["prompt_index"].nunique(),
+        between=config["evaluation"]["between"] or config["evaluation"]["prompts"],
         number=words.number,
         span=words.span,
         visible=visible,

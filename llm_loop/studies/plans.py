@@ -47,7 +47,7 @@ def _tiny(part: Part) -> Part:
 SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
 ONCE = ("--rounds", "1", "--batch", "48", "--prompts-per-round", "24")
 REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
-RATES = ("5e-4", "1e-3", "2e-3")
+RATES = ("1e-3", "1.5e-3", "2e-3")
 
 STUDIES: dict[str, Study] = {
     "1": Study(
