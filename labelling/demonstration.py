@@ -234,12 +234,72 @@ def page(table: pd.DataFrame, foretold: pd.DataFrame) -> str:
     """Return the page, in Markdown, with what the finished seeds show."""
     found = "No seed of the full run is finished yet, so nothing is said here of what it shows."
     if len(table):
-        lines = "\n".join(f"- {line}" for line in sentences(table, foretold))
-        found = (
-            f"{lines}\n\n![outcome of each arm, seed by seed, and its difference from Random]({TABLES}/own-pool.png)"
+        found = "\n\n".join([verdict(table), asked(table), *believed(table, foretold), outcomes(table)])
+        found += f"\n\n![each arm's outcome, seed by seed]({TABLES}/own-pool.png)"
+        found += (
+            f"\n\nMeasured at commit `{table['commit'].iloc[0][:7]}`: {table['settings'].iloc[0]}. Tables: "
+            f"`own-pool.csv` (a row an arm and seed) and `foretold.csv`, in `{TABLES}/`."
         )
-        found += f"\n\nTables: `own-pool.csv` (a row an arm and seed) and `foretold.csv`, in `{TABLES}/`."
     return f"{HEAD}\n{found}\n{FOOT}"
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Say which arm's model was the better one, or that these seeds cannot tell."""
+    labels, seeds = int(table["labels"].iloc[0]), table["seed"].nunique()
+    level = {arm: mean(own["reward"]) for arm, own in table.groupby("strategy", sort=False)}
+    lines = []
+    for arm, found in differences(table, "reward").items():
+        said = {
+            "better": f"Choosing by {arm} was worth it.",
+            "worse": f"Choosing by {arm} did harm.",
+            "undecided": f"Whether choosing by {arm} is worth it, these seeds cannot tell.",
+        }[word(found)]
+        lines.append(
+            f"**{said}** With {labels} labels the held-out reward rose from {table['reward_at_first'].mean():.2f} to "
+            f"{level[arm]} where duels were chosen and to {level['random']} where they were drawn at random: a "
+            f"difference of {found} over {seeds} paired seeds."
+        )
+    return "\n\n".join(lines)
+
+
+def asked(table: pd.DataFrame) -> str:
+    """Say what kind of duels each arm had labelled."""
+    means = table.groupby("strategy", sort=False)[["picked_tokens", "picked_gap", "against_reward", "prompts"]].mean()
+    each = "; ".join(
+        f"{arm}: responses of {row['picked_tokens']:.1f} tokens, rewards {row['picked_gap']:.2f} apart, "
+        f"{row['prompts']:.0f} prompts, {100 * row['against_reward']:.0f} % of the answers against the reward"
+        for arm, row in means.iterrows()
+    )
+    return f"What was asked, on average: {each}."
+
+
+def believed(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
+    """Say what was foretold, and whether it was seen."""
+    lines = []
+    for row in foretold.to_dict("records"):
+        found = differences(table, "reward")[row["strategy"]]
+        seen = "and a gain was seen" if found.low > 0 else "and no gain was seen"
+        lines.append(
+            f"Foretold of {row['strategy']}: {row['verdict']}; {seen}. The meter counts the variance of a reward that "
+            "is estimated at the first model. It knows nothing of what DPO makes of the labels."
+        )
+    return lines
+
+
+def outcomes(table: pd.DataFrame) -> str:
+    """Return all outcomes as a table in Markdown: each arm's mean and its difference from Random, with intervals."""
+    arms = list(dict.fromkeys(table["strategy"]))
+    chosen = [arm for arm in arms if arm != "random"]
+    head = ["", "initial model", *arms, *(f"{arm} less random" for arm in chosen), ""]
+    lines = [head, ["---"] * len(head)]
+    for measure, words in COMPARED.items():
+        start = f"{measure}_at_first"
+        first = f"{table[start].mean():.3g}" if start in table else ""
+        apart = differences(table, measure)
+        means = [str(mean(table.loc[table["strategy"] == arm, measure])) for arm in arms]
+        told = ", ".join(word(apart[arm]) for arm in chosen) if measure in DRAWN else ""
+        lines.append([words, first, *means, *(str(apart[arm]) for arm in chosen), told])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -270,7 +330,13 @@ def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFra
     right = (np.sign(duels["margin"]) * np.sign(duels["true_margin"]) + 1) / 2
     accuracy = right.groupby([duels[key] for key in keys]).mean()
     columns = [start, wins.rename("wins"), accuracy.rename("accuracy"), _picked(folders, keys)]
-    return out.join(columns).reset_index(), pd.DataFrame(told)
+    manifest, training, adapter = directory.manifest, study.alignment.training, study.alignment.adapter
+    settings = (
+        f"LoRA of rank {adapter.rank} on the uppermost {adapter.layers} layers, learning rate {training.rate:g}, "
+        f"{training.epochs} epochs, β = {training.beta:g}; {', '.join(map(str, manifest.get('machine', {}).values()))}"
+    )
+    out = out.join(columns).reset_index().assign(commit=str(manifest.get("commit", "")), settings=settings)
+    return out, pd.DataFrame(told)
 
 
 def _picked(folders: Sequence[Path], keys: list[str]) -> pd.DataFrame:
@@ -317,21 +383,23 @@ def word(difference: Estimate) -> str:
 
 
 def drawn(table: pd.DataFrame) -> Figure:
-    """Draw each arm's outcome seed by seed, and its difference from Random with the interval."""
-    figure, axes = figures.panels(2 * len(DRAWN), len(DRAWN), width=3.0, height=2.6, legend=0)
+    """Draw each arm's outcome seed by seed, with the mean; above it, the difference from Random."""
+    figure, axes = figures.panels(len(DRAWN), width=2.7, height=3.0, legend=0)
     arms = list(dict.fromkeys(table["strategy"]))
     look = figures.looks(arms)
-    for place, measure in enumerate(DRAWN):
-        above, below = axes[place], axes[place + len(DRAWN)]
+    for axis, measure in zip(axes, DRAWN, strict=True):
         wide = table.pivot(index="seed", columns="strategy", values=measure)[arms]
         for values in wide.to_numpy():
-            above.plot(range(len(arms)), values, color="0.85", lw=0.8, zorder=0)
+            axis.plot(range(len(arms)), values, color="0.85", lw=0.8, zorder=0)
         for number, arm in enumerate(arms):
-            above.plot([number] * len(wide), wide[arm], "o", ms=3, color=look[arm]["color"], alpha=0.5)
-            above.plot(number, wide[arm].mean(), "_", ms=22, mew=2, color=look[arm]["color"])
-        above.set(xticks=range(len(arms)), xticklabels=[_broken(arm) for arm in arms], title=measure, xlim=(-0.5, None))
-        figures.intervals(below, {_broken(arm): found for arm, found in differences(table, measure).items()}, 0.0)
-        below.set(xlabel=f"{measure} less Random's")
+            axis.plot([number] * len(wide), wide[arm], "o", ms=4, color=look[arm]["color"], alpha=0.5)
+            axis.plot(number, wide[arm].mean(), "_", ms=22, mew=2, color=look[arm]["color"])
+        apart = [
+            f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            for found in differences(table, measure).values()
+        ]
+        axis.set_title("\n".join([measure, *apart]), fontsize="medium")
+        axis.set(xticks=range(len(arms)), xticklabels=[_broken(arm) for arm in arms], xlim=(-0.5, len(arms) - 0.5))
     return figure
 
 

@@ -53,6 +53,10 @@ def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
     assert f"foretold of activedpo: {foretold['verdict'].iloc[0]}" in told
     wide = table.pivot(index="seed", columns="strategy", values="reward")
     assert differences(table, "reward")["activedpo"].value == pytest.approx((wide["activedpo"] - wide["random"]).mean())
+    written = (played / "docs" / "demonstration.md").read_text()
+    assert "paired seeds" in written
+    assert f"Foretold of activedpo: {foretold['verdict'].iloc[0]}; and" in written
+    assert "| initial model | activedpo | random | activedpo less random |" in written
     assert (played / "docs" / TABLES / "own-pool.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -62,6 +66,11 @@ def test_the_words_go_the_way_the_numbers_go():
     for gap, said in ((1.0, "better"), (-1.0, "worse"), (0.0, "undecided")):
         found = differences(base.assign(reward=[gap + n for n in noise] + noise[::-1]), "reward")["activedpo"]
         assert demonstration.word(found) == said
+        table = base.assign(reward=[gap + n for n in noise] + noise[::-1], reward_at_first=0.0, labels=6)
+        want = {"better": "was worth it", "worse": "did harm", "undecided": "cannot tell"}[said]
+        assert want in demonstration.verdict(table)
+        told = demonstration.believed(table, pd.DataFrame({"strategy": ["activedpo"], "verdict": ["saves 9 %"]}))
+        assert ("no gain was seen" in told[0]) == (gap <= 0)
 
 
 @pytest.mark.slow
