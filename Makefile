@@ -61,8 +61,8 @@ test: $(DEV)  ## run the tests, but those of clusters, kills and whole examples
 test-fast: $(DEV)  ## run the tests that need no other process and no long simulation (under a minute)
 	$(BIN)/python -m pytest -n auto -m "not slow and not campaign" $(ARGS)
 
-test-all: $(DEV)  ## run all tests, as CI does
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test-all: $(DEV)  ## run all tests, with the shapes of all arrays checked at run time, as CI does
+	SHAPES=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 numbers: $(DEV)  ## run the cheap commands whose numbers README and findings quote  (ARGS=--all: every one, hours)
 	$(BIN)/python tests/quoted_numbers.py $(ARGS)

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bandits.runs.directory import VOLATILE
+
 PROGRAMS = {"simulate": "bandits.__main__", "theory": "theory_checks.__main__", "align": "llm_loop.__main__"}
 SECONDS = 240.0  # after which a case hangs
-VOLATILE = ("timing.json", "timing.html")  # wall-clock times, the files in which equal runs differ
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""Shape checks at run time for the whole core, and small problems that the tests share."""
+"""Shape checks at run time for the whole core, where asked for, and small problems that the tests share."""
+
+import os
 
 from jaxtyping import install_import_hook
 
-with install_import_hook("bandits", "shapes.check"):
-    import bandits.sim.run  # noqa: F401
+if os.environ.get("SHAPES"):  # every call of the core is then checked, which takes as long again as what it does
+    with install_import_hook("bandits", "shapes.check"):
+        import bandits.sim.run  # noqa: F401
 
 import hypothesis
 import numpy as np

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from bandits.runs.directory import VOLATILE
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file, by its path in the folder, but those that hold wall-clock times."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("timing"))
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in VOLATILE)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -11,6 +11,7 @@ from test_llm_report import close, made_up
 
 from bandits.core.errors import InputError
 from bandits.runs import text as texts
+from bandits.runs.directory import VOLATILE
 from llm_loop import tables
 from llm_loop.__main__ import main
 from llm_loop.data.chat import Message, text_of
@@ -171,7 +172,7 @@ def test_a_run_on_awkward_prompts_goes_on_to_the_same_bytes(tmp_path: Path) -> N
         prompts = set(tables.frame(kind, cell)["prompt"])
         assert prompts
         assert prompts <= set(asked)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "timing" not in path.name}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in VOLATILE}
     (folder / "index.html").unlink()
     for name in ("samples.jsonl", "records/round-02.json"):
         (cell / name).unlink()

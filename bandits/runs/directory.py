@@ -41,6 +41,8 @@ DISTRIBUTION = "activedpo-testbed"
 SOURCES = {".py", ".j2", ".css", ".json", ".toml", ".safetensors"}
 LIBRARIES = ("torch", "numpy", "scipy", "pandas")
 TIMING = "timing.json"
+VOLATILE = (TIMING, "timing.html")
+"""Files of wall-clock times, the only ones in which equal runs differ; no ledger relies on them."""
 LEDGER = "ledger.json"
 
 
@@ -543,7 +545,7 @@ class RunDirectory:
             if path.is_file()
             and path.relative_to(self.path).parts[0] != "cells"
             and path.name not in (LEDGER, "manifest.json")
-            and path.stem != "timing"
+            and path.name not in VOLATILE
             and not self._own(path)
         ]
         ledger = Ledger(self.path)
