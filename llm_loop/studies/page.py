@@ -225,7 +225,7 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
     for part in parts:
         one = found[part.name]
         seeds = one.table["seed"].nunique() if len(one.table) else 0
-        about = f", {one.rounds} rounds of {one.batch} labels, {one.model}" if seeds else ""
+        about = f", {one.rounds} rounds of {one.batch} labels, {one.model}, commit {one.commit}" if seeds else ""
         options = " ".join(part.options)
         lines.append(f"- {part.name}: {seeds} finished paired seeds{about} (`{options}`)")
     machines = sorted({one.machine for one in found.values() if one.machine})

@@ -30,6 +30,7 @@ class Found:
     rounds: int = 0
     batch: int = 0
     model: str = ""
+    commit: str = ""
 
 
 def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
@@ -65,10 +66,11 @@ def finished(part: Part, arguments: Sequence[str]) -> Found:
         ]
         out = out.join(pd.concat(by_seed))
     out = out.join(_picks(folders)).reset_index().assign(part=part.name)
-    found = directory.manifest.get("machine", {}) if (directory.path / "manifest.json").exists() else {}
+    manifest = directory.manifest if (directory.path / "manifest.json").exists() else {}
     alignment = study.alignment
-    machine = ", ".join(map(str, found.values()))
-    return Found(out, machine, alignment.rounds, alignment.batch, alignment.model)
+    machine = ", ".join(map(str, manifest.get("machine", {}).values()))
+    commit = str(manifest.get("commit", ""))[:7]
+    return Found(out, machine, alignment.rounds, alignment.batch, alignment.model, commit)
 
 
 def _picks(folders: Sequence[Path]) -> pd.Series:
