@@ -346,10 +346,18 @@ def export(path: Path, queries: Sequence[Query], form: str, question: str) -> li
         return [f"fill in the column answer: {', '.join(CHOICES)}", again]
     if form == "argilla":
         records = [
-            {"id": row.pop("id"), "fields": row | {"prompt": to_json(query.prompt)}, "metadata": {}, "suggestions": {},
-             "responses": {}, "vectors": {}, "status": "pending", "_server_id": None}
+            {
+                "id": row.pop("id"),
+                "fields": row | {"prompt": to_json(query.prompt)},
+                "metadata": {},
+                "suggestions": {},
+                "responses": {},
+                "vectors": {},
+                "status": "pending",
+                "_server_id": None,
+            }
             for row, query in zip(rows, queries, strict=True)
-        ]  # fmt: skip
+        ]
         write_text(path, dumps(records, indent=1) + "\n")
         return [
             "a dataset with the fields prompt, left and right and one LabelQuestion (left, right, tie, skip)",

@@ -269,10 +269,18 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, started: Callable[[], object]) -> None:
         super().__init__(
             uvicorn.Config(
-                app, log_level="critical", access_log=False, lifespan="off", http="h11", ws="none", loop="asyncio",
-                server_header=False, proxy_headers=False, timeout_graceful_shutdown=1,
+                app,
+                log_level="critical",
+                access_log=False,
+                lifespan="off",
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=1,
             )
-        )  # fmt: skip
+        )
         self._told = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -107,15 +107,36 @@ class TestImport:
             (
                 "a.csv",
                 f"task_id\twinner\n{IDS[0]}\tA\n{IDS[1]}\tsame\n",
-                ("--columns", "id=task_id", "answer=winner", "--values", "A=left", "B=right", "same=tie",
-                 "--annotator", "ada"),
+                (
+                    "--columns",
+                    "id=task_id",
+                    "answer=winner",
+                    "--values",
+                    "A=left",
+                    "B=right",
+                    "same=tie",
+                    "--annotator",
+                    "ada",
+                ),
             ),
-            ("a.jsonl", "".join(json.dumps({"id": i, "answer": a, "annotator": "ada"}) + "\n" for i, a in
-                                zip(IDS, ("left", "tie"), strict=False)), ()),
-            ("a.json", [{"id": IDS[0], "chosen": "red", "annotator": "ada"},
-                        {"id": IDS[1], "answer": "tie", "annotator": "ada"}], ()),
+            (
+                "a.jsonl",
+                "".join(
+                    json.dumps({"id": i, "answer": a, "annotator": "ada"}) + "\n"
+                    for i, a in zip(IDS, ("left", "tie"), strict=False)
+                ),
+                (),
+            ),
+            (
+                "a.json",
+                [
+                    {"id": IDS[0], "chosen": "red", "annotator": "ada"},
+                    {"id": IDS[1], "answer": "tie", "annotator": "ada"},
+                ],
+                (),
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_answers_come_in_from_files_that_people_have(
         self, file: Path, name: str, content: object, options: tuple[str, ...]
     ) -> None:
@@ -137,8 +158,10 @@ class TestImport:
         ]
         bring(file, "ls.json", export)
         assert kept(file) == [
-            (0, "label-studio 4", "right"), (0, "label-studio b@x.org", "tie"), (1, "label-studio 4", "skip"),
-        ]  # fmt: skip
+            (0, "label-studio 4", "right"),
+            (0, "label-studio b@x.org", "tie"),
+            (1, "label-studio 4", "skip"),
+        ]
         assert Answers(file.with_name("q.answers.jsonl")).all[1].time == "2026-01-02T03:04:05+00:00"
 
     def test_an_argilla_export_comes_in(self, file: Path) -> None:
@@ -163,8 +186,9 @@ class TestImport:
         assert "1 times somebody answered a duel again" in told
         assert f"1 duels on which people chose different sides, such as {IDS[0]}" in told
         assert {(a.annotator, a.answer) for a in Answers(file.with_name("q.answers.jsonl")).latest.values()} == {
-            ("ada", "right"), ("bob", "left"),
-        }  # fmt: skip
+            ("ada", "right"),
+            ("bob", "left"),
+        }
 
     @pytest.mark.parametrize(
         ("name", "content", "options", "words"),
@@ -172,8 +196,12 @@ class TestImport:
             ("a.csv", f"id,answer\n{IDS[0]},left\nnone,left\n", (), r"a\.csv, row 3: there is no duel 'none'"),
             ("a.csv", f"id,answer\n{IDS[0][:-1]},left\n", (), f"did you mean {IDS[0]}"),
             ("a.csv", f"id,answer\n{IDS[0]},both\n", (), r"row 2: its answer 'both' is none of .* --values both=left"),
-            ("a.csv", f"task,label,user\n{IDS[0]},left,x\n", (),
-             r"no column 'id'; it has task, label, user: .*--columns id=… answer=label annotator=user"),
+            (
+                "a.csv",
+                f"task,label,user\n{IDS[0]},left,x\n",
+                (),
+                r"no column 'id'; it has task, label, user: .*--columns id=… answer=label annotator=user",
+            ),
             ("a.csv", f"id,answer\n{IDS[0]},left,more\n", (), "row 2: it has 3 cells, and the header 2"),
             ("a.csv", "id,id\nx,y\n", (), "two columns have one name"),
             ("a.csv", f"id,answer\n{IDS[0]},left\n", ("--columns", "id=key"), "no column 'key'"),
@@ -187,14 +215,22 @@ class TestImport:
             ("a.jsonl", '{"id": "x", "answer": "left"}\n{"id": \n', (), r"a\.jsonl, line 2: it is not JSON"),
             ("a.json", "[1]", (), "row 1: it is no object"),
             ("a.json", "[]", (), "has no rows"),
-            ("a.json", [{"data": {"id": "x"}, "annotations": []}, {"id": "x", "answer": "left"}], (),
-             "row 2: it has another form"),
+            (
+                "a.json",
+                [{"data": {"id": "x"}, "annotations": []}, {"id": "x", "answer": "left"}],
+                (),
+                "row 2: it has another form",
+            ),
             ("a.json", [{"data": {"text": "x"}, "annotations": []}], (), "row 1: its data has no id of a duel"),
-            ("a.json", [{"data": {"id": "x"}, "annotations": [{"result": [{"type": "pairwise", "value": {}}]}]}], (),
-             "row 1: it is not as the tool exports it"),
+            (
+                "a.json",
+                [{"data": {"id": "x"}, "annotations": [{"result": [{"type": "pairwise", "value": {}}]}]}],
+                (),
+                "row 1: it is not as the tool exports it",
+            ),
             ("a.json", [{"id": "x", "fields": {}, "responses": {"a": [], "b": []}}], (), "it answers 2 questions"),
         ],
-    )  # fmt: skip
+    )
     def test_what_cannot_be_taken_in_is_one_line_with_its_row_and_nothing_is_kept(
         self, file: Path, name: str, content: object, options: tuple[str, ...], words: str
     ) -> None:

@@ -196,9 +196,15 @@ class TestAnswers:
 
     @pytest.mark.parametrize(
         ("changed", "status"),
-        [({"answer": "both"}, 400), ({"seen": "0"}, 400), ({"query": "none"}, 409), ({"hash": "old"}, 409),
-         ({"annotator": ""}, 400), ({"answer": None}, 400)],
-    )  # fmt: skip
+        [
+            ({"answer": "both"}, 400),
+            ({"seen": "0"}, 400),
+            ({"query": "none"}, 409),
+            ({"hash": "old"}, 409),
+            ({"annotator": ""}, 400),
+            ({"answer": None}, 400),
+        ],
+    )
     def test_what_the_page_never_sends_is_refused(
         self, client: Client, file: Path, changed: dict[str, object], status: int
     ) -> None:

@@ -176,8 +176,10 @@ class TestVerdicts:
         table = pd.concat([frame(12), frame(12, seed=1).query("contender == 'rule'").assign(contender="other")])
         found = savings(table, "error", "random", budgets=(100.0,), more=[("rule", "other")])
         assert len(found) == 6
-        wide = {name: part.pivot(index="replicate", columns="labels", values="error")
-                for name, part in table.groupby("contender")}  # fmt: skip
+        wide = {
+            name: part.pivot(index="replicate", columns="labels", values="error")
+            for name, part in table.groupby("contender")
+        }
         expected = labels_saved(LABELS, wide["rule"], wide["other"], 100.0, level=joint_level(6)).saved
         assert tuple(found.iloc[-1][["saved", "low", "high"]]) == (expected.value, expected.low, expected.high)
         assert found["budget"].tolist() == [200, 100] * 3
@@ -211,8 +213,10 @@ class TestLooks:
         for _ in range(draws):
             ours, theirs = world(48, rng, 0.0)
             for shares, name in ((spending(looks), "sound"), (np.ones(4), "naive")):
-                found = [labels_saved(LABELS, ours[:n], theirs[:n], level=1 - 0.05 * share).saved
-                         for n, share in zip(looks, shares, strict=True)]  # fmt: skip
+                found = [
+                    labels_saved(LABELS, ours[:n], theirs[:n], level=1 - 0.05 * share).saved
+                    for n, share in zip(looks, shares, strict=True)
+                ]
                 wrong = any(e.low > 0 or e.high < 0 for e in found)
                 sound, naive = sound + (name == "sound" and wrong), naive + (name == "naive" and wrong)
         assert sound <= scipy_stats.binom.ppf(1 - 1e-4, draws, 0.05)
@@ -221,8 +225,10 @@ class TestLooks:
     def test_a_row_is_what_its_looks_have_in_common(self):
         table, looks = frame(24, gain=0.2), (6, 12, 24, 48)
         found = savings(table, "error", "random", looks=looks).iloc[0]
-        each = [savings(table[table["replicate"] < n], "error", "random", level=1 - 0.05 * share).iloc[0]
-                for n, share in zip(looks[:3], spending(looks), strict=False)]  # fmt: skip
+        each = [
+            savings(table[table["replicate"] < n], "error", "random", level=1 - 0.05 * share).iloc[0]
+            for n, share in zip(looks[:3], spending(looks), strict=False)
+        ]
         assert found["low"] == max(one["low"] for one in each)
         assert found["high"] == min(one["high"] for one in each)
         assert found["replicates"] == 24

@@ -70,6 +70,16 @@ class TestRun:
         assert manifest["machine"]["vector instructions"]
         assert finished.name.startswith("smoke-")
 
+    @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{", b'{"a": "b"}'])
+    def test_seconds_that_are_damaged_are_left_out_of_their_page(self, content, finished, tmp_path):
+        folder = tmp_path / finished.parent.name / finished.name
+        shutil.copytree(finished, folder)
+        before = contents(folder)
+        (folder / "timing.json").write_bytes(content)
+        (folder / "index.html").unlink()  # nothing is left to play, the page is to be written
+        assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]) == 0
+        assert contents(folder) == before
+
     def test_the_page_stands_alone_and_says_what_was_found(self, finished):
         page = (finished / "index.html").read_text()
         assert "undecided" in page or "did better" in page or "did worse" in page

@@ -132,8 +132,10 @@ class TestCoverage:
     def test_jointly_after_a_correction_for_their_number(self, tests):
         rng = np.random.default_rng(tests)
         level, every = joint_level(tests), 300
-        hits = sum(all(e.low <= 0 <= e.high for e in (mean(rng.normal(size=8), level) for _ in range(tests)))
-                   for _ in range(every))  # fmt: skip
+        hits = sum(
+            all(e.low <= 0 <= e.high for e in (mean(rng.normal(size=8), level) for _ in range(tests)))
+            for _ in range(every)
+        )
         assert hits / every >= least(every)
 
 
@@ -172,8 +174,7 @@ class TestEstimates:
     def test_values_that_are_not_finite_are_never_judged(self, bad):
         sample = [1.0, 2, bad, 4, 5, 6, 7, 8]
         others = [1.0] * 8
-        for estimate in (mean(sample), median(sample), log_ratio(sample, others),
-                         bootstrap([sample], np.mean)):  # fmt: skip
+        for estimate in (mean(sample), median(sample), log_ratio(sample, others), bootstrap([sample], np.mean)):
             assert "1 of 8 values are not finite" in estimate.unmet
             for threshold in (at_least(-1e9), at_most(-1e9)):
                 assert judge(estimate, threshold).word == "not informative"

@@ -551,14 +551,19 @@ class RunDirectory:
         ledger = Ledger(self.path)
         ledger._write(ledger._hashes(mine), 1.0, True)
 
-    def note_timing(self, seconds: Mapping[str, Any]) -> None:
-        """Add wall-clock seconds, of cells or their stages, to ``timing.json``: all that differs between equal runs."""
+    @property
+    def timing(self) -> dict[str, Any]:
+        """Wall-clock seconds, of cells or their stages; nothing where they are lost, since nothing rests on them."""
         path = self.path / TIMING
         try:
-            before = files.read_json(path, dict) if path.exists() else {}
+            found: dict[str, Any] = files.read_json(path, dict) if path.exists() else {}
         except DamagedError:
-            before = {}
-        files.write_json(path, before | dict(seconds))
+            return {}
+        return found
+
+    def note_timing(self, seconds: Mapping[str, Any]) -> None:
+        """Add wall-clock seconds to ``timing.json``: all that differs between equal runs."""
+        files.write_json(self.path / TIMING, self.timing | dict(seconds))
 
 
 def _release_all(locks: Sequence[tuple[Path, int]]) -> None:

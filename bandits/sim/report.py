@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bandits.runs.directory import TIMING, RunDirectory
+from bandits.runs.directory import RunDirectory
 from bandits.runs.figures import picture
-from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
+from bandits.runs.files import write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
 from bandits.runs.stats import (
     CONVERGED,
@@ -303,15 +303,18 @@ def headline(simulation: Simulation, rounds: pd.DataFrame) -> pd.DataFrame:
 def timing(simulation: Simulation, directory: RunDirectory, cells: Sequence[Cell]) -> str:
     """Return the page of seconds: per strategy and truth, a replicate's mean over the cells of which it is known."""
     spent: dict[tuple[str, str], list[float]] = {}
-    seconds = read_json(directory.path / TIMING, dict) if (directory.path / TIMING).exists() else {}
+    seconds = directory.timing
     for cell in cells:
         if isinstance(known := seconds.get(cell.key), int | float) and not cell.setting:
             spent.setdefault((cell.truth, cell.contender), []).append(known / len(cell.block))
     mean = {pair: sum(values) / len(values) for pair, values in spent.items()}
     rows = []
     for name in simulation.contenders:
-        both = [(mean[truth, name], mean[truth, "random"]) for truth in simulation.truths
-                if (truth, name) in mean and mean.get((truth, "random"))]  # fmt: skip
+        both = [
+            (mean[truth, name], mean[truth, "random"])
+            for truth in simulation.truths
+            if (truth, name) in mean and mean.get((truth, "random"))
+        ]
         rows.append(
             {
                 "contender": name,
