@@ -68,7 +68,7 @@ def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterat
     killed = play(program, arguments, half, before=kills.trap(writes // 2, "after"))
     if killed.status == -signal.SIGKILL:
         yield from damage.cases(program, arguments, expected, half / "results", "half done", whole)
-    yield from settings.cases(program, "smoke")
+    yield from settings.cases(program, arguments)
     yield from settings.command_lines(program)
     yield from surroundings.streams(program, arguments, expected)
     yield from surroundings.places(program, ("smoke",))

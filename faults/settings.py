@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -27,17 +27,23 @@ def _plain(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def _name(field: str, hint: Any) -> str:
+    """Return what the command line calls a field: its own name, or the one that its annotation gives it."""
+    given = (getattr(about, "name", None) for about in getattr(hint, "__metadata__", ()))
+    return next((name for name in given if name is not None), field)
+
+
 def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Yield every option of nested settings: its name, what it holds, and whether it holds several."""
     hints = get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value, name = getattr(settings, field.name), _name(field.name, hints[field.name])
         if not field.init:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from options(value, f"{prefix}{field.name}.")
+            yield from options(value, f"{prefix}{name}." if name else prefix)
         else:
-            yield option(field.name, prefix), *_plain(hints[field.name])
+            yield option(name, prefix), *_plain(hints[field.name])
 
 
 def bad_values(kind: Any, several: bool) -> Iterator[tuple[str, ...]]:
@@ -53,15 +59,30 @@ def bad_values(kind: Any, several: bool) -> Iterator[tuple[str, ...]]:
         yield (single[-2], single[-2])
 
 
-def cases(program: str, preset: str) -> Iterator[Case]:
-    """Yield every option of a preset with every value that may be wrong."""
+def _small(program: str, arguments: Sequence[str], name: str) -> list[str]:
+    """Return a small run's arguments without an option; of the theory's, those of the claims that the option is of."""
+    family = name.removeprefix("--").partition(".")
+    if program == "theory" and family[1]:
+        return [arguments[0], "--claims", family[0], "--jobs", "1"]
+    kept: list[str] = []
+    skipping = False
+    for word in arguments:
+        skipping = word == name if word.startswith("--") else skipping
+        kept += [] if skipping else [word]
+    return kept
+
+
+def cases(program: str, arguments: Sequence[str]) -> Iterator[Case]:
+    """Yield every option of a small run with every value that may be wrong."""
     command = importlib.import_module(PROGRAMS[program]).COMMAND
+    preset = arguments[0]
     for name, kind, several in options(command.presets[preset][1]):
+        small = _small(program, arguments, name)
         for values in bad_values(kind, several):
             given = [f"{name}={values[0]}"] if len(values) == 1 and not several else [name, *values]
 
-            def attempt(folder: Path, given: list[str] = given, name: str = name) -> str:
-                outcome = play(program, [preset, *given, "--jobs", "1"], folder)
+            def attempt(folder: Path, given: list[str] = given, name: str = name, small: list[str] = small) -> str:
+                outcome = play(program, [*small, *given], folder)
                 if outcome.status in (0, 1) and "page: " in outcome.out:
                     return ""  # a value that the option can have
                 left = contents(folder)

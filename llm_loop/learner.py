@@ -64,6 +64,8 @@ class Training:
         for option, value in (("--beta", self.beta), ("--rate", self.rate), ("--clip", self.clip)):
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{option} must be positive and finite, got {value}")
+        if self.rate > 10:  # one step then moves every weight by 10
+            raise InputError(f"--rate must be at most 10, got {self.rate}")
         for option, count in (("--epochs", self.epochs), ("--dpo-batch", self.batch)):
             if count < 1:
                 raise InputError(f"{option} must be at least 1, got {count}")

@@ -32,7 +32,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, naming
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.runs.text import dumps
@@ -116,6 +116,10 @@ class Meter:
         self.tokens[name] += tokens
 
 
+WIDEST = 100_000
+"""The largest rank and α of LoRA: beyond the width of any model, where numbers cease to be finite."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021).
@@ -139,8 +143,10 @@ class Adapter:
             raise InputError(f"--lora-layers must not be negative, got {self.layers}")
         if self.rank < 1:
             raise InputError(f"--rank must be at least 1, got {self.rank}")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise InputError(f"--alpha must be positive and finite, got {self.alpha}")
+        if self.rank > WIDEST:
+            raise InputError(f"--rank must be at most {WIDEST}, got {self.rank}")
+        if not 0 < self.alpha <= WIDEST:
+            raise InputError(f"--alpha must be positive and at most {WIDEST}, got {self.alpha}")
 
 
 class Policy:
@@ -479,7 +485,9 @@ def _targets(model: Any, named: tuple[str, ...]) -> tuple[str, ...]:
         named = tuple(name for name in usual if name in linear) or every
     missing = [name for name in named if name not in linear]
     if missing:
-        raise InputError(f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))}")
+        raise InputError(
+            f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))} (--targets)"
+        )
     for name in named:
         if linear[name] is head and head.weight is model.get_input_embeddings().weight:
             raise InputError(
@@ -546,6 +554,7 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not available here; use cpu")
 
 
+@naming("--model")
 def load_policy(
     name: str,
     adapter: Adapter,
@@ -577,6 +586,7 @@ def load_policy(
         raise InputError(f"model {name}: {error}") from None
 
 
+@naming("--model")
 def weights_hash(name: str, trust: bool = False) -> str:
     """Return a SHA-256 of the files that ``load_policy`` reads for a name, or of the name of a tiny random model."""
     return hashlib.sha256(name.encode()).hexdigest() if name in TINY else folders.fingerprint(_folder(name, trust))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import transformers
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, naming
 from bandits.core.oracles import ORACLES, Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
@@ -69,9 +69,10 @@ class Parts:
 
     def load_prompts(self, alignment: Alignment, name: str | None = None) -> PromptSet:
         """Return the prompt set, or another one; all cells have the same."""
-        return prompt_sets.load(
-            name or alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows, {**SOURCES, **self.prompts}
-        )
+        with naming("--sft" if name and name == alignment.tuning.data else _brought_by(alignment)):
+            return prompt_sets.load(
+                name or alignment.prompts, Key(alignment.seed), alignment.skip_bad_rows, {**SOURCES, **self.prompts}
+            )
 
     def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
         """Return a scorer by name, directory or import path."""
@@ -120,7 +121,10 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Sha
     policy.batch_tokens = alignment.score_tokens
     texts = texts.within(lambda prompt: len(policy.tokens_of(prompt)), alignment.prompt_tokens, alignment.skip_bad_rows)
     _check_prompts(alignment, texts)
-    scorer, judge = (parts.load_scorer(name, alignment) for name in (alignment.reward, alignment.judge))
+    with naming("--reward"):
+        scorer = parts.load_scorer(alignment.reward, alignment)
+    with naming("--judge"):
+        judge = parts.load_scorer(alignment.judge, alignment)
     gradients = Gradients(
         policy,
         alignment.training.beta,
@@ -291,7 +295,10 @@ def _check_prompts(alignment: Alignment, texts: PromptSet) -> None:
 def inputs(alignment: Alignment) -> dict[str, str | None]:
     """Return the SHA-256 of what a run reads beside the packages and the assets, whose bytes are pinned, by name."""
     trust = alignment.trust_remote_code
-    found: dict[str, str | None] = {name: scorer_hash(name, trust) for name in (alignment.reward, alignment.judge)}
+    found: dict[str, str | None] = {}
+    for name, option in ((alignment.reward, "--reward"), (alignment.judge, "--judge")):
+        with naming(option):
+            found[name] = scorer_hash(name, trust)
     if alignment.model not in assets.models():
         found[alignment.model] = weights_hash(alignment.model, trust)
     for name, use in ((alignment.prompts, "prompts"), (alignment.tuning.data, "sft")):
@@ -299,8 +306,14 @@ def inputs(alignment: Alignment) -> dict[str, str | None]:
             texts = prompt_sets.load(name, Key(alignment.seed))
             found[use] = texts.digest if use == "prompts" else texts.answers_digest
         elif name:
-            found |= hashes(located(name))
+            with naming("--sft" if use == "sft" else _brought_by(alignment)):
+                found |= hashes(located(name))
     return found
+
+
+def _brought_by(alignment: Alignment) -> str:
+    """Return the option that names the prompts."""
+    return "--pool" if isinstance(alignment.pool, str) else "--prompts"
 
 
 @contextmanager

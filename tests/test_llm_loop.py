@@ -278,6 +278,14 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
         (["--sampling-temperature", "inf"], "--sampling-temperature must be positive and finite"),
         (["--sketch", "factored", "--sketch-size", "511"], "divisible by LoRA's --rank 4"),
         (["--probes", "100"], "--probes"),
+        (["--rate", "1e30"], "--rate must be at most 10"),
+        (["--rank", "100000000000"], "--rank must be at most"),
+        (["--alpha", "1e30"], "--alpha must be positive and at most"),
+        (["--targets", "no-such-name"], "(--targets)"),
+        (["--pool", "nan"], "(--pool)"),
+        (["--sft", "no-such-name"], "(--sft)"),
+        (["--model", "a,b"], "(--model)"),
+        (["--judge", "a,b"], "(--judge)"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, tmp_path, capsys, monkeypatch):
@@ -289,6 +297,10 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, t
     assert error[0].startswith("error: ")
     assert words in error[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_in_place_of_a_default_that_is_none_is_no_damage_of_the_manifest(tmp_path, capsys):
+    assert smoke(tmp_path, "--ties", "0.5", "--strategies", "random", "--rounds", "1") == 0, capsys.readouterr().err
 
 
 def test_an_unknown_preset_is_refused(capsys):

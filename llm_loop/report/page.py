@@ -137,7 +137,7 @@ def _known(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, dict):
         return isinstance(theirs, dict) and all(name in theirs and _known(ours[name], theirs[name]) for name in ours)
     numbers = isinstance(ours, int | float) and isinstance(theirs, int | float)
-    return numbers or type(ours) is type(theirs)
+    return ours is None or numbers or type(ours) is type(theirs)
 
 
 def measures(run: Run) -> pd.DataFrame:
