@@ -117,10 +117,6 @@ class Demonstration(AlignmentStudy):
         own = super().identity()
         return replace(own, packages=(*own.packages, "labelling"))
 
-    def cells(self) -> list[Cell]:
-        """All cells, seed by seed and of one cost, so that seeds are finished one after the other."""
-        return [replace(cell, cost=1.0) for cell in super().cells()]
-
     def play(self, cell: Cell, folder: Path) -> list[str]:
         """Play a cell; of a seed's cells that look at features, the first also has what the headroom meter says."""
         names = super().play(cell, folder)
