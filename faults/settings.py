@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bandits.runs.settings import option
+from bandits.runs.settings import called, option
 from faults.harness import PROGRAMS, Case, contents, play
 
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "0.5", "100000000000")
@@ -27,17 +27,11 @@ def _plain(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _name(field: str, hint: Any) -> str:
-    """Return what the command line calls a field: its own name, or the one that its annotation gives it."""
-    given = (getattr(about, "name", None) for about in getattr(hint, "__metadata__", ()))
-    return next((name for name in given if name is not None), field)
-
-
 def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Yield every option of nested settings: its name, what it holds, and whether it holds several."""
     hints = get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), _name(field.name, hints[field.name])
+        value, name = getattr(settings, field.name), called(field.name, hints[field.name])
         if not field.init:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -220,7 +220,7 @@ def run(arguments: Sequence[str]) -> int:
         write_frame(home / TABLES / "own-pool.csv", table)
         write_frame(home / TABLES / "foretold.csv", foretold)
         write_bytes(home / TABLES / "own-pool.png", figures.png(drawn(table)))
-        command.say(*sentences(table, foretold))
+        command.say(*shown(table, foretold))
     write_text(home / "demonstration.md", page(table, foretold))
     command.say(f"page: {home / 'demonstration.md'}")
     return 0
@@ -230,13 +230,18 @@ def page(table: pd.DataFrame, foretold: pd.DataFrame) -> str:
     """Return the page, in Markdown, with what the finished seeds show."""
     found = "No seed of the full run is finished yet, so nothing is said here of what it shows."
     if len(table):
-        found = "\n\n".join([verdict(table), asked(table), *believed(table, foretold), outcomes(table)])
+        found = "\n\n".join(shown(table, foretold))
         found += f"\n\n![each arm's outcome, seed by seed]({TABLES}/own-pool.png)"
         found += (
             f"\n\nMeasured at commit `{table['commit'].iloc[0][:7]}`: {table['settings'].iloc[0]}. Tables: "
             f"`own-pool.csv` (a row an arm and seed) and `foretold.csv`, in `{TABLES}/`."
         )
     return f"{HEAD}\n{found}\n{FOOT}"
+
+
+def shown(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
+    """Say what the finished seeds show, a paragraph each, the verdict first: of the page, and of the terminal."""
+    return [verdict(table), asked(table), *believed(table, foretold), outcomes(table)]
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -355,20 +360,6 @@ def differences(table: pd.DataFrame, measure: str) -> dict[str, Estimate]:
     """Return each chosen arm's difference from random in a measure: paired by seed, Student's t at 95 %."""
     wide = table.pivot(index="seed", columns="strategy", values=measure)
     return {arm: mean(wide[arm] - wide["random"]) for arm in wide.columns if arm != "random"}
-
-
-def sentences(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
-    """Say what was foretold and what was found, a line each, whichever way it went."""
-    seeds, labels = table["seed"].nunique(), int(table["labels"].iloc[0])
-    lines = [f"{labels} labels an arm, {seeds} paired seeds"]
-    lines += [f"foretold of {row['strategy']}: {row['verdict']}" for row in foretold.to_dict("records")]
-    for measure, words in COMPARED.items():
-        level = ", ".join(f"{arm} {mean(own[measure])}" for arm, own in table.groupby("strategy", sort=False))
-        start = f"{measure}_at_first"
-        first = f"initial model {table[start].mean():.3g}, " if start in table else ""
-        apart = [f"{arm} less random {found}: {word(found)}" for arm, found in differences(table, measure).items()]
-        lines.append("; ".join([f"{words}: {first}{level}", *apart]))
-    return lines
 
 
 def word(difference: Estimate) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
-from bandits.runs.directory import TIMING, Ledger
-from bandits.runs.files import DamagedError, read_json, write_json, write_text
+from bandits.runs.directory import TIMING, Ledger, read_timing
+from bandits.runs.files import DamagedError, write_json, write_text
 from bandits.runs.text import dumps, loads
 from llm_loop.models import Policy
 
@@ -64,14 +64,11 @@ class Journal:
 
     def _note_seconds(self, policy: Policy) -> None:
         """Add the seconds of every stage; they are told, never relied on."""
-        path = self.folder / TIMING
-        try:
-            spent = read_json(path, dict) if path.exists() else {}
-        except DamagedError:
-            spent = {}
+        spent = read_timing(self.folder)
         seconds: dict[str, float] = dict(policy.meter.seconds)
         seconds["other"] = time.perf_counter() - self._since - sum(seconds.values())
-        write_json(path, spent | {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in seconds.items()})
+        total = {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in seconds.items()}
+        write_json(self.folder / TIMING, spent | total)
         policy.meter.seconds.clear()
         self._since = time.perf_counter()
 

@@ -179,21 +179,23 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts of like length need little padding
     size = max(1, decoding.rows // responses)
     grouped = _grouped(policy.model.get_base_model()) if policy.route.drawing == "grouped" else nullcontext()
-    decode = _generate if policy.route.drawing.startswith("generate") else _decode
+    library = policy.route.drawing.startswith("generate")
     with policy.merged(), grouped, _products(policy):
         for part in _parts(order, [len(prompt) for prompt in prompts], size, policy.route.drawing):
             places = torch.tensor([i * responses + k for i in part for k in range(responses)])
+            read, own = [prompts[i] for i in part], uniforms[places.to(policy.device)]
+            opening = 0 if library else _opening(policy, read, decoding.tokens)
             with policy.meter.stage(stage):
-                tokens, lengths, logs = decode(
-                    policy, [prompts[i] for i in part], responses, decoding, uniforms[places.to(policy.device)]
-                )
+                if library:
+                    tokens, lengths, logs = _generate(policy, read, responses, decoding, own)
+                else:
+                    tokens, lengths, logs = _decode(policy, read, responses, decoding, own, opening)
             if not bool(logs.isfinite().all()):
                 raise InputError("the model gives log-probabilities that are not finite numbers; try --dtype float32")
             log_probs[places] = logs
             for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
                 rows[place] = Row(prompts[place // responses], tuple(row[:length]))
-            opening = _opening(policy, [prompts[i] for i in part], decoding.tokens)
-            policy.meter.tokens[stage] += _read(policy.route.drawing, [len(prompts[i]) for i in part], opening, lengths)
+            policy.meter.tokens[stage] += _read(policy.route.drawing, list(map(len, read)), opening, lengths)
     return [row for row in rows if row is not None], log_probs
 
 
@@ -285,12 +287,16 @@ def _left(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, T
 
 
 def _decode(
-    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, uniforms: Tensor
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    responses: int,
+    decoding: Decoding,
+    uniforms: Tensor,
+    opening: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU."""
     model, device = policy.model.get_base_model(), policy.device
     limit = decoding.tokens
-    opening = _opening(policy, prompts, limit)
     ids, read = _left(policy, [prompt[opening:] for prompt in prompts])
     longest = opening + ids.shape[1]
     cache = StaticCache(config=model.config, max_cache_len=longest + limit)

@@ -7,7 +7,7 @@ import pytest
 
 from bandits.runs.files import read_json
 from labelling import demonstration
-from labelling.demonstration import TABLES, differences, main, page, sentences
+from labelling.demonstration import TABLES, differences, main, page, shown
 from llm_loop import tables
 
 
@@ -48,13 +48,13 @@ def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
     evaluations = tables.frame(tables.Evaluation, cells(played)["random--seed1"])
     last = evaluations[evaluations["round"] == 1]["reward"].mean()
     assert table["reward"].iloc[-1] == pytest.approx(last, abs=1e-6)
-    told = "\n".join(sentences(table, foretold))
-    assert "6 labels an arm, 2 paired seeds" in told
-    assert f"foretold of activedpo: {foretold['verdict'].iloc[0]}" in told
+    told = shown(table, foretold)
+    assert "With 6 labels" in told[0]
+    assert "over 2 paired seeds" in told[0]
     wide = table.pivot(index="seed", columns="strategy", values="reward")
     assert differences(table, "reward")["activedpo"].value == pytest.approx((wide["activedpo"] - wide["random"]).mean())
     written = (played / "docs" / "demonstration.md").read_text()
-    assert "paired seeds" in written
+    assert all(paragraph in written for paragraph in told)
     assert f"Foretold of activedpo: {foretold['verdict'].iloc[0]}; and" in written
     assert "| initial model | activedpo | random | activedpo less random |" in written
     assert (played / "docs" / TABLES / "own-pool.png").read_bytes().startswith(b"\x89PNG")

@@ -553,17 +553,22 @@ class RunDirectory:
 
     @property
     def timing(self) -> dict[str, Any]:
-        """Wall-clock seconds, of cells or their stages; nothing where they are lost, since nothing rests on them."""
-        path = self.path / TIMING
-        try:
-            found: dict[str, Any] = files.read_json(path, dict) if path.exists() else {}
-        except DamagedError:
-            return {}
-        return found
+        """Wall-clock seconds of cells."""
+        return read_timing(self.path)
 
     def note_timing(self, seconds: Mapping[str, Any]) -> None:
         """Add wall-clock seconds to ``timing.json``: all that differs between equal runs."""
         files.write_json(self.path / TIMING, self.timing | dict(seconds))
+
+
+def read_timing(folder: Path) -> dict[str, Any]:
+    """Return the wall-clock seconds in a folder; nothing where they are lost, since nothing rests on them."""
+    path = folder / TIMING
+    try:
+        found: dict[str, Any] = files.read_json(path, dict) if path.exists() else {}
+    except DamagedError:
+        return {}
+    return found
 
 
 def _release_all(locks: Sequence[tuple[Path, int]]) -> None:

@@ -181,7 +181,7 @@ def _finish(study: Study, directory: RunDirectory) -> None:
 def _play_all(
     study: Study, directory: RunDirectory, todo: Sequence[Cell], total: int, jobs: int, backend: Backend
 ) -> None:
-    """Play cells, the longest first, while a line tells how far they are."""
+    """Play cells, those that cost most first, while a line tells how far they are."""
     gpus = torch.cuda.device_count() if study.gpu and backend == "loky" else 0
     fits = int(SHARE * machine_memory() / max(1.0, sum(study.memory().values())))
     most = len(todo) if jobs > 0 else max(1, min(len(todo), fits))

@@ -26,7 +26,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from bandits.core.errors import InputError
 
 __all__ = ["Count", "Distinct", "Ge", "Gt", "Le", "Lt", "MinLen", "Names", "Positive", "Probability", "Seed", "Whole"]
-__all__ += ["afford", "check", "option", "under", "unknown"]
+__all__ += ["afford", "called", "check", "option", "under", "unknown"]
 
 Count = Annotated[int, Ge(1), Le(10**9)]
 Whole = Annotated[int, Ge(0), Le(10**9)]
@@ -63,6 +63,12 @@ def option(field: str, prefix: str = "") -> str:
     return f"--{prefix}{field}".replace("_", "-")
 
 
+def called(field: str, hint: Any) -> str:
+    """Return what the command line calls a field: its own name, or the one that its annotation gives it."""
+    given = (getattr(about, "name", None) for about in getattr(hint, "__metadata__", ()))
+    return next((name for name in given if name is not None), field)
+
+
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
@@ -76,7 +82,8 @@ def check(settings: Any, prefix: str = "") -> None:
     kind: Any = type(settings)
     for field in fields(settings):
         if field.init and not is_dataclass(getattr(settings, field.name)):
-            _check(getattr(settings, field.name), _hints(kind)[field.name], option(field.name, prefix))
+            hint = _hints(kind)[field.name]
+            _check(getattr(settings, field.name), hint, option(called(field.name, hint), prefix))
 
 
 def _check(value: Any, hint: Any, name: str) -> None:

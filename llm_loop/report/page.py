@@ -7,7 +7,6 @@ equal runs.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bandits.core.errors import InputError
 from bandits.runs.command import guard, say
-from bandits.runs.directory import TIMING, Ledger, config_of
+from bandits.runs.directory import Ledger, config_of, read_timing
 from bandits.runs.figures import picture
 from bandits.runs.files import DamagedError, read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.page import Picture, render
@@ -238,8 +237,8 @@ def seconds(run: Run, folder: Path) -> pd.DataFrame:
     """Return wall-clock seconds by strategy and stage, means over the seeds that have them, with their sum."""
     rows = []
     for name, seed in itertools.product(run.strategies, run.seeds):
-        with contextlib.suppress(DamagedError):  # seconds are told, never relied on
-            rows.append({"strategy": name} | read_json(folder / "cells" / f"{name}--seed{seed}" / TIMING, dict))
+        if found := read_timing(folder / "cells" / f"{name}--seed{seed}"):
+            rows.append({"strategy": name} | found)
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows).set_index("strategy").apply(pd.to_numeric, errors="coerce")

@@ -111,7 +111,7 @@ class Cell:
 
     chosen_by: str
     seed: int
-    cost: float
+    cost: float = 1.0
 
     @property
     def key(self) -> str:
@@ -157,9 +157,8 @@ class MatrixStudy:
         return 3 * self.matrix.alignment.seeds
 
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed; a model that chooses is fitted after every round, and looks at gradients."""
-        costs = dict.fromkeys(self.names(), 2.0) | {RANDOM: 1.0}
-        return [Cell(name, seed, cost) for seed in range(self.matrix.alignment.seeds) for name, cost in costs.items()]
+        """All cells, seed by seed; of one cost, so that seeds are finished one after the other and can be compared."""
+        return [Cell(name, seed) for seed in range(self.matrix.alignment.seeds) for name in (*self.names(), RANDOM)]
 
     def forecast(self, jobs: int = 0) -> list[str]:
         """Return what the run will take, a line a fact, by a few seconds of work on the first model."""
