@@ -356,16 +356,25 @@ class Policy:
 
         What those layers make of rows is computed here where it is not known.
         """
-        if not (self.route.cached and self.route.shared and self.trunk.there):
+        if not self.begins_above:
             yield None
             return
-        for row in self.trunk.missing(packed.rows):
+        self.go_below(packed.rows)
+        with self.trunk.given(packed) as table:
+            yield table
+
+    @property
+    def begins_above(self) -> bool:
+        """Whether passes begin above the layers that θ does not change."""
+        return self.route.cached and self.route.shared and self.trunk.there
+
+    def go_below(self, rows: Sequence[Row]) -> None:
+        """Compute what the layers below the adapter make of rows, where it is not known."""
+        for row in self.trunk.missing(rows):
             with self.meter.stage("below"):
                 self.meter.tokens["below"] += self.trunk.keep(
                     lambda ids, memory: self.model(input_ids=ids, cache=memory, use_cache=True), row, self.device
                 )
-        with self.trunk.given(packed) as table:
-            yield table
 
     def summed(self, groups: Sequence[Sequence[Row]], model: Any = None, cached: bool = True) -> Float[Tensor, " n"]:
         """Return ``log π_θ(y|x)`` of rows in nats, group by group; differentiable.  Rows of a group share their prompt.

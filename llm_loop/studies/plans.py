@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Preset = Literal["smoke", "full"]
 ALL = ("activedpo-normalised", "apo", "aplp", "random")
-SIZES = (256, 1024, 4096, 8192, 32768)
+NORMALISED = ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random")
 FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4")
 FULL = ("--seeds", "8")
 
@@ -19,6 +19,13 @@ class Part:
     name: str
     options: tuple[str, ...]
     strategies: tuple[str, ...] = ALL
+    only: tuple[str, ...] = ()
+    """of the strategies that it plays, those that the study looks at; all, if none is named"""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The strategies that the study looks at."""
+        return self.only or self.strategies
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,12 @@ def _tiny(part: Part) -> Part:
     """Return a run with the same strategies and switches on a tiny model."""
     kept = [o for pair in zip(part.options[::2], part.options[1::2], strict=True) if pair[0] in SWITCHES for o in pair]
     small = ("--pool", "5", "--responses", "4") if "--pool" in part.options else ()
-    return Part(part.name, (*kept, *small, "--seeds", "2"), part.strategies)
+    return replace(part, options=(*kept, *small, "--seeds", "2"))
+
+
+def _projected(size: int) -> tuple[str, ...]:
+    """Return the options of a run on the fixed pool, with gradients projected to a dimension."""
+    return (*FIXED, *FULL, "--sketch-size", str(size))
 
 
 SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
@@ -58,20 +70,16 @@ STUDIES: dict[str, Study] = {
     "3": Study(
         "Figure 3: normalised gradients",
         "Do gradients scaled to length 1, by response or by duel, choose better than gradients as they are?",
-        (
-            Part(
-                "fixed pool",
-                (*FIXED, *FULL),
-                ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random"),
-            ),
-        ),
+        (Part("fixed pool", _projected(8192), NORMALISED),),
     ),
     "4": Study(
         "Figure 4: the dimension that gradients are projected to",
         "How small may the projection be before picks, and what is learned from them, differ?",
         (
-            *(Part(str(s), (*FIXED, *FULL, "--sketch-size", str(s)), ("activedpo-normalised",)) for s in SIZES),
-            Part("exact", (*FIXED, *FULL, "--sketch", "none"), ("activedpo-normalised",)),
+            *(Part(str(size), _projected(size), NORMALISED[1:2]) for size in (256, 1024)),
+            Part("8192", _projected(8192), NORMALISED, only=NORMALISED[1:2]),  # the run of Figure 3
+            Part("32768", _projected(32768), NORMALISED[1:2]),
+            Part("exact", (*FIXED, *FULL, "--sketch", "none"), NORMALISED[1:2]),
         ),
     ),
     "5": Study(

@@ -70,6 +70,7 @@ def finished(part: Part, arguments: Sequence[str]) -> Found:
     alignment = study.alignment
     machine = ", ".join(map(str, manifest.get("machine", {}).values()))
     commit = str(manifest.get("commit", ""))[:7]
+    out = out[out["strategy"].isin(part.shown)]
     return Found(out, machine, alignment.rounds, alignment.batch, alignment.model, commit)
 
 
