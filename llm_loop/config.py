@@ -223,7 +223,11 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             evaluation=Evaluation(prompts=6, between=4, duels=4),
         ),
     ),
-    "quick": ("SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds", Alignment()),
+    "quick": (
+        "SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds of 32 labels",
+        Alignment(rounds=2, prompts_per_round=16, evaluation=Evaluation(prompts=32, between=8, duels=8)),
+    ),
+    "figures": ("what the studies of the paper's figures begin with: 48 labels, more held-out prompts", Alignment()),
     "study": (
         "SmolLM2-135M, all main strategies, 8 seeds, 10 rounds (hours)",
         Alignment(

@@ -6,7 +6,7 @@ import gc
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,8 +93,11 @@ class AlignmentStudy(Study):
         return self.alignment.seeds * len(self.alignment.strategies)
 
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed; of one cost, so that seeds are finished one after the other and can be compared."""
-        return [Cell(name, seed) for seed in range(self.alignment.seeds) for name in self.parts.strategies]
+        """All cells, two seeds at a time: so seeds can be compared early, and few cells wait for what a seed shares."""
+        seeds = range(self.alignment.seeds)
+        return [
+            Cell(name, s) for first in seeds[::2] for name in self.parts.strategies for s in seeds[first : first + 2]
+        ]
 
     def prepare(self) -> None:
         """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
@@ -132,7 +135,8 @@ class AlignmentStudy(Study):
             shared = Shared.of_seed(folder, None, launch.is_main())
             _lay_out(setup.arena, shared, setup)
             if any(strategy.reads for strategy in self.parts.strategies.values()):
-                _share_states(setup.arena, shared, setup.policy)
+                assert setup.arena.pool_table is not None
+                _share_states(shared, "states", setup.policy, setup.arena.pool_table.items.rows)
 
     def follow(self) -> None:
         """Play what the main process plays, until it has no more; under a launcher, in all other processes."""
@@ -156,6 +160,7 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
         about = {"left_out": setup.left_out, "slower": policy.route.summary, "tuned": setup.tuned}
         journal.append({"row": {"labels": 0} | answers.pop("row")} | about | answers, policy)
     fixed = Fixed.of(setup, journal.rounds[0]["fixed"])
+    _share_states(shared, "states-heldout", policy, fixed.rows)
     if setup.strategy.reads & {"target", "truth"}:
         arena.aim_at(fixed.rows, fixed.rewards, learner.reference(fixed.rows))
     _begin(setup, shared, len(journal.rounds))
@@ -224,12 +229,11 @@ def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup) -> None:
     arena.pool_table = _read_table(setup, pool["made"])
 
 
-def _share_states(arena: DrawnArena, shared: Shared, policy: Policy) -> None:
-    """Give a policy what the layers below its adapter make of the pool, where memory holds that and others read it."""
-    assert arena.pool_table is not None
-    rows = list(dict.fromkeys(arena.pool_table.items.rows))
+def _share_states(shared: Shared, name: str, policy: Policy, given: Sequence[Row]) -> None:
+    """Give a policy what the layers below its adapter make of rows that other cells meet too, if memory holds that."""
+    rows = list(dict.fromkeys(given))
     size = 4 * policy.model.config.get_text_config().hidden_size * sum(row.tokens for row in rows)
-    if not policy.begins_above or shared.folder is None or size > policy.trunk.limit:
+    if not policy.begins_above or shared.folder is None or size > policy.trunk.limit or not policy.trunk.missing(rows):
         return
 
     def states() -> dict[str, Tensor]:
@@ -237,7 +241,7 @@ def _share_states(arena: DrawnArena, shared: Shared, policy: Policy) -> None:
         return {"states": policy.trunk.states(rows)}
 
     with launch.main_first():
-        policy.trunk.note(rows, shared.tensors("states", states)["states"].to(policy.device))
+        policy.trunk.note(rows, shared.tensors(name, states)["states"].to(policy.device))
 
 
 def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
@@ -252,6 +256,7 @@ def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
     with launch.main_first():
         pool = shared.json("round-1", partial(_counted, setup, lambda: _table(arena.draw(0), None)))
     table = _read_table(setup, pool["made"])
+    _share_states(shared, "states", setup.policy, table.items.rows)
     spent = Counter(setup.policy.meter.tokens)
     if recorded == 1:
         arena.tables[0], arena.spent = table, spent

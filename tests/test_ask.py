@@ -30,6 +30,7 @@ def obvious(
     return asked
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200), st.integers(1, 6), st.booleans(), st.sampled_from(["numpy", "torch", "mapped"]))
 def test_two_batches_are_the_obvious_greedy_rule_s(tmp_path_factory, seed, size, formed, kind):
     values = Key(seed).normal(9, size).float().numpy()

@@ -113,6 +113,7 @@ def run(oracle: str, tmp_path, **changes) -> pd.DataFrame:
 class TestControls:
     """Three duels asked 80 times: the width shrinks, and an oracle that is not BTL has nowhere to hide."""
 
+    @pytest.mark.campaign
     def test_flipped_labels_are_refuted_and_honest_ones_are_not(self, tmp_path):
         honest, flipped = run("btl", tmp_path), run("flipped", tmp_path)
         claim = "exact bound, κ from the data"
@@ -120,6 +121,7 @@ class TestControls:
         assert honest.loc[claim, "verdict"] != "refuted"
         assert honest.loc[claim, "covered"] == 24
 
+    @pytest.mark.slow
     def test_too_small_a_multiplier_is_refuted(self, tmp_path):
         assert run("btl", tmp_path, rounds=10).loc[CONTROL, "verdict"] == "refuted"
 

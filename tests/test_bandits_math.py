@@ -240,6 +240,7 @@ class TestDesign:
             column = design.condition(Dense(pool)).column(torch.tensor([2, 4]))
             torch.testing.assert_close(column[r], ridge * pool[r] @ torch.linalg.inv(v) @ pool[r, (2, 4)[r]])
 
+    @pytest.mark.slow
     @given(
         seed=seeds,
         ridge=st.floats(0.05, 20),

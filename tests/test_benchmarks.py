@@ -162,6 +162,7 @@ class TestTelling:
         assert "`widths-256`" in text
         assert "RED" in report.terminal(entry)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -189,6 +190,7 @@ class TestTelling:
         assert error.count("\n") == 1
         assert not docs.exists()
 
+    @pytest.mark.slow
     def test_a_page_from_a_text_file_is_refused_in_one_line(self, tmp_path: Path, capsys):
         (tmp_path / "file.txt").write_text("hello")
         assert (
@@ -213,6 +215,7 @@ class TestCommand:
         assert command.main(["--list"]) == 0
         assert "greedy-past" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_a_row_end_to_end(self, tmp_path: Path, monkeypatch, capsys):
         monkeypatch.setitem(command.ROWS._parts, "small", row(settings={"value": 1.0}))
         page = tmp_path / "page.md"
@@ -221,6 +224,7 @@ class TestCommand:
         assert "A small row" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_trace_row_is_checked_against_the_naive_batch():
     answer = batches.trace(200, 16, 30, 5)()
     small = {"ours": answer}
@@ -276,6 +280,7 @@ class TestFastPaths:
             want[:, (i + int(sketch.shift[i // size])) % size] += sketch.sign[i] * rows[:, i]
         torch.testing.assert_close(sketch(Dense(rows)).values, want)
 
+    @pytest.mark.slow
     def test_the_shift_sketch_is_unbiased_and_its_variance_bounded(self):
         """Mean over 800 draws within 4.5 standard errors (error rate 7e-6); variance within its bound and 20 %."""
         rows = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -294,6 +299,7 @@ class TestFastPaths:
 
 
 class TestReferences:
+    @pytest.mark.slow
     def test_checks_refuse_wrong_answers(self):
         """Each check that needs no long run says no to a wrong answer."""
         wrong = {"ours": {"small": np.arange(batches.SMALL["picks"]), "picks": np.arange(3)}}
@@ -306,6 +312,7 @@ class TestReferences:
         assert not llm.generation_check({"ours": far}).passed
         assert not growth.check({"ours": {"same": 0.0}}).passed
 
+    @pytest.mark.slow
     def test_widths_agree_with_autograd(self):
         answer = {"ours": dict(widths.ours(16)())}
         answer["ours"] = {name: value.numpy() for name, value in answer["ours"].items()}

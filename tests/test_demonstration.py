@@ -22,6 +22,7 @@ def cells(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.glob("demonstration/*/cells/*")}
 
 
+@pytest.mark.campaign
 def test_arms_share_pool_and_answers_and_seeds_share_what_is_chosen(played):
     asked, labels, pools = {}, {}, set()
     for name, cell in cells(played).items():
@@ -73,7 +74,7 @@ def test_the_words_go_the_way_the_numbers_go():
         assert ("no gain was seen" in told[0]) == (gap <= 0)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_it_goes_on_where_it_was_stopped_and_shows_what_is_finished(played, tmp_path, capsys):
     again = ["smoke", "--output", str(played), "--pages", str(tmp_path), "--jobs", "1"]
     victim = cells(played)["random--seed1"]

@@ -13,6 +13,7 @@ from bandits.runs.stats import Estimate, mean
 from bandits.selector import STRATEGIES
 
 
+@pytest.mark.campaign
 def test_importing_the_programs_leaves_matplotlib_as_it_was():
     """A notebook that imports a program keeps its backend, and drawing opens no pyplot figure."""
     code = (
@@ -37,6 +38,7 @@ def test_a_strategy_looks_alike_on_every_page_and_like_no_other():
     assert len({str(look) for look in many.values()}) == 20
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_in_lines_unless_they_are_too_many(monkeypatch):
     figure, (axis,) = panels(1)
     axis.plot([1, 2], [3, 4])

@@ -95,6 +95,7 @@ def test_a_step_labels_as_the_arena_does():
         assert env.step(np.array([first // 3, first % 3, second % 3]))[1] == float(label)
 
 
+@pytest.mark.campaign
 def test_the_library_needs_no_gymnasium():
     code = "import sys, bandits, bandits.loop, bandits.sim.run, bandits.sim.config; print('gymnasium' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -74,6 +74,7 @@ class TestGreedyTrace:
 
 
 class TestMeter:
+    @pytest.mark.slow
     @settings(max_examples=5)
     @given(seed=st.integers(0, 10**6))
     def test_it_is_the_slow_one(self, seed):

@@ -169,6 +169,7 @@ def test_a_server_that_is_gone_is_told_and_the_duel_stays(browser: Any, client: 
     tab.at(1, "prompt 1")
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("width", [400, 1100])
 def test_the_page_fits_and_long_texts_scroll(browser: Any, client: Client, width: int) -> None:
     tab = Tab(browser, client, viewport={"width": width, "height": 760}).enter("ada")

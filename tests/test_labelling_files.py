@@ -147,6 +147,7 @@ texts = st.text(min_size=1).filter(lambda text: not any("\ud800" <= letter <= "\
 
 
 class TestQueries:
+    @pytest.mark.slow
     @given(texts, texts, texts, st.booleans())
     def test_what_is_written_is_read(self, tmp_path_factory, prompt, first, second, swapped):
         if first == second:
@@ -224,6 +225,7 @@ class TestAnswers:
         with pytest.raises(InputError, match=r"q\.jsonl: query .* was edited"):
             answers.check([edited], "q.jsonl")
 
+    @pytest.mark.slow
     @given(st.integers(1, 300))
     def test_a_last_line_that_was_cut_short_is_passed_over_and_removed(self, tmp_path_factory, cut):
         path = tmp_path_factory.mktemp("a") / "answers.jsonl"
@@ -271,6 +273,7 @@ class TestAnswers:
         assert (tmp_path / "a.jsonl").read_bytes() == before
         assert len(answers.all) == 1
 
+    @pytest.mark.slow
     def test_a_kill_at_any_moment_loses_nothing_that_was_confirmed(self, tmp_path):
         path = tmp_path / "answers.jsonl"
         code = (

@@ -43,6 +43,7 @@ def answer_all(project: Project, said: str = "left") -> None:
     answers.extend(Answer.of(query, "ada", said) for query in project.read_queries(project.batches))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("strategy", ["activedpo-normalised", "random"])
 def test_files_with_the_reward_model_for_people_are_the_language_model_loop(tmp_path, capsys, strategy):
     told = ["--strategies", strategy, *(() if strategy == "random" else ("random",))]
@@ -87,6 +88,7 @@ class TestPromptsAlone:
     def prompts(self, tmp_path) -> Path:
         return lines(tmp_path / "prompts.jsonl", *({"prompt": f"Say number {n}"} for n in range(12)))
 
+    @pytest.mark.slow
     def test_a_small_pool_works_as_it_is(self, prompts, tmp_path, capsys):
         assert main([*self.BEGIN, "--project", str(tmp_path / "p"), "--pool", str(prompts)]) == 0
         project = Project(tmp_path / "p")
@@ -120,6 +122,7 @@ class TestOwnPool:
         assert main(["select", "--project", str(tmp_path / "p"), "--pool", str(path), "--budget", "4", *TINY]) == 0
         return Project(tmp_path / "p")
 
+    @pytest.mark.slow
     def test_the_whole_way(self, begun, capsys):
         asked = begun.read_queries(1)
         assert len({query.id for query in asked}) == 4
@@ -145,6 +148,7 @@ class TestOwnPool:
         assert main(["loop", str(begun.root)]) == 0
         assert f"next: activedpo label {begun.root}" in capsys.readouterr().out
 
+    @pytest.mark.campaign
     def test_a_reward_model_answers_in_people_s_place(self, begun, capsys):
         """Of an own pool too: what waits is answered first; asked by another rule, a duel has the same answer."""
         told = ["loop", str(begun.root), "--simulate", "2", "--reward", "lexical-letters", "--budget", "9"]
@@ -170,6 +174,7 @@ class TestOwnPool:
         assert theirs.items() <= ours.items()
         assert len(set(ours.values())) == 2
 
+    @pytest.mark.slow
     def test_choosing_again_is_the_same_choice_and_reuses_features(self, begun, tmp_path, capsys, monkeypatch):
         first = begun.queries(1).read_bytes()
         begun.queries(1).unlink()
@@ -177,6 +182,7 @@ class TestOwnPool:
         assert main(["select", "--project", str(begun.root), "--budget", "4"]) == 0
         assert begun.queries(1).read_bytes() == first
 
+    @pytest.mark.slow
     def test_only_what_a_pool_has_grown_by_is_new(self, begun, tmp_path, monkeypatch, capsys):
         answer_all(begun, "tie")
         made: list[int] = []
@@ -188,6 +194,7 @@ class TestOwnPool:
         assert main(["select", "--project", str(begun.root), "--pool", str(more), "--budget", "3"]) == 0
         assert sum(made) == 6  # two prompts of three responses; θ did not move
 
+    @pytest.mark.slow
     def test_labels_from_elsewhere_count_and_are_not_asked_again(self, tmp_path, capsys):
         path = one_pool(tmp_path / "pool.jsonl", 2)
         labels = [
@@ -213,6 +220,7 @@ class TestOwnPool:
         assert main([*base, "--out", str(tmp_path / "other.jsonl"), "--budget", "2"]) == 2
         assert "line 2: it contradicts" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_what_is_wrong_is_one_line_and_leaves_nothing(self, begun, tmp_path, capsys):
         path, root = one_pool(tmp_path / "pool.jsonl"), tmp_path / "new"
         capsys.readouterr()
@@ -236,6 +244,7 @@ class TestOwnPool:
         assert main(["select", "--project", str(begun.root), "--rank", "8"]) == 2
         assert "is a project with another settings.adapter" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_project_that_knows_fewer_settings_goes_on_with_their_defaults(self, begun, capsys):
         answer_all(begun)
         kept = json.loads(begun.manifest_path.read_text())
@@ -244,6 +253,7 @@ class TestOwnPool:
         begun.manifest_path.write_text(json.dumps(kept))
         assert main(["select", "--project", str(begun.root), "--budget", "2"]) == 0
 
+    @pytest.mark.slow
     def test_an_edited_queries_file_is_refused_with_its_line(self, begun, capsys):
         answer_all(begun)
         text = begun.queries(1).read_text()
@@ -257,6 +267,7 @@ class TestOwnPool:
         published = home / "docs/studies/map/calibration.csv"
         assert (home / "labelling/calibration.csv").read_bytes() == published.read_bytes()
 
+    @pytest.mark.slow
     def test_a_price_stops(self, tmp_path, capsys):
         path = one_pool(tmp_path / "pool.jsonl")
         base = ["select", "--pool", str(path), "--budget", "4", *TINY]
@@ -332,6 +343,7 @@ for name, moments in (("whole", (-1,)), ("killed", (1, 2, 3, 4, 5, 6, 7, -1))):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_store_goes_on_to_the_same_bytes(tmp_path):
     """Killed at any write, a table of features is made to its end with the bytes of one that nobody disturbed."""
     told = [sys.executable, "-c", KILLED, str(tmp_path)]
@@ -346,6 +358,7 @@ def test_a_killed_store_goes_on_to_the_same_bytes(tmp_path):
     assert Store(tmp_path / "whole", {"model": "another"}, 64).missing(["0" * 16]) == [0]
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_noticed(tmp_path, capsys):
     model = tmp_path / "model"
     tiny_model("tiny-llama", Key(0)).save_pretrained(model)

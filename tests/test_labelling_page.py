@@ -432,6 +432,7 @@ class TestProcess:
                 return process, Client(int(found[1]), found[2])
         raise AssertionError("the server did not start")
 
+    @pytest.mark.campaign
     def test_kill_9_at_any_moment_loses_no_answer_that_was_confirmed(self, tmp_path: Path) -> None:
         file = batch(tmp_path / "q.jsonl", 400)
         confirmed = 0

@@ -302,6 +302,7 @@ def drawn(seed: int, activation: str, answers: int, width: int = 64) -> tuple[ML
     return network, network.initial(key.fold_in("network")), Inputs(x, 2), duels, won.to(x.dtype)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("lam", [1e-3, 1e-2, 0.03, 0.3, 1.0, 100.0])
 def test_a_fit_ends_at_a_minimum_whatever_lambda_is(lam):
     """Width 64, depth 3, 60 answers, against L-BFGS-B from the same start to machine precision.
@@ -345,6 +346,7 @@ def test_a_well_regularised_fit_needs_few_passes(monkeypatch, lam, passes):
     assert asked <= passes
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     log_lam=st.floats(-3, 2),
@@ -372,6 +374,7 @@ def test_a_fit_never_ends_above_its_start_and_tells_how_it_ended(seed, log_lam, 
             assert bool(fit.converged[r]) == (norm <= CONVERGED) or norm == pytest.approx(CONVERGED, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_relu_fit_is_told_as_not_converged():
     """At λ = 1 with 60 answers its minimiser sits on kinks; at λ = 0.001 it is far below where first steps fail."""
     network, initial, items, duels, won = drawn(0, "relu", 60)

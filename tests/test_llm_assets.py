@@ -73,6 +73,7 @@ def asset(index: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     return asset
 
 
+@pytest.mark.slow
 def test_an_asset_is_fetched_whole_once(asset: Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     assets.fetch("twofold", said.append)
@@ -106,6 +107,7 @@ def test_what_is_missing_cut_short_or_altered_is_refused(asset: Asset, tmp_path:
         assets.find("twofold")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_fetched_again(asset: Asset) -> None:
     assets.fetch(asset.name)
     file = assets.find("twofold")
@@ -114,6 +116,7 @@ def test_a_damaged_file_is_fetched_again(asset: Asset) -> None:
     assert assets.find("twofold").read_bytes() == WHOLE
 
 
+@pytest.mark.slow
 def test_a_distribution_of_another_hash_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = wheel(index, "changed", {"changed/data": b"new"})
     asset = Asset(
@@ -126,6 +129,7 @@ def test_a_distribution_of_another_hash_is_refused(index: Path, monkeypatch: pyt
     assert not any((assets.cache() / "changed").iterdir())
 
 
+@pytest.mark.slow
 def test_a_member_of_another_hash_or_name_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = wheel(index, "inside", {"inside/data": b"new"})
     for member, sha, message in (("inside/data", "0" * 64, "not the pinned one"), ("inside/dota", "", "has no file")):
@@ -136,6 +140,7 @@ def test_a_member_of_another_hash_or_name_is_refused(index: Path, monkeypatch: p
         assert not any((assets.cache() / "inside").iterdir())
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_there_is_one_line(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asset = Asset("absent", "none", (File("data", "", ((Distribution("absent", "1.0", "0" * 64), "x"),)),))
     monkeypatch.setitem(assets.ASSETS, asset.name, asset)
@@ -144,6 +149,7 @@ def test_a_package_that_is_not_there_is_one_line(index: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(asset: Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -209,6 +215,7 @@ def test_every_pin_is_a_hash_and_every_asset_names_its_licence() -> None:
             assert all(len(value) == 64 and int(value, 16) >= 0 for value in hashes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_socket")
 def test_the_converted_tokenizer_splits_the_reference_text_as_pinned() -> None:
     try:

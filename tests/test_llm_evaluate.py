@@ -52,6 +52,7 @@ def table(seed: int = 0, seeds: int = 3, prompts: int = 8, rounds: int = 3, gain
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["prompt_index", "seed"])
 def test_intervals_are_t_intervals_of_paired_unit_means(unit: str) -> None:
     evaluations = table()
@@ -79,6 +80,7 @@ def test_intervals_are_t_intervals_of_paired_unit_means(unit: str) -> None:
             assert row[f"{prefix}high"] == pytest.approx(np.mean(of) + half)
 
 
+@pytest.mark.campaign
 def test_intervals_over_prompts_hold_their_level_where_seeds_share_prompts() -> None:
     """A prompt effect common to all seeds: 400 problems at 95 % may miss 20; more than 38 has a chance below 1e-4."""
     generator = np.random.default_rng(1)
@@ -129,6 +131,7 @@ def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
     assert (row["wins"], row["ties"], row["losses"], row["rate"]) == (1, 0, 1, 0.5)
 
 
+@pytest.mark.slow
 def test_the_initial_model_against_itself_pairs_seeds_and_wins_half() -> None:
     frame = table(seeds=5)
     found = same_policy(frame).iloc[0]
@@ -211,6 +214,7 @@ def test_against_random_without_random_is_empty() -> None:
     assert against(evaluations[evaluations["strategy"] == "random"]).empty
 
 
+@pytest.mark.campaign
 def test_no_gain_is_rarely_called_a_gain() -> None:
     """Equal strategies, 300 problems: a false verdict in at most 5 %; more than 30 has a chance below 1e-3."""
     false = sum(set(against(table(seed, seeds=5, prompts=4))["verdict"]) != {"undecided"} for seed in range(300))

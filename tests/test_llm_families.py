@@ -166,6 +166,7 @@ REFUSED = {"bert-encoder", "xlnet", "roberta-decoder"}
 """The first two read what follows a token; the third gets other positions from the library's ``generate``."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_does_as_its_plain_forward_pass_or_is_refused(name: str) -> None:
     policy = family(name)
@@ -192,6 +193,7 @@ def test_a_family_does_as_its_plain_forward_pass_or_is_refused(name: str) -> Non
     assert bool(embeddings(policy, rows).values.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawing", DRAWINGS)
 def test_all_ways_of_drawing_draw_the_same(drawing: Drawing) -> None:
     policy = family("llama")
@@ -211,6 +213,7 @@ def test_all_ways_of_drawing_draw_the_same(drawing: Drawing) -> None:
     assert policy.meter.tokens["generate"] == spent[same.get(drawing, drawing)]
 
 
+@pytest.mark.slow
 def test_slower_ways_are_told_and_the_fastest_are_not() -> None:
     assert Route().summary == ""
     assert settle(family("llama"), 40, 12) == Route()
@@ -235,6 +238,7 @@ def test_rows_one_at_a_time_are_what_they_are_in_company(name: str) -> None:
     assert torch.allclose(embeddings(policy, rows).values, hidden, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 def test_a_model_with_dropout_begins_training_at_margin_zero_and_learns_without_it(padded: bool) -> None:
     policy = family("gpt2-dropout")
@@ -263,6 +267,7 @@ def test_a_context_that_is_too_short_is_refused_before_and_in_drawing() -> None:
     assert family("bloom").context is None
 
 
+@pytest.mark.slow
 def test_tokens_that_the_tokenizer_lacks_are_never_drawn_and_any_end_token_ends() -> None:
     config, settings, targets = FAMILIES["llama"]
     with seeded(Key(0)):

@@ -87,6 +87,7 @@ def test_sketches_are_their_explicit_maps(policy):
     assert relative(Gradients(policy, BETA, "factored", 96, key)(rows).values, want) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(SKETCHES)[1:])
 def test_sketches_keep_inner_products_in_expectation(kind):
     """Mean over 300 independent sketches within 4.5 standard errors, on six products: a false alarm in 1e-4 runs."""
@@ -152,6 +153,7 @@ def test_refusals():
         Gradients(policy, 0.0, "none", 0, Key(0))
 
 
+@pytest.mark.slow
 def test_either_start_sees_the_first_pool_through_another_half_of_the_parameters():
     alignment = replace(PRESETS["smoke"][1], evaluation=Evaluation(prompts=2, duels=1, probes=2))
     found, table = {}, None

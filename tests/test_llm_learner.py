@@ -51,12 +51,14 @@ def table_of(policy, responses=3):
     return Completions(rows, responses, policy.log_probs(rows, "score"))
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_log_2(policy):
     fit = fit_dpo(policy, preferences_of(policy), Training(BETA, epochs=1, batch=6), Key(0))
     assert fit.first_loss == pytest.approx(math.log(2), abs=2e-6)
     assert fit.steps == 1
 
 
+@pytest.mark.slow
 def test_ties_enter_the_loss_by_davidsons_likelihood(policy):
     """The first loss, at Δ = 0, is ``log(2 + ν)`` for every answer, win or tie; float32 log-probabilities."""
     wins = preferences_of(policy)
@@ -65,6 +67,7 @@ def test_ties_enter_the_loss_by_davidsons_likelihood(policy):
     assert fit.first_loss == pytest.approx(math.log(2.8), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_a_fit_to_ties_alone_leaves_no_preference(policy):
     """The first loss is ``log 2``, and shares of the preferred are not numbers."""
     tied = [dataclasses.replace(p, outcome=0.5) for p in preferences_of(policy)]
@@ -140,6 +143,7 @@ def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, 
     assert torch.allclose(rejected, inputs["ref_rejected_logps"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fit_says_what_became_of_both_sides_of_its_pairs(policy):
     """One epoch of one step sees all pairs where training begins; here, away from the reference."""
     preferences = preferences_of(policy)
@@ -156,6 +160,7 @@ def test_a_fit_says_what_became_of_both_sides_of_its_pairs(policy):
     assert fit.accuracy == float((chosen > rejected).double().mean())
 
 
+@pytest.mark.slow
 def test_a_fit_counts_the_pairs_of_its_last_epoch_once(policy):
     preferences = preferences_of(policy)
     fit = fit_dpo(policy, preferences, Training(BETA, rate=5e-2, epochs=3, batch=4), Key(0))
@@ -164,6 +169,7 @@ def test_a_fit_counts_the_pairs_of_its_last_epoch_once(policy):
     assert fit.chosen > fit.rejected
 
 
+@pytest.mark.slow
 def test_training_prefers_the_chosen_and_leaves_the_model_as_it_was_otherwise(policy):
     preferences = preferences_of(policy)
     modules, names = set(map(type, policy.model.modules())), list(dict(policy.model.named_parameters()))
@@ -181,6 +187,7 @@ def test_training_prefers_the_chosen_and_leaves_the_model_as_it_was_otherwise(po
     assert all(torch.equal(p, frozen[n]) for n, p in policy.model.named_parameters() if n in frozen)
 
 
+@pytest.mark.slow
 def test_the_same_luck_trains_the_same_and_another_order_differs():
     states = []
     for seed in (0, 0, 1):
@@ -191,6 +198,7 @@ def test_the_same_luck_trains_the_same_and_another_order_differs():
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_the_pull_keeps_theta_near_its_start():
     norms = []
     for strength in (0.0, 50.0):
@@ -207,6 +215,7 @@ def labelled(items):
     )
 
 
+@pytest.mark.slow
 def test_a_refit_to_all_answers_forgets_where_theta_was_and_new_data_go_on_from_there():
     states = {}
     for data in ("all", "new"):
@@ -230,6 +239,7 @@ def test_answers_become_preferences(policy):
     assert preferences[0].chosen_reference == pytest.approx(float(items.log_probs[0]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rewards_are_implicit_and_exactly_zero_at_the_start(policy):
     learner, items = learner_of(policy), table_of(policy)
     assert bool((learner.rewards(items) == 0).all())
@@ -264,6 +274,7 @@ def test_equal_items_have_equal_features_and_cost_one_pass():
     assert not torch.equal(rows[0], rows[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["all", "last"])
 def test_initial_features_are_those_of_theta_0(layer):
     policy = tiny("tiny-llama", moved=False)

@@ -51,6 +51,8 @@ from llm_loop.sampling import Decoding
 from llm_loop.setup import Parts, build
 
 SMOKE = PRESETS["smoke"][1]
+KINDS = ("activedpo-normalised", "apo", "aplp", "policy-trace-target", "random")
+"""strategies that read, between them, all that there is"""
 FEW = replace(
     SMOKE,
     evaluation=Evaluation(prompts=2, duels=1, probes=2),
@@ -84,6 +86,7 @@ def cell(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(finished):
     cell = finished / "cells" / "activedpo-normalised--seed0"
     rounds, candidates, evaluations, duels, preferences = (
@@ -136,6 +139,7 @@ def test_a_finished_run_is_not_run_again(finished, capsys):
     assert contents(finished) == before
 
 
+@pytest.mark.campaign
 def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError("a socket was opened")
@@ -149,6 +153,7 @@ def test_the_same_config_gives_the_same_bytes_and_another_seed_others(finished, 
     assert contents(only(tmp_path / "other"))[name] != contents(finished)[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, tmp_path, kept):
     part = tmp_path / "llm" / finished.name
@@ -167,7 +172,7 @@ def test_a_run_that_was_stopped_after_a_round_ends_in_the_same_bytes(finished, t
     assert contents(part) == contents(finished)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
     command = [sys.executable, "-m", "llm_loop", "smoke", "--output", str(tmp_path), "--jobs", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -184,6 +189,7 @@ def test_a_killed_run_ends_in_the_same_bytes(finished, tmp_path):
     assert contents(only(tmp_path)) == contents(finished)
 
 
+@pytest.mark.campaign
 def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatch, capsys):
     replaced = os.replace
 
@@ -225,6 +231,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
     "file", ["records/round-00.json", "records/round-01.json", "adapters/round-01/adapter_config.json"]
@@ -245,6 +252,7 @@ def test_a_damaged_record_is_named_and_never_used(file, damage, tmp_path, cell, 
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
     part = shutil.copytree(cell, tmp_path / "part")
     weights = part / "adapters" / "round-01" / "adapter_model.safetensors"
@@ -257,6 +265,7 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
     assert contents(part) == contents(cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -299,6 +308,7 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(options, words, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.campaign
 def test_a_number_in_place_of_a_default_that_is_none_is_no_damage_of_the_manifest(tmp_path, capsys):
     assert smoke(tmp_path, "--ties", "0.5", "--strategies", "random", "--rounds", "1") == 0, capsys.readouterr().err
 
@@ -308,7 +318,10 @@ def test_an_unknown_preset_is_refused(capsys):
     assert "did you mean 'smoke'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.campaign) for name in sorted(STRATEGIES)]
+)
 def test_every_strategy_plays_and_resumes(name, tmp_path):
     alignment = replace(FEW, strategies=(name,))
     run_cell(alignment, name, 0, tmp_path / "whole")
@@ -386,6 +399,7 @@ def test_a_strategy_an_oracle_a_scorer_and_prompts_of_ones_own_run_page_included
     assert candidates["reward_1"].tolist() == [len(text) for text in candidates["response_1"]]
 
 
+@pytest.mark.slow
 def test_a_strategy_that_reads_no_gradients_computes_none_unless_asked(tmp_path):
     """Its round costs no pass for features, and its tables say null where there is nothing to tell."""
     run_cell(FEW, "random", 0, tmp_path / "blind")
@@ -401,6 +415,7 @@ def test_a_strategy_that_reads_no_gradients_computes_none_unless_asked(tmp_path)
     assert [row.picked_position for row in one] == [row.picked_position for row in other]
 
 
+@pytest.mark.slow
 def test_true_margins_are_in_log_odds_at_the_labels_temperature(tmp_path):
     """Half the temperature, twice the margins, for the same rewards."""
     for temperature in (1.0, 0.5):
@@ -444,6 +459,7 @@ class TestLaunch:
             assert not set(names) & set(os.environ)
         assert {name: os.environ[name] for name in names} == names
 
+    @pytest.mark.campaign
     def test_a_page_is_written_whatever_rank_the_environment_names(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", "3")
         monkeypatch.setenv("LOCAL_RANK", "x")
@@ -460,6 +476,7 @@ class TestLaunch:
         )
 
 
+@pytest.mark.slow
 def test_what_libraries_are_told_is_taken_back(tmp_path):
     before = transformers.utils.logging.get_verbosity(), list(warnings.filters), torch.get_num_threads()
     bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -468,6 +485,7 @@ def test_what_libraries_are_told_is_taken_back(tmp_path):
     assert transformers.utils.logging.is_progress_bar_enabled() == bars
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize(
     "settings",
@@ -503,6 +521,7 @@ class TestArena:
             with pytest.raises(InputError, match="an action is"):
                 env.step(action)
 
+    @pytest.mark.slow
     def test_the_environment_is_one_that_gymnasium_accepts(self):
         check_env(TextEnv(arena_of(["a", "b", "c"])), skip_render_check=True)
         check_env(TextEnv(), skip_render_check=True)
@@ -536,6 +555,7 @@ class TestArena:
         offered = set(zip(duels.first[kept].tolist(), duels.second[kept].tolist(), strict=True))
         assert offered == {(0, 2), (3, 4), (3, 5), (4, 5)}
 
+    @pytest.mark.slow
     def test_too_few_distinct_responses_are_refused(self, tmp_path):
         alignment = replace(SMOKE, decoding=Decoding(tokens=8, temperature=1e-4))
         with pytest.raises(InputError, match="picks asked from a pool with 0 duels left"):
@@ -577,6 +597,7 @@ def brought(path, count=12, rows=("responses", "pair", "messages")):
 
 
 class TestBroughtPool:
+    @pytest.mark.slow
     def test_a_preference_set_is_the_pool_of_all_strategies(self, tmp_path):
         alignment = replace(FEW, pool=brought(tmp_path / "ours.jsonl"))
         assert alignment.prompts == alignment.pool
@@ -632,6 +653,7 @@ class TestBroughtPool:
         short = pools.offered(pool, texts, 2, Key(0), lambda text: "bbb" not in text)[1]
         assert all("bbb" not in text for two in short.values() for text in two)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("rows", "options", "words"),
         [
@@ -700,6 +722,7 @@ class TestLongTexts:
     def judge(self, tmp_path):
         return str(classifier(tmp_path / "judge", max_position_embeddings=40))
 
+    @pytest.mark.slow
     def test_a_reward_model_that_cannot_read_the_prompts_is_refused_before_anything_is_written(
         self, judge, tmp_path, capsys
     ):
@@ -712,6 +735,7 @@ class TestLongTexts:
             assert error.count("\n") == 1
             assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_what_a_judge_reads_in_part_is_counted_and_told(self, judge, tmp_path):
         run_cell(replace(FEW, judge=judge, long_texts="cut"), "random", 0, tmp_path / "cell")
         rounds = tables.read(tables.Round, tmp_path / "cell")

@@ -122,6 +122,7 @@ def test_features_above_kept_states_are_those_of_whole_passes(policy):
         assert torch.allclose(hidden, found[0][1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups_of", [pairs_of, opened])
 @pytest.mark.parametrize("name", TINY)
 def test_training_above_kept_states_takes_the_same_steps(name, groups_of):

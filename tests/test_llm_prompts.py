@@ -86,6 +86,7 @@ def webgpt_row(number: int) -> dict[str, object]:
     }
 
 
+@pytest.mark.campaign
 @needs_texts
 @pytest.mark.parametrize("name", ["plots", "news"])
 def test_packaged_prompts_are_split_and_unknown_to_the_reward_models(name: str) -> None:
@@ -105,6 +106,7 @@ def test_packaged_prompts_are_split_and_unknown_to_the_reward_models(name: str) 
     assert all(not by_length[n] & stretches[n] for n in by_length)
 
 
+@pytest.mark.slow
 @needs_texts
 def test_a_prompt_that_was_rated_is_left_out() -> None:
     rated = " ".join(ratings.vader().texts[5000].split()[:9])
@@ -114,6 +116,7 @@ def test_a_prompt_that_was_rated_is_left_out() -> None:
     assert counts == {"overlap": 1}
 
 
+@pytest.mark.slow
 @needs_texts
 def test_no_builtin_prompt_was_rated() -> None:
     texts = prompts.builtin(Counter())
@@ -523,6 +526,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(
     assert len(message) < 700
 
 
+@pytest.mark.slow
 @needs_texts
 def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
     def films(side: tuple[Prompt, ...]) -> float:

@@ -209,6 +209,7 @@ def page_of(folder: Path) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.campaign
 def test_the_page_is_one_file_that_loads_nothing(run: Path) -> None:
     page = page_of(run)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
@@ -253,6 +254,7 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     assert "it can be gamed" in page
 
 
+@pytest.mark.campaign
 def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None:
     for slope, word in ((0.6, "better"), (0.0, "worse")):
         folder = made_up(tmp_path / word, {"random": 0.3, "activedpo": slope}, seeds=6)
@@ -264,6 +266,7 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
         assert word in set(verdicts)
 
 
+@pytest.mark.slow
 def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False, pool="ours.jsonl")
     for cell in (folder / "cells").iterdir():
@@ -292,6 +295,7 @@ def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     assert "it takes random and one other" in page
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("nats", "verdict", "words"),
     [
@@ -329,6 +333,7 @@ RECORDED = {  # nats a token by the initial model, at first and at last; nats of
 HEALTHY = {"activedpo-normalised": (-3.67, -3.60, 6.0), "random": (-3.67, -3.57, 5.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recorded", "well"), [(RECORDED, False), (HEALTHY, True)])
 def test_a_reward_bought_with_broken_text_is_called_so_from_a_recorded_run(
     tmp_path: Path, recorded: dict[str, tuple[float, float, float]], well: bool
@@ -358,6 +363,7 @@ def test_a_reward_bought_with_broken_text_is_called_so_from_a_recorded_run(
         assert any(line.startswith(f"{name}: the policy is {kl} nats a token (KL)") for line in said)
 
 
+@pytest.mark.campaign
 def test_a_page_is_not_called_healthy_from_too_few_prompts(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3})
     for cell in (folder / "cells").iterdir():
@@ -371,6 +377,7 @@ def test_a_page_is_not_called_healthy_from_too_few_prompts(tmp_path: Path) -> No
     assert "too few prompts to rule out a loss of 0.3 nats a token" in page_of(folder)
 
 
+@pytest.mark.campaign
 def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.15, "activedpo": 0.6}, seeds=1)
     report.write(folder)
@@ -381,6 +388,7 @@ def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page_of(folder)).lower()
 
 
+@pytest.mark.campaign
 def test_writing_again_gives_the_same_bytes_and_time_touches_one_page(run: Path, tmp_path: Path) -> None:
     before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     copy = tmp_path / "copy"
@@ -498,6 +506,7 @@ def test_a_foreign_folder_is_one_line_and_nothing_is_written_there(
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.campaign
 def test_many_strategies_are_told_together(tmp_path: Path) -> None:
     slopes = {"random": 0.3, "activedpo": 0.6, "apo": 0.3, "aplp": 0.0, "ucb": 0.3}
     folder = made_up(tmp_path, slopes, seeds=6)

@@ -54,6 +54,7 @@ needs_ratings = pytest.mark.skipif(
 both = pytest.mark.parametrize("name", [LABELLER, JUDGE])
 
 
+@pytest.mark.slow
 @needs_encoder
 @both
 def test_a_text_scores_the_same_alone_and_in_company(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +73,7 @@ def test_a_text_scores_the_same_alone_and_in_company(name: str, monkeypatch: pyt
     assert len(model.score([])) == 0
 
 
+@pytest.mark.campaign
 @needs_ratings
 @both
 def test_shipped_figures_are_reproduced_on_a_subsample(name: str) -> None:
@@ -135,6 +137,7 @@ def test_a_missing_encoder_names_the_command(tmp_path: Path, monkeypatch: pytest
         load(LABELLER)
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_the_shipped_form_scores_as_the_trained_form() -> None:
     """Adding B A to the weights, as ``build`` does, is what the adapters computed in training."""
@@ -154,6 +157,7 @@ def test_the_shipped_form_scores_as_the_trained_form() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_training_learns_what_it_is_shown_and_the_same_luck_gives_the_same_bytes() -> None:
     things = ["film", "book", "meal", "trip", "song", "game", "house", "talk", "walk", "play"]
@@ -190,6 +194,7 @@ def test_an_epoch_shows_every_text_once(count: int, rows: int, seed: int) -> Non
     assert all([ids[place] for place in places] == batch and len(batch) <= rows for places, batch in plan)
 
 
+@pytest.mark.campaign
 @needs_ratings
 def test_no_article_review_or_tweet_is_on_both_sides() -> None:
     for name, seed in itertools.product((LABELLER, JUDGE), (0, 1)):
@@ -201,6 +206,7 @@ def test_no_article_review_or_tweet_is_on_both_sides() -> None:
         assert len(same) <= 0.01 * len(heldout.texts)  # short sentences that several articles have
 
 
+@pytest.mark.slow
 @needs_ratings
 def test_labeller_and_judge_learn_from_other_texts() -> None:
     vader, judged = ratings.vader(), training.data(JUDGE)
@@ -211,6 +217,7 @@ def test_labeller_and_judge_learn_from_other_texts() -> None:
     assert set(judged.values) == {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.campaign
 @needs_ratings
 def test_the_command_trains_ships_writes_the_card_and_does_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -62,6 +62,7 @@ def test_log_probabilities_of_draws_are_those_of_scoring(policy):
     assert [row.prompt for row in rows] == [prompt for prompt in prompts for _ in range(6)]
 
 
+@pytest.mark.slow
 def test_a_response_ends_with_its_end_token_or_is_cut(policy):
     rows, _ = sample(policy, [row.prompt for row in rows_of(policy)], 40, Decoding(50), Key(6), "generate")
     ended = [row for row in rows if row.response[-1] == policy.end]
@@ -70,6 +71,7 @@ def test_a_response_ends_with_its_end_token_or_is_cut(policy):
     assert all(len(row.response) == 50 for row in rows if row.response[-1] != policy.end)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_what_is_drawn(policy):
     prompts = [row.prompt for row in rows_of(policy)]
     whole, _ = sample(policy, prompts, 4, Decoding(25, rows=128), Key(2), "generate")
@@ -79,6 +81,7 @@ def test_batches_do_not_change_what_is_drawn(policy):
     assert whole[:4] == first
 
 
+@pytest.mark.slow
 def test_generate_draws_from_the_same_distribution():
     """Mean log-probability and length of 600 draws each, by Welch's test; a false alarm has probability 2e-4."""
     policy = tiny("tiny-llama")

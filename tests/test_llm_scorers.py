@@ -146,6 +146,7 @@ def test_a_mistyped_reward_model_is_told(tmp_path, monkeypatch):
         load_scorer(str(tmp_path / "gone"), "cpu")
 
 
+@pytest.mark.slow
 def test_long_texts_are_refused_or_cut_at_the_models_positions_and_counted(tmp_path):
     pairs = ["one", "one"], ["two", "a response, much longer than that"]
     folder = str(classifier(tmp_path))

@@ -131,6 +131,7 @@ def test_numbers_that_are_not_there_are_null_and_come_back_as_nan(tmp_path: Path
     assert tables.frame(tables.Round, tmp_path)["information"].isna().all()
 
 
+@pytest.mark.campaign
 def test_a_page_shows_every_text_escaped(tmp_path: Path) -> None:
     """The page is UTF-8 and loads; no text of a response becomes markup, and none turns the line's direction round."""
     folder = made_up(tmp_path / "run", {"random": 0.3, "activedpo": 0.3}, seeds=1)
@@ -157,6 +158,7 @@ def test_what_is_shown_of_a_conversation() -> None:
     assert page.visible("a\0b\rc\ud800") == "a␀b␍c\\ud800"
 
 
+@pytest.mark.campaign
 def test_a_run_on_awkward_prompts_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """From the file through samples, candidates, preferences and page; then from its first round on once more."""
     file = tmp_path / "prompts.jsonl"

@@ -40,6 +40,7 @@ def rows_of(policy, data):
     return examples(policy, load(str(data), Key(0)).demonstrations, 64, 8, 0)
 
 
+@pytest.mark.slow
 def test_tuning_minimises_the_mean_negative_log_likelihood_of_answers_alone(data):
     policy = untuned()
     rows = rows_of(policy, data)
@@ -54,6 +55,7 @@ def test_tuning_minimises_the_mean_negative_log_likelihood_of_answers_alone(data
     assert after < told.last_loss + 0.2 < told.first_loss < before
 
 
+@pytest.mark.slow
 def test_the_tuned_model_is_the_reference_and_implicit_rewards_begin_at_0(data, tmp_path):
     trained = untuned()
     rows = rows_of(trained, data)
@@ -107,6 +109,7 @@ def test_answers_of_rows(row, prompt, answer):
     assert answer_of(row, prompt) == answer
 
 
+@pytest.mark.campaign
 def test_a_run_tunes_once_for_all_cells_and_goes_on_with_the_same_bytes(data, tmp_path, capsys):
     alignment = replace(FEW, rounds=1, strategies=("random",), tuning=replace(TUNING, data=str(data), rate=1e-2))
     run = tmp_path / "one"
@@ -131,7 +134,7 @@ def test_a_run_tunes_once_for_all_cells_and_goes_on_with_the_same_bytes(data, tm
     assert contents(other) == contents(run)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_page_tells_of_tuning(data, tmp_path):
     options = ("--sft", str(data), "--seeds", "1", "--rounds", "1", "--strategies", "random")
     assert smoke(tmp_path, *options) == 0
@@ -157,6 +160,7 @@ def test_what_cannot_be_tuned_on_is_refused_in_one_line(options, words, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_tuning_takes(data, tmp_path, capsys):
     assert smoke(tmp_path / "none", "--dry-run", "--sft", str(data)) == 0
     assert f"the model is tuned on {data} first: about" in capsys.readouterr().out

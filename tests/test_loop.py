@@ -93,6 +93,7 @@ def test_widths_in_the_loop_are_those_of_explicit_matrices(space, batch, network
         learner.weights = fitted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_replayed_run_goes_on_as_if_it_had_not_stopped(name, network, key, arena):
     """With the picks of the first rounds and the learner's states, the rest is equal to the last bit."""
@@ -129,6 +130,7 @@ def test_no_duel_of_a_fixed_pool_is_asked_twice(network, key, arena):
     assert all(len(set(row)) == ROUNDS * BATCH for row in asked.tolist())
 
 
+@pytest.mark.slow
 def test_strategies_share_worlds_and_answers(network, key, arena):
     """The same duel gets the same answer, whoever asks it, in whichever round."""
     known: dict[tuple[int, int, int], float] = {}
@@ -207,6 +209,7 @@ class TestReads:
         learner = Counted(network, network.initial(key.fold_in("network")), 1.0)
         return learner, list(run(arena, learner, STRATEGIES[name], key, **changes))
 
+    @pytest.mark.slow
     def test_what_is_not_read_is_not_computed(self, network, key, arena):
         for name, quantities in (("random", ()), ("label-entropy", ("rewards",)), ("aplp", ("rewards", "entropy"))):
             learner, rounds = self.played(name, network, key, arena)
@@ -215,6 +218,7 @@ class TestReads:
         learner, _ = self.played("activedpo-initial", network, key, arena)
         assert not learner.seen["rewards"]
 
+    @pytest.mark.slow
     def test_diagnostics_measure_everything_and_change_no_pick(self, network, key, arena):
         space = FeatureSpace(normalise="response")
         for name in ("random", "aplp", "activedpo"):

@@ -188,6 +188,7 @@ class TestDecisive:
         got = DecisiveBALD(decisive=False).worth(m, w)
         torch.testing.assert_close(got, torch.full_like(got, np.exp(-30) * 1e-4 / 2), rtol=1e-2, atol=0)
 
+    @pytest.mark.slow
     @given(seed=seeds, decisive=st.booleans())
     def test_the_batch_updates_the_hessian(self, seed, decisive):
         world = World(seed, fisher=True)
@@ -232,6 +233,7 @@ class TestCeiling:
             H = H + world.slopes[picks[-1]] * np.outer(world.phi[picks[-1]], world.phi[picks[-1]])
         assert select(world.pool(), Ceiling(), 4, LUCK).tolist() == picks
 
+    @pytest.mark.slow
     def test_it_is_below_all_others_in_the_simulator(self, network, key):
         """The error of held-out margins after 40 labels, mean of 12 replicates.
 
@@ -313,6 +315,7 @@ class TestLuck:
                 assert had[prompt[pick]] == min(had[p] for p in rest)
                 had[prompt[pick]] += 1
 
+    @pytest.mark.slow
     def test_random_per_prompt_is_uniform_within_a_prompt_and_between_prompts(self):
         """Chi-square over 15 duels and 600 draws at level 1e-5."""
         world = World(0)
@@ -322,6 +325,7 @@ class TestLuck:
             counts[int(select(world.pool(), RandomPerPrompt(), 1, Key(i)))] += 1
         assert stats.chisquare(counts).pvalue > 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("by", "power"), [("score", 1.0), ("score", 3.0), ("rank", 1.0), ("rank", 2.0)])
     def test_a_stochastic_batch_draws_by_its_scores(self, by, power):
         """First and second pick against ``s^power`` without replacement: chi-square, 800 draws, level 1e-5."""
@@ -396,6 +400,7 @@ class TestArena:
         assert asked[0].nonzero().flatten().tolist() == [1, 4]
         assert asked[1].nonzero().flatten().tolist() == [0, 2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("oracle", list(ORACLES))
     def test_the_truth_is_what_the_oracle_answers(self, oracle):
         """Mean and variance of 3,000 answers to each of 18 duels, in 2 worlds, at 5 standard errors (1e-4 in all)."""

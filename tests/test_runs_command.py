@@ -21,6 +21,7 @@ class TestFrontDoor:
         shown = capsys.readouterr().out
         assert all(f"  {name} " in shown for name in PROGRAMS)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
@@ -46,6 +47,7 @@ class TestFrontDoor:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_programs_presets_and_options(shell, capsys):
     with pytest.raises(SystemExit) as stop:  # tyro's own way to end
@@ -71,6 +73,7 @@ class TestStreams:
         monkeypatch.setattr(sys, "stdout", None)
         assert toy.main(["smoke", "--jobs", "1", "--output", str(tmp_path)]) == 0
 
+    @pytest.mark.campaign
     def test_a_reader_that_went_away_loses_nothing(self, tmp_path):
         reader, writer = os.pipe()
         os.close(reader)
@@ -82,6 +85,7 @@ class TestStreams:
         assert "Exception ignored" not in shown.stderr
         assert list(tmp_path.glob("toy/*/index.html"))
 
+    @pytest.mark.campaign
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
     def test_a_full_standard_output_is_one_line_after_the_results(self, tmp_path):
         environment = os.environ | {"PYTHONPATH": f"{TOY.parent}:{os.environ.get('PYTHONPATH', '')}"}

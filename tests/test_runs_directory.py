@@ -31,6 +31,7 @@ def finished(tmp_path) -> Path:
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_json_is_strict_and_utf_8_whatever_the_locale(self, tmp_path):
         write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5], "word": "é\u2028"})
         text = (tmp_path / "a.json").read_bytes().decode()
@@ -228,6 +229,7 @@ class TestIdentity:
         write_text(package / "pages" / "draw.py", "x = 1\n")
         assert kit.sources("parcel", ("pages",)) == before != kit.sources("parcel")
 
+    @pytest.mark.slow
     def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
         """A copy of the package inside somebody else's repository, untracked as an installed one is."""
         import shutil
@@ -312,6 +314,7 @@ def toy_folder(output: Path) -> Path:
 
 
 class TestLock:
+    @pytest.mark.slow
     def test_a_second_writer_is_told_who_holds_it_and_touches_nothing(self, tmp_path, capfd):
         run = RunDirectory(tmp_path, "toy", "smoke", toy.ToyStudy(toy.Toy()).identity())
         code = (

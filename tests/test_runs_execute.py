@@ -58,6 +58,7 @@ def start(output: Path, *more: str) -> subprocess.Popen:
 
 
 class TestKills:
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop", range(0, 50, 3))
     def test_killed_at_any_write_it_goes_on_to_the_same_bytes_without_litter(self, stop, whole, tmp_path):
         """A child of this process dies between the writing and the renaming of its n-th file."""
@@ -87,6 +88,7 @@ class TestKills:
         if os.waitstatus_to_exitcode(status) == 9:
             assert len(set(played(tmp_path))) >= 12
 
+    @pytest.mark.campaign
     @pytest.mark.parametrize("whom", ["group", "parent"])
     def test_killed_with_workers(self, whom, slow, tmp_path):
         run = start(tmp_path, "--jobs", "2")
@@ -100,6 +102,7 @@ class TestKills:
         assert contents(only(tmp_path)) == slow
         assert not list(Path("/dev/shm").glob(f"sem.loky-{run.pid}-*"))
 
+    @pytest.mark.campaign
     def test_a_worker_killed_alone_is_one_line_and_goes_on(self, slow, tmp_path):
         run = start(tmp_path, "--jobs", "2")
         wait_for(lambda: len(played(tmp_path)) >= 3)
@@ -112,6 +115,7 @@ class TestKills:
         assert toy.main(["smoke", "--pause", "0.1", "--output", str(tmp_path), "--jobs", "1"]) == 0
         assert contents(only(tmp_path)) == slow
 
+    @pytest.mark.campaign
     @pytest.mark.parametrize("jobs", ["1", "2"])
     def test_ctrl_c_is_one_line_and_status_130(self, jobs, slow, tmp_path):
         run = start(tmp_path, "--jobs", jobs)
@@ -166,6 +170,7 @@ class TestPlaying:
         assert contents(only(tmp_path)) == whole
         assert len(played(tmp_path)) == 4 * 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("wrong", ["5/4", "0/4", "-1/4", "1", "1/0", "a/b", "1/2/3", "", "1.5/2", "²/3"])
     def test_parts_that_cannot_be(self, wrong, tmp_path, capsys):
         assert toy.main(["smoke", "--output", str(tmp_path / "out"), f"--cells={wrong}"]) == 2
@@ -375,6 +380,7 @@ class TestClusters:
         assert contents(only(tmp_path)) == whole
         assert os.getpid() not in {pid for _, _, pid in played(tmp_path)}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["dask", "ray"])
     @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "127.0.0.1:9"])
     def test_a_scheduler_that_is_not_there_is_one_line_within_ten_seconds(self, backend, address, tmp_path, capfd):

@@ -119,6 +119,7 @@ def admitted(simulation: Simulation) -> SimulationStudy:
 
 
 class TestSimulation:
+    @pytest.mark.slow
     @given(data=st.data())
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def test_a_random_setting_is_made_or_refused_by_an_option(self, data):
@@ -128,6 +129,7 @@ class TestSimulation:
         study, said = attempt(lambda: admitted(replace(SMALL, **changes)))
         assert study.cells() if study else re.match(r"^--[a-z]", said), said
 
+    @pytest.mark.slow
     @given(data=st.data())
     @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def test_what_is_made_runs(self, data, tmp_path_factory):
@@ -182,6 +184,7 @@ FAMILIES = [f.name for f in dataclasses.fields(suite("smoke")) if f.name not in 
 
 
 class TestTheory:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", FAMILIES)
     @given(data=st.data())
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -81,6 +81,7 @@ class TestLabelsSaved:
         assert (other.saved.low, other.saved.high) == pytest.approx((-found.saved.high, -found.saved.low), abs=1e-9)
         assert found.saved.low <= found.saved.value <= found.saved.high
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", [3, 8, 16, 72])
     @pytest.mark.parametrize("gain", [0.0, 0.3])
     def test_the_interval_covers(self, n, gain):
@@ -90,6 +91,7 @@ class TestLabelsSaved:
             found = [labels_saved(LABELS, *world(n, rng, gain), level=level).saved for _ in range(draws)]
             assert np.mean([e.low <= truth <= e.high for e in found]) >= least(draws, level)
 
+    @pytest.mark.slow
     def test_with_many_replicates_it_is_the_paired_bootstraps(self):
         rng = np.random.default_rng(0)
         ours, theirs = world(200, rng, 0.3)
@@ -203,6 +205,7 @@ class TestLooks:
         assert (shares > 0).all()
         assert shares.sum() == pytest.approx(1)
 
+    @pytest.mark.slow
     def test_stopping_at_the_first_decision_keeps_the_error_rate(self):
         """150 runs without a saving, looked at 4 times: a word for a saving, or against none, in at most 5 % of them.
 
@@ -252,6 +255,7 @@ class TestPooled:
         assert found.value == pytest.approx(np.sort(np.concatenate(strata))[8:24].mean())
         assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shares, (0.025, 0.975))))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("n", "level"), [(16, 0.92), (72, 0.94)])
     def test_the_interval_covers_as_its_docstring_says(self, n, level):
         rng = np.random.default_rng(n)

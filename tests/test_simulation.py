@@ -37,6 +37,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_the_folder_has_what_the_readme_says(self, finished):
         names = set(contents(finished))
         assert {
@@ -70,6 +71,7 @@ class TestRun:
         assert manifest["machine"]["vector instructions"]
         assert finished.name.startswith("smoke-")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{", b'{"a": "b"}'])
     def test_seconds_that_are_damaged_are_left_out_of_their_page(self, content, finished, tmp_path):
         folder = tmp_path / finished.parent.name / finished.name
@@ -109,23 +111,26 @@ class TestRun:
         start = rounds[rounds["round"] == 1].pivot(index="replicate", columns="contender", values="labels")
         assert (start == 4).all().all()
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
         run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "2"]
         subprocess.run(run, check=True, capture_output=True)
         assert contents(next((tmp_path / "pool").iterdir())) == contents(finished)
 
+    @pytest.mark.slow
     def test_another_seed_gives_other_numbers(self, finished, tmp_path):
         assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--seed", "1", "--jobs", "1"]) == 0
         other = next((tmp_path / "pool").iterdir())
         assert (other / "rounds.csv").read_bytes() != (finished / "rounds.csv").read_bytes()
 
+    @pytest.mark.slow
     def test_a_complete_run_is_not_run_again(self, finished, capsys):
         before = {f: f.stat().st_mtime_ns for f in finished.rglob("*")}
         assert command.main(["smoke", *SMALL, "--output", str(finished.parent.parent)]) == 0
         assert "complete" in capsys.readouterr().out
         assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*")}
 
+    @pytest.mark.campaign
     def test_the_regret_experiment_runs(self, tmp_path):
         assert command.main(["smoke-regret", "--output", str(tmp_path), "--jobs", "1"]) == 0
         folder = next((tmp_path / "regret").iterdir())
@@ -137,6 +142,7 @@ class TestRun:
 
 
 class TestInterruption:
+    @pytest.mark.slow
     @pytest.mark.parametrize("refit", [0.0, 1.0])  # also where the round before the stop made no fit
     @pytest.mark.parametrize(
         "contender", ["activedpo", "activedpo-stale", "policy:ucb", "tangent:ts", "linear:colstim"]
@@ -163,7 +169,7 @@ class TestInterruption:
             cells.run_cell(simulation, "ntk", contender, folder)
             assert contents(folder) == contents(tmp_path / "whole")
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_a_killed_run_resumes_to_the_same_bytes(self, finished, tmp_path):
         run = [sys.executable, "-m", "bandits", "smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]
         process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -202,6 +208,7 @@ BAD = [
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("arguments", "word"), BAD, ids=[" ".join(a) for a, _ in BAD])
     def test_bad_input_is_one_line_and_status_2(self, arguments, word, tmp_path, capfd):
         """One line on standard error that names the matter; no results written."""
@@ -213,6 +220,7 @@ class TestRefusals:
         assert "Traceback" not in error
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_an_output_that_cannot_be_written_is_named(self, tmp_path, capsys):
         (tmp_path / "file").write_text("")
         assert command.main(["smoke", "--output", str(tmp_path / "file")]) == 2
@@ -376,6 +384,7 @@ def test_a_truth_may_name_a_pool_of_its_own():
 
 
 class TestOneTableOfACell:
+    @pytest.mark.slow
     @pytest.mark.parametrize("table", ["rounds.csv", "bounds.csv", "calibration.csv"])
     def test_that_is_altered_is_made_anew_beside_those_that_are_whole(self, finished, tmp_path, table):
         """What is left of a cell must never pass for the whole cell."""
@@ -386,6 +395,7 @@ class TestOneTableOfACell:
         assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--jobs", "1"]) == 0
         assert contents(folder) == contents(finished)
 
+    @pytest.mark.slow
     def test_a_nul_in_the_path_is_one_line(self, capsys):
         assert command.main(["smoke", "--output", "a\0b"]) == 2
         assert "--output must be a path" in capsys.readouterr().err

@@ -33,6 +33,7 @@ def run(seed: int, dim: int, exact_metric: bool, replicates: slice = slice(None)
     )
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), dim=st.integers(1, 7), exact=st.booleans())
 def test_every_replicate_ends_at_its_own_minimum(seed, dim, exact):
     found = run(seed, dim, exact)
@@ -44,17 +45,20 @@ def test_every_replicate_ends_at_its_own_minimum(seed, dim, exact):
         np.testing.assert_allclose(found.x[r].numpy(), best.x, atol=1e-4)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6))
 def test_company_changes_nothing(seed):
     together, alone = run(seed, 4, True), run(seed, 4, True, slice(1, 2))
     torch.testing.assert_close(together.x[1:2], alone.x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_metric_near_the_hessian_saves_steps():
     """On 20 problems the exact quadratic part as metric takes fewer steps than the identity, every time."""
     assert all(run(seed, 6, True).iterations.max() < run(seed, 6, False).iterations.max() for seed in range(20))
 
 
+@pytest.mark.campaign
 def test_remembered_steps_save_steps():
     """20 problems, stopped half way and taken up again: with the steps so far fewer are needed than without, in sum."""
 
@@ -74,6 +78,7 @@ def test_remembered_steps_save_steps():
     assert sum(rest(seed, True) for seed in range(20)) < 0.8 * sum(rest(seed, False) for seed in range(20))
 
 
+@pytest.mark.campaign
 def test_a_value_that_only_trembles_is_told_by_its_slope():
     """Values with a relative error of 1e-7, gradients exact: to 1e-9 with the noise named, not without it."""
     generator, curvature = torch.Generator().manual_seed(0), torch.linspace(1, 30, 8, dtype=torch.float64)
@@ -137,6 +142,7 @@ def test_a_step_that_is_too_long_needs_no_gradient(seed):
     assert asked["gradients"] <= int(found.iterations) + 1 < asked["values"]
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), dim=st.integers(1, 7), far=st.sampled_from([0.0, 50.0]))
 def test_newton_ends_at_every_replicates_minimum_and_never_rises(seed, dim, far):
     """From near and from far, where full steps overshoot: SciPy's minimum, and values that only fall."""

@@ -66,6 +66,7 @@ class TestCoverage:
         assert found[1] >= least(DRAWS, 0.93)
         assert found[2] >= least(DRAWS, 0.945)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", [6, 16, 101])
     def test_of_medians_of_skewed_samples(self, n):
         rng = np.random.default_rng(n)
@@ -94,6 +95,7 @@ class TestCoverage:
 
         assert coverage_of(draw, math.exp(0.1)) >= least(DRAWS)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sizes", [(3, 3, 3), (16, 16, 3), (24, 12, 6, 3), (16, 16, 16, 16)])
     @pytest.mark.parametrize("spread", [0.0, 0.8])
     def test_of_slopes_over_independent_places(self, sizes, spread):
@@ -115,6 +117,7 @@ class TestCoverage:
 
         assert coverage_of(draw, -1.0, 1000) >= least(1000)
 
+    @pytest.mark.slow
     def test_of_the_bootstrap_comes_with_its_size(self):
         """BCa of a ratio of means of skewed samples: 0.92 at 64 replicates, 0.94 at 200; what its docstring says."""
         rng = np.random.default_rng(0)
@@ -128,6 +131,7 @@ class TestCoverage:
         assert coverage_of(lambda: draw(64), 1.0, 400) >= least(400, 0.91)
         assert coverage_of(lambda: draw(200), 1.0, 400) >= least(400, 0.94)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tests", [1, 5, 40])
     def test_jointly_after_a_correction_for_their_number(self, tests):
         rng = np.random.default_rng(tests)
@@ -351,6 +355,7 @@ class TestComparisons:
         assert row["verdict"] == "undecided"
         assert math.isnan(row["low"])
 
+    @pytest.mark.slow
     def test_false_verdicts_are_rare(self):
         """150 tables without an effect: at most the binomial's 1e-4 quantile of 5 %."""
         words = [compare(frame(0.0, 8, 0.5, s), "error", "random", scale="ratio")["verdict"][0] for s in range(150)]

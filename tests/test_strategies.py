@@ -192,6 +192,7 @@ class TestRules:
             ranked = sorted(inside, key=lambda i: -abs(float(pool.margins[r, i])))
             assert picks[r].tolist()[: len(ranked)] == ranked[:2]
 
+    @pytest.mark.slow
     def test_random_is_uniform(self):
         """Chi-square over 15 duels and 6,000 draws at level 1e-5."""
         from scipy.stats import chisquare
@@ -409,6 +410,7 @@ class TestFingerprint:
         exec(f"class Mine(ScoreStrategy):\n summary = 'x'\n def scores(self, pool, key):\n  {body}\n", names)
         return fingerprint(names["Mine"]())["source"]
 
+    @pytest.mark.slow
     def test_settings_and_code_count(self):
         one, other = fingerprint(UCB(1.0)), fingerprint(UCB(2.0))
         assert one["class"] == "bandits.selector.UCB"

@@ -105,6 +105,7 @@ class TestSuite:
 
 
 class TestSizes:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("option", "values"),
         [
@@ -168,6 +169,7 @@ class TestOwnFamily:
         yield
         del checks.FAMILIES._parts["coins"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("jobs", ["1", "2"])
     def test_it_runs_as_the_package_s_own_do(self, jobs, tmp_path, capsys):
         arguments = ["smoke", "--claims", "coins", "--coins.throws", "300", "--output", str(tmp_path), "--jobs", jobs]
@@ -178,6 +180,7 @@ class TestOwnFamily:
         (page,) = tmp_path.rglob("index.html")
         assert "Coins are fair" in page.read_text()
 
+    @pytest.mark.slow
     def test_alarms_are_counted_over_fresh_seeds(self, tmp_path, capsys, monkeypatch):
         arguments = ["smoke", "--claims", "coins", "--seeds", "3", "--output", str(tmp_path), "--jobs", "1"]
         assert alarms.main(arguments) == 0
@@ -208,6 +211,7 @@ def test_large_temporaries_use_the_pages_of_those_before_them():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 3 * 16_384
 
 
+@pytest.mark.campaign
 def test_the_recipe_of_the_documentation_runs(tmp_path):
     """A claim of one's own, as docs/how-to-add.md says it: from a script, outside the checkout."""
     text = (ROOT / "docs/how-to-add.md").read_text(encoding="utf-8")

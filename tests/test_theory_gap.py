@@ -41,6 +41,7 @@ def test_the_fisher_matrix_is_the_hessian_of_kl(world):
     np.testing.assert_allclose(world.fisher, hessian, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_best_designs_fulfil_their_equivalence_theorems(world):
     """Kiefer and Wolfowitz: no duel's directional derivative exceeds the criterion at the optimum."""
     trace = world.best_trace()
@@ -64,6 +65,7 @@ def test_twice_the_trace_is_twice_the_trace_and_the_shuffled_matrix_keeps_its_si
     assert np.abs(turned - world.fisher).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_table_does_not_depend_on_its_block(tmp_path):
     small = Gap(replicates=3, draws=20, designs=3, prompts=4, dim=2, labels=(50, 100))
     (whole,) = (small.run(cell, 0, tmp_path) for cell in small.cells())

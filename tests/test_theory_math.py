@@ -108,6 +108,7 @@ class TestTangentWorld:
         with pytest.raises(InputError, match="too few parameters"):
             coordinates(rows, 3)
 
+    @pytest.mark.slow
     @given(seed=seeds, lam=st.sampled_from([0.1, 1.0, 20.0]), limit=st.sampled_from([0.5, 1.0, 50.0]))
     def test_fits_are_minima(self, seed, lam, limit):
         """Against scipy's BFGS on the same loss: values to 1e-8, θ to 1e-4."""
@@ -177,6 +178,7 @@ class TestCertificate:
         assert least >= min(float(ratio.min()), float(link.slope(m))) - 1e-5
         assert least >= kappa(limit) * (1 - 1e-9)
 
+    @pytest.mark.slow
     @given(mean=st.floats(-6, 6), deviation=st.floats(0.01, 3))
     def test_expected_softplus_is_the_integral(self, mean, deviation):
         def integrand(z):
@@ -186,6 +188,7 @@ class TestCertificate:
         found = certificate.expected_softplus(torch.tensor(mean, dtype=F64), torch.tensor(deviation**2, dtype=F64))
         assert float(found) == pytest.approx(exact, abs=1e-7)
 
+    @pytest.mark.slow
     @given(seed=seeds)
     @settings(max_examples=10)
     def test_evidence_is_below_the_integral_and_near_it(self, seed):
@@ -206,6 +209,7 @@ class TestCertificate:
         found = float(certificate.evidence(phi, counts, centres))
         assert math.log(total) - 2 < found <= math.log(total) + 1e-6
 
+    @pytest.mark.slow
     @given(seed=seeds)
     @settings(max_examples=10)
     def test_the_certificate_holds_whenever_the_evidence_does(self, seed):
@@ -228,6 +232,7 @@ class TestCertificate:
                 assert (times(phi, truth - theta).abs() <= width * (1 + 1e-9) + 1e-12).all()
         assert checked > 0
 
+    @pytest.mark.slow
     def test_no_certificate_is_below_the_floor(self):
         """The certificate, Proposition 1 and the exact bound all lie above the two-point floor."""
         key = Key(2, tuple(range(6)))
@@ -271,6 +276,7 @@ class TestTrials:
         missing = Trial(Setting(2, 3), "random", rounds=60, certificates=0, corruption="unrecorded")
         assert (play(missing, Key(1, (0, 1)))["chain"] > 0.1).all()
 
+    @pytest.mark.slow
     def test_replicates_do_not_see_each_other(self):
         """A replicate alone gives the numbers it gives among others (to rounding of batched linear algebra)."""
         trial = Trial(Setting(2, 3), "adversary", rounds=25, certificates=3)
@@ -414,6 +420,7 @@ class TestTransformers:
         assert all(bool((block == 0).all()) for block in blocks[::2])
         assert all(bool((block != 0).any()) for block in blocks[1::2])
 
+    @pytest.mark.slow
     def test_a_transformer_leaves_its_linearisation(self):
         found = transformers.drift(8, 2, 3, 4, 1.0, Key(5))
         assert found["gradient_norm"] < 1e-3

@@ -31,6 +31,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_the_folder_and_the_page(self, finished):
         names = set(contents(finished))
         assert {
@@ -49,7 +50,7 @@ class TestRun:
         assert not verdicts["alarm"].any()
         assert not [n for n in names if "tmp" in n]
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_another_process_and_other_jobs_give_the_same_bytes(self, finished, tmp_path):
         subprocess.run([*COMMAND, "--output", str(tmp_path), "--jobs", "2"], check=True, capture_output=True)
         assert contents(only(tmp_path)) == contents(finished)
@@ -106,12 +107,14 @@ class TestRun:
 
 
 class TestAlarms:
+    @pytest.mark.campaign
     def test_a_control_that_is_not_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(trials.ORACLES._parts, "flipped", btl.BTL())
         names = ["--claims", "controls/flipped labels"]
         assert command.main(["smoke", *names, "--output", str(tmp_path), "--jobs", "1"]) == 1
         assert "alarm: controls/flipped labels is supported" in capsys.readouterr().err
 
+    @pytest.mark.campaign
     def test_a_claim_that_should_hold_and_is_refuted_is_exit_status_1(self, tmp_path, monkeypatch, capsys):
         real = trials.linearised
         monkeypatch.setattr(trials, "linearised", lambda i, b, *rest: real(0 * i, 0 * b, *rest[:-1], 0.999))
@@ -121,6 +124,7 @@ class TestAlarms:
 
 
 class TestBadInput:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [

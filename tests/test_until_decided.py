@@ -44,6 +44,7 @@ def test_cells_of_all_looks_are_each_replicate_once():
     assert len({cell.key for cell in every}) == len(every)
 
 
+@pytest.mark.slow
 def test_a_truth_stops_at_the_first_look_that_decides_or_at_the_cap(whole):
     folder = next((whole / "pool").iterdir())
     rounds, saved = pd.read_csv(folder / "rounds.csv"), pd.read_csv(folder / "savings.csv")
@@ -60,6 +61,7 @@ def test_a_truth_stops_at_the_first_look_that_decides_or_at_the_cap(whole):
     assert "looked at 2, 4, 7 of them" in page
 
 
+@pytest.mark.campaign
 def test_a_run_that_stops_at_a_later_look_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
     play = cells.run_cell
 
@@ -77,7 +79,7 @@ def test_a_run_that_stops_at_a_later_look_goes_on_to_the_same_bytes(whole, tmp_p
     assert run(tmp_path) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_parts_are_submitted_again_until_the_page_is_there(whole, tmp_path):
     for _ in range(3):  # looks
         for part in ("1/2", "2/2"):
@@ -87,7 +89,7 @@ def test_parts_are_submitted_again_until_the_page_is_there(whole, tmp_path):
     assert contents(only(tmp_path)) == contents(only(whole))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_damage_at_an_early_look_is_made_anew(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "copy")
     table = next((tmp_path / "copy").glob("pool/*/cells/ntk--random/replicates-0-1/rounds.csv"))

@@ -140,6 +140,7 @@ class TestMap:
         with pytest.raises(InputError, match=words):
             Map(**options)
 
+    @pytest.mark.slow
     def test_a_smoke_map_has_a_row_per_world_rule_and_budget(self, tmp_path, capsys):
         assert main(["smoke", "--output", str(tmp_path), "--jobs", "1"]) == 0
         (folder,) = (tmp_path / "map").iterdir()
@@ -160,6 +161,7 @@ class TestMap:
         assert {cell.rule for cell in cells} == {"meter", "random", "activedpo"}
         assert all(settings.simulation(cell.world).seed == 0 for cell in cells)
 
+    @pytest.mark.slow
     def test_workers_need_not_know_its_names(self, tmp_path, monkeypatch):
         """Rule, truth and learner of one's own: the study that a process without them gets plays all its cells."""
         own = {"mine": (STRATEGIES, STRATEGIES["activedpo"]), "ours": (TRUTHS, TRUTHS["square"])}
@@ -193,6 +195,7 @@ def test_a_pool_of_a_truth_is_played_where_its_names_are_unknown(tmp_path, monke
         assert study.settings[cell.setting, cell.truth].inputs == "skewed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STUDY.exists(), reason="the study is in a checkout")
 def test_which_rule_when_says_what_its_tables_say():
     """The page is the text that the committed tables make, to the last number."""
@@ -214,7 +217,7 @@ def test_calibration_is_spearmans_and_the_least_squares_slope():
     assert slope.low < 0.7 < slope.high
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_calibrations_intervals_cover():
     """Over 200 draws of 36 worlds the slope's 95 % interval holds the truth in 0.90 or more (4 standard errors)."""
     rng, held = np.random.default_rng(1), 0

@@ -459,12 +459,14 @@ def loop() -> Callable[[], Answer]:
 
 def loop_check(answers: Mapping[str, Answer]) -> Check:
     """All rounds were played and recorded (its mathematics is checked by the rows above and by the tests)."""
+    from llm_loop.config import PRESETS
+
     mine = answers["ours"]
     stages = {name.removeprefix("stage_"): float(mine[name]) for name in mine if name.startswith("stage_")}
     whole = sum(stages.values())
     shares = ", ".join(f"{name} {share / whole:.0%}" for name, share in sorted(stages.items(), key=lambda s: -s[1]))
     return Check(
-        mine["rows"] == 4,
+        mine["rows"] == PRESETS["quick"][1].rounds + 1,
         f"{mine['rows']:.0f} rounds recorded, the initial model's among them; of its seconds: {shares}",
     )
 

@@ -28,7 +28,7 @@ from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import EVALUATIONS, MATRICES, PICKS, Cell, MatrixStudy
 from llm_loop.studies.meter import foretold
 from llm_loop.studies.plans import STUDIES, Preset, Study
-from llm_loop.studies.read import Found, finished, run_of
+from llm_loop.studies.read import Found, finished, kept, run_of
 
 MATRIX = "2"
 MATRIX_TITLE = "Figure 2: different models need different data"
@@ -66,7 +66,7 @@ def play(name: str, options: Options) -> int:
     parts, cells = study.parts(options.preset), Part.of(options.cells)
     for part in parts:
         arguments = [
-            "smoke" if options.preset == "smoke" else "quick",
+            "smoke" if options.preset == "smoke" else "figures",
             *("--strategies", *part.strategies),
             *part.options,
             *("--output", str(options.output), "--cells", options.cells, "--jobs", str(options.jobs)),
@@ -80,7 +80,9 @@ def play(name: str, options: Options) -> int:
             forecasts += foretold(run, options.output, study.metered, (cells.index, cells.count), not options.show)
         if not options.show and (status := command.run(COMMAND, arguments)):
             return status
-        found[part.name] = finished(part, arguments)
+        found[part.name] = max(
+            finished(part, arguments), kept(part, options.folder / f"{_stem(name)}.csv"), key=lambda one: one.seeds
+        )
     if options.dry:
         return 0
     if not any(len(one.table) for one in found.values()):

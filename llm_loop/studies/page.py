@@ -224,11 +224,15 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
     lines = [f"`python -m llm_loop.studies {name} --preset {told.preset}` goes on where it stopped. The runs:", ""]
     for part in parts:
         one = found[part.name]
-        seeds = one.table["seed"].nunique() if len(one.table) else 0
-        about = f", {one.rounds} rounds of {one.batch} labels, {one.model}, commit {one.commit}" if seeds else ""
+        about = ""
+        if one.seeds:
+            rounds, labels = one.table["round"].max(), one.table["labels"].max()
+            about = (
+                f", {rounds} rounds of {labels // rounds} labels, {one.of_run('model')}, commit {one.of_run('commit')}"
+            )
         options = " ".join(part.options)
-        lines.append(f"- {part.name}: {seeds} finished paired seeds{about} (`{options}`)")
-    machines = sorted({one.machine for one in found.values() if one.machine})
+        lines.append(f"- {part.name}: {one.seeds} finished paired seeds{about} (`{options}`)")
+    machines = sorted({one.of_run("machine") for one in found.values() if one.of_run("machine")})
     lines += ["", f"Computed on: {'; '.join(machines) or 'no record'}."]
     return lines
 

@@ -22,15 +22,20 @@ MEASURES = ("reward", "judge", "kl_per_token", "fluency", "tokens")
 
 @dataclass(frozen=True)
 class Found:
-    """A part's finished seeds, and where they were computed."""
+    """A part's finished seeds."""
 
     table: pd.DataFrame
-    """part, strategy, seed, round, labels, the measures' means over held-out prompts, the picks"""
-    machine: str = ""
-    rounds: int = 0
-    batch: int = 0
-    model: str = ""
-    commit: str = ""
+    """part, strategy, seed, round, labels, the measures' means over held-out prompts, the picks; model, machine and
+    commit of the run"""
+
+    @property
+    def seeds(self) -> int:
+        """How many there are."""
+        return self.table["seed"].nunique() if len(self.table) else 0
+
+    def of_run(self, column: str) -> str:
+        """Return what a column says of the run."""
+        return str(self.table[column].iloc[0]) if len(self.table) else ""
 
 
 def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
@@ -67,11 +72,20 @@ def finished(part: Part, arguments: Sequence[str]) -> Found:
         out = out.join(pd.concat(by_seed))
     out = out.join(_picks(folders)).reset_index().assign(part=part.name)
     manifest = directory.manifest if (directory.path / "manifest.json").exists() else {}
-    alignment = study.alignment
-    machine = ", ".join(map(str, manifest.get("machine", {}).values()))
-    commit = str(manifest.get("commit", ""))[:7]
-    out = out[out["strategy"].isin(part.shown)]
-    return Found(out, machine, alignment.rounds, alignment.batch, alignment.model, commit)
+    out = out[out["strategy"].isin(part.shown)].assign(
+        model=study.alignment.model,
+        machine=", ".join(map(str, manifest.get("machine", {}).values())),
+        commit=str(manifest.get("commit", ""))[:7],
+    )
+    return Found(out)
+
+
+def kept(part: Part, file: Path) -> Found:
+    """Return what a study's table has of a part: of a run that may be gone, or that other code played."""
+    if not file.exists():
+        return Found(pd.DataFrame())
+    table = pd.read_csv(file, keep_default_na=False, na_values=[""])
+    return Found(table[table["part"].astype(str) == part.name].assign(part=part.name))
 
 
 def _picks(folders: Sequence[Path]) -> pd.Series:
