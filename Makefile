@@ -55,10 +55,10 @@ alarms: $(CORE)  ## count the theory checks' alarms on fresh seeds  (PRESET=smok
 bench: $(BENCH) assets  ## measure the hot paths against public peers; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-test: $(DEV)  ## run the tests, but those of clusters, kills and whole examples
+test: $(DEV)  ## run the tests, but the longest: clusters, kills, whole runs
 	$(BIN)/python -m pytest -n auto -m "not campaign" $(ARGS)
 
-test-fast: $(DEV)  ## run the tests that need no other process and no long simulation (under a minute)
+test-fast: $(DEV)  ## run the tests that take less than half a second (under a minute)
 	$(BIN)/python -m pytest -n auto -m "not slow and not campaign" $(ARGS)
 
 test-all: $(DEV)  ## run all tests, with the shapes of all arrays checked at run time, as CI does

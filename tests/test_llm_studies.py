@@ -287,6 +287,9 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     said = page.verdicts(study, study.full, table, saved)
     assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 2
     assert sum("apo does not save labels" in line for line in said) == 2
+    assert said[0].startswith("films: held-out reward was −0.01 at first and is, after 64 labels, 7.97 [")
+    assert said[0].endswith("; 4 seeds.")
+    assert sum("activedpo-normalised did better than random, after the last round" in line for line in said) == 2
     assert said[-1].startswith("Beyond the limits")
     assert "films, apo; headlines, apo." in said[-1]
     told = table.assign(machine="a machine", model="tiny", commit="abc")

@@ -18,6 +18,11 @@ def test_every_interval_of_a_complete_section_is_listed():
     assert not numbers.unlisted()
 
 
+@pytest.mark.parametrize("command", sorted({quote.command for quote in QUOTES if quote.page}))
+def test_committed_pages_have_what_is_quoted(command, tmp_path):
+    assert not numbers.check(command, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted({quote.command for quote in QUOTES if quote.cheap}))
 def test_cheap_commands_print_what_is_quoted(command, tmp_path):

@@ -66,16 +66,44 @@ def verdicts(
 ) -> list[str]:
     """Say what was found, the answer to the question first."""
     several = len(parts) > 1
-    lines = [(f"{row['truth']}: " if several else "") + saving(row) for row in saved.to_dict("records")]
+    lines = [line for part in parts for line in levels(study, table[table["part"] == part.name])]
+    for row in differences(study, parts, table):
+        where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
+        if row["outcome"] == "final" and row["measure"] == study.measures[0]:
+            lines.append(f"{where}: {compared(row, BASELINE)}")
+    open_ones = []
+    for row in saved.to_dict("records"):
+        where = f"{row['truth']}: " if several else ""
+        if row["verdict"] == "undecided":
+            open_ones.append(f"{where}{row['contender']}")
+        else:
+            lines.append(where + saving(row))
+    if open_ones:
+        lines.append(
+            "How many of Random's labels these save is undecided (the table below says how many seeds would tell): "
+            f"{'; '.join(open_ones)}."
+        )
     if forecasts:
         lines.append(foreseen(forecasts))
-    if not len(saved):
-        for row in differences(study, parts, table):
-            where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
-            if row["outcome"] == "final":
-                lines.append(f"{where}: {compared(row, BASELINE)}")
     lines += overlaps(parts, table) + healthy(study, table)
     return lines or ["No comparison can be made yet."]
+
+
+def levels(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say from where to where a run's strategies brought what the study measures first."""
+    if table.empty or table["strategy"].nunique() < 2:
+        return []
+    measure, last = study.measures[0], table[table["round"] == table["round"].max()]
+    ends = {strategy: mean(own[measure]) for strategy, own in last.groupby("strategy", sort=False)}
+    told = ", ".join(
+        f"{number(found.value, sign=False)} {span(found.low, found.high, sign=False)} ({strategy})"
+        for strategy, found in ends.items()
+    )
+    first = table[table["round"] == 0][measure].mean()
+    return [
+        f"{table['part'].iloc[0]}: {TITLES[measure]} was {number(first, sign=False)} at first and is, after "
+        f"{table['labels'].max()} labels, {told}; {table['seed'].nunique()} seeds."
+    ]
 
 
 def differences(study: Study, parts: Sequence[Part], table: pd.DataFrame) -> list[dict[Hashable, Any]]:
