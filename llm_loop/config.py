@@ -227,7 +227,10 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
         "SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds of 32 labels",
         Alignment(rounds=2, prompts_per_round=16, evaluation=Evaluation(prompts=32, between=8, duels=8)),
     ),
-    "figures": ("what the studies of the paper's figures begin with: 48 labels, more held-out prompts", Alignment()),
+    "figures": (
+        "what the studies of the paper's figures begin with: 48 labels, more held-out prompts",
+        Alignment(evaluation=Evaluation(prompts=48, between=24)),
+    ),
     "study": (
         "SmolLM2-135M, all main strategies, 8 seeds, 10 rounds (hours)",
         Alignment(
