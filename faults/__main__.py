@@ -48,7 +48,7 @@ class Options:
     jobs: int = 0
     """cases tried side by side (0: one per core)"""
     whole: bool = False
-    """every damage of every file, and all three moments of every write (hours)"""
+    """every damage of every file, and all three moments of every write, where a few files of each kind are (hours)"""
     verbose: bool = False
     """tell of each case, not of the failed ones alone"""
 
@@ -58,14 +58,14 @@ def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterat
     arguments = RUNS[program]
     home = root / program
     counter = root / f"{program}.writes"
-    good = play(program, arguments, home, before=kills.count_writes(counter))
+    good = play(program, arguments, home, before=kills.note_writes(counter))
     if good.failed:
         raise InputError(f"{program} does not run even undisturbed: {good.failed}")
-    expected, writes = contents(home / "results"), int(counter.read_text(encoding="ascii"))
+    expected, writes = contents(home / "results"), counter.read_text(encoding="utf-8").splitlines()
     yield from kills.cases(program, arguments, expected, writes, whole)
     yield from damage.cases(program, arguments, expected, home / "results", "complete", whole)
     half = root / f"{program}-half"
-    killed = play(program, arguments, half, before=kills.trap(writes // 2, "after"))
+    killed = play(program, arguments, half, before=kills.trap(len(writes) // 2, "after"))
     if killed.status == -signal.SIGKILL:
         yield from damage.cases(program, arguments, expected, half / "results", "half done", whole)
     yield from settings.cases(program, arguments)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faults.harness import Case, differences, play
+from faults.harness import Case, differences, few, play
 
 
 def _digit(content: bytes) -> bytes:
@@ -38,11 +38,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 def cases(
     program: str, arguments: tuple[str, ...], expected: dict[str, str], source: Path, state: str, whole: bool
 ) -> Iterator[Case]:
-    """Yield a damage of each file of a run that lies in ``source`` (complete or half done), the kinds in turn."""
+    """Yield a damage of a few files of each kind of a run that lies in ``source``, by all ways in turn (``whole``: of
+    every file, in every way)."""
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
     kinds = list(DAMAGES)
-    for place, name in enumerate(names):
-        for kind in kinds if whole else (kinds[place % len(kinds)], kinds[(place + 3) % len(kinds)]):
+    for turn, place in enumerate(range(len(names)) if whole else few(names)):
+        name = names[place]
+        for kind in kinds if whole else (kinds[turn % len(kinds)], kinds[(turn + 3) % len(kinds)]):
 
             def attempt(folder: Path, name: str = name, kind: str = kind) -> str:
                 shutil.copytree(source, folder / "results", symlinks=True)

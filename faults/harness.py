@@ -6,10 +6,12 @@ wrong with a case.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -141,6 +143,18 @@ def _wait(child: int, seconds: float) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(status)
+
+
+def few(names: Sequence[str], most: int = 3) -> list[int]:
+    """Return the places of at most ``most`` files of each kind: figures are alike, and so is a file of every cell."""
+    seen: collections.Counter[str] = collections.Counter()
+    places = []
+    for place, name in enumerate(names):
+        kind = re.sub(r"cells/[^/]+", "cells", re.sub(r"figures/[^/.]+", "figures", name))
+        kind = re.sub(r"\d+", "", kind)
+        seen[kind] += 1
+        places += [place] if seen[kind] <= most else []
+    return places
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from faults.harness import Case, differences, play
+from faults.harness import Case, differences, few, play
 
 MOMENTS = ("within", "before", "after")
 
@@ -41,30 +41,28 @@ def trap(number: int, moment: str) -> Callable[[], None]:
     return set_trap
 
 
-def count_writes(path: Path) -> Callable[[], None]:
-    """Return what makes a process keep the number of its writes in a file."""
+def note_writes(path: Path) -> Callable[[], None]:
+    """Return what makes a process keep in a file what it writes, a line a write."""
 
-    def set_counter() -> None:
+    def set_note() -> None:
         named = os.replace
-        made = 0
 
         def replace(source: Any, target: Any) -> None:
-            nonlocal made
             named(source, target)
-            made += 1
-            path.write_text(str(made), encoding="ascii")
+            with path.open("a", encoding="utf-8") as notes:
+                notes.write(f"{target}\n")
 
         os.replace = replace  # type: ignore[assignment]
 
-    return set_counter
+    return set_note
 
 
 def cases(
-    program: str, arguments: tuple[str, ...], expected: dict[str, str], writes: int, whole: bool
+    program: str, arguments: tuple[str, ...], expected: dict[str, str], writes: Sequence[str], whole: bool
 ) -> Iterator[Case]:
-    """Yield a kill at each write, its moment taken in turn (``whole``: at all three)."""
-    for number in range(writes):
-        for moment in MOMENTS if whole else (MOMENTS[number % 3],):
+    """Yield kills at the writes of a few files of each kind, at moments in turn (``whole``: at all three of each)."""
+    for turn, number in enumerate(range(len(writes)) if whole else few(writes)):
+        for moment in MOMENTS if whole else (MOMENTS[turn % 3],):
 
             def attempt(folder: Path, number: int = number, moment: str = moment) -> str:
                 killed = play(program, arguments, folder, before=trap(number, moment))
@@ -73,4 +71,4 @@ def cases(
                 again = play(program, arguments, folder)
                 return again.failed or differences(expected, folder / "results")
 
-            yield Case("kill", f"{program}: {moment} write {number + 1} of {writes}", attempt)
+            yield Case("kill", f"{program}: {moment} write {number + 1} of {len(writes)}", attempt)
