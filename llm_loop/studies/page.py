@@ -100,9 +100,10 @@ def levels(study: Study, table: pd.DataFrame) -> list[str]:
         for strategy, found in ends.items()
     )
     first = table[table["round"] == 0][measure].mean()
+    began = "" if math.isnan(first) else f"was {number(first, sign=False)} at first and "
     return [
-        f"{table['part'].iloc[0]}: {TITLES[measure]} was {number(first, sign=False)} at first and is, after "
-        f"{table['labels'].max()} labels, {told}; {table['seed'].nunique()} seeds."
+        f"{table['part'].iloc[0]}: {TITLES[measure]} {began}is, after {table['labels'].max()} labels, {told}; "
+        f"{table['seed'].nunique()} seeds."
     ]
 
 
