@@ -28,7 +28,7 @@ from llm_loop.tuning import tune
 
 PROBE = 8
 """Prompts on which the seconds of a token are measured, two responses each."""
-STAGES = ("draw", "score", "features", "train")
+STAGES = ("draw", "below", "score", "features", "train")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Work:
     """Responses that go through a stage in one cell."""
 
     draw: int
+    below: int
+    """through the layers below the adapter, for good"""
     score: int
     features: int
     train: int
@@ -51,9 +53,21 @@ def work(alignment: Alignment, reads_width: bool) -> Work:
     past = sum(2 * a.batch * number for number in range(1, rounds))
     drawn = (0 if a.pool else rounds * pool) + answers + 2 * e.duels
     asked = rounds * pool if reads_width or isinstance(a.pool, str) else 2 * a.batch * rounds
-    scored = answers - e.prompts + 2 * e.duels * (rounds + 1) + asked
+    seen_once = answers - e.prompts  # the reference's values of answers
+    scored = seen_once + 2 * e.duels * (rounds + 1) + asked
+    below = seen_once + 2 * e.duels + (0 if a.pool else asked)
     features = rounds * pool + past if reads_width or a.diagnostics else 0
-    return Work(drawn, scored, features, a.training.epochs * sum(fits))
+    return Work(drawn, below, scored, features, a.training.epochs * sum(fits))
+
+
+def of_pool(alignment: Alignment, pace: dict[str, float]) -> float:
+    """Return the seconds that a pool takes before the first cell: its responses, and their states below the adapter.
+
+    Those of a file are not counted, for nobody has read it yet.
+    """
+    if isinstance(alignment.pool, str):
+        return 0.0
+    return alignment.pool * alignment.responses * (pace["draw"] + pace["below"])
 
 
 def seconds(setup: Setup) -> dict[str, float]:
@@ -69,6 +83,7 @@ def seconds(setup: Setup) -> dict[str, float]:
     rows: list[Row] = []
     decoding = setup.alignment.decoding
     timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), "check")[0]))
+    timed("below", len(rows), lambda: policy.go_below(rows) if policy.begins_above else None)
     timed("score", len(rows), lambda: policy.log_probs(rows, "check"))
     timed("features", len(rows), lambda: setup.learner.gradients(rows, "check"))
     pairs = [Preference(rows[i], rows[i + 1], 0.0, 0.0) for i in range(0, len(rows), 2)]
@@ -107,6 +122,7 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
             setup = build(alignment, study.parts, alignment.strategies[0], 0)
             begun = time.perf_counter() - started
             pace = seconds(setup)
+            pool = of_pool(alignment, pace)
             model = sum(p.numel() * p.element_size() for p in setup.policy.model.parameters())
             del setup
             first = tuning_seconds(study)
@@ -129,6 +145,8 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
     lines.append(f"memory: about {memory / 2**30:.1f} GiB a cell")
     if first:
         lines.append(f"the model is tuned on {alignment.tuning.data} first: about {in_words(first)}, once")
-    whole = first + remaining(costs, 1.0, side)
+    if pool:
+        lines.append(f"the pool is drawn first: about {in_words(pool)}, once")
+    whole = first + pool + remaining(costs, 1.0, side)
     lines.append(f"about {in_words(whole)} with {side} side by side, without waiting for other work")
     return lines

@@ -177,10 +177,11 @@ class MatrixStudy:
         if isinstance(a.pool, int):
             pool = a.pool * a.responses
         fit = a.training.epochs * labels * pace["train"]
-        blind = 2 * fit + 4 * a.evaluation.prompts * (pace["draw"] + pace["score"])
+        read = pace["below"] + pace["score"]
+        blind = 2 * fit + 4 * a.evaluation.prompts * (pace["draw"] + read)
         offered = a.rounds * a.prompts_per_round * a.responses + (a.rounds - 1) * labels
-        chosen = blind + offered * pace["features"] + fit * (a.rounds - 1) / 2
-        first = 2 * tuning + pool * (pace["draw"] + 2 * pace["score"])
+        chosen = blind + offered * (pace["below"] + pace["features"]) + fit * (a.rounds - 1) / 2
+        first = 2 * tuning + pool * (pace["draw"] + 2 * read)
         costs = [cost for cost in (chosen, chosen, blind) for _ in range(a.seeds)]
         side = side_by_side(jobs, 0, joblib.cpu_count(), len(costs))
         return [
