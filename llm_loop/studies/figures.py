@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,32 +20,39 @@ TITLES = {
     "wins": "win rate by the reward",
     "judge_wins": "win rate by the judge",
 }
+ACROSS = 3
+"""panels side by side"""
 
 
 def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame) -> Figure:
-    """Draw each measure against labels: a row of panels a run, a line a strategy; runs of one strategy share a row.
+    """Draw each measure against labels: panels for every run, a line a strategy; runs of one strategy share panels.
 
-    Where labels saved are known, each row ends with them.
+    Where labels saved are known, the last panel has them.
     """
     several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
-    columns = len(measures) + (len(saved) > 0)
+    count = len(measures) + (len(saved) > 0)
+    across = min(count, ACROSS)
+    block = across * math.ceil(count / across)
     names = list(table["strategy" if several else "part"].unique())
     look = looks(names) if several else _graded(names)
-    figure, axes = panels(columns * len(rows), columns, 12.4 / columns, 2.9, legend=0)
+    figure, axes = panels(block * len(rows), across, 9.0 / across, 2.6, legend=0)
     for number, part in enumerate(rows):
         own = table[table["part"] == part] if several else table
-        for axis, measure in zip(axes[number * columns :], measures, strict=False):
+        mine = axes[number * block : (number + 1) * block]
+        for axis, measure in zip(mine, measures, strict=False):
             curves(axis, own, "labels", measure, "strategy" if several else "part", look, student, marker="o", ms=3)
             axis.set_title(TITLES[measure], fontsize=9)
             axis.tick_params(labelsize=8)
-            axis.set_xlabel("labels bought" if number == len(rows) - 1 else "", fontsize=9)
+            axis.set_xlabel("labels bought", fontsize=9)
             if measure.endswith("wins"):
                 axis.axhline(0.5, color="black", lw=0.7, ls=":")
         if several and len(rows) > 1:
-            axes[number * columns].set_ylabel(part, fontsize=10, fontweight="bold")
+            mine[0].set_ylabel(part, fontsize=10, fontweight="bold")
         if len(saved):
-            _saved(axes[number * columns + columns - 1], saved[saved["truth"] == part], number == len(rows) - 1)
+            _saved(mine[count - 1], saved[saved["truth"] == part])
+        for empty in mine[count:]:
+            empty.remove()
     legend_below(figure, axes[0])
     return figure
 
@@ -62,7 +70,7 @@ def _graded(names: Sequence[str]) -> dict[str, dict[str, object]]:
     return found
 
 
-def _saved(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
+def _saved(axis: Axes, rows: pd.DataFrame) -> None:
     names = list(rows["contender"])
     look = looks(names)
     for place, row in enumerate(rows.to_dict("records")):
@@ -76,7 +84,7 @@ def _saved(axis: Axes, rows: pd.DataFrame, last: bool) -> None:
     axis.set(xlim=(-105, 105), ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), yticklabels=names)
     axis.set_title("share of Random's labels saved, %", fontsize=9)
     axis.tick_params(labelsize=7.5)
-    axis.set_xlabel("hollow: undecided" if last else "", fontsize=8)
+    axis.set_xlabel("hollow: undecided", fontsize=8)
 
 
 def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
