@@ -161,6 +161,13 @@ class TestPlaying:
         assert capsys.readouterr().out.startswith("this run is complete; --force runs it again\n• the sum is")
         assert before == {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
 
+    def test_a_complete_run_is_rid_of_the_lock_of_who_was_killed_after_the_last_write(self, whole, tmp_path):
+        run = ["smoke", "--output", str(tmp_path), "--jobs", "1"]
+        assert toy.main(run) == 0
+        (only(tmp_path) / ".lock").write_text('{"pid": 4194304, "host": "here", "started": 1.0}')
+        assert toy.main(run) == 0
+        assert contents(only(tmp_path)) == whole
+
     def test_parts_make_the_whole_and_the_last_writes_the_page(self, whole, tmp_path, capsys):
         for part in ("2/3", "1/3"):
             assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1", "--cells", part]) == 0

@@ -79,6 +79,7 @@ def run(command: Command[Any], arguments: Sequence[str]) -> int:
     if not options.force:
         directory.admit()
     if not options.force and directory.complete(wanted(study, directory)):
+        directory.tidy()
         say("this run is complete; --force runs it again")
     else:
         whole = execute(study, directory, options.jobs, options.backend, options.address, part, options.force)

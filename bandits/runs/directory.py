@@ -390,6 +390,12 @@ class RunDirectory:
                 "or start over with --force"
             )
 
+    def tidy(self) -> None:
+        """Remove what a process that was killed after its last write left in a finished run: its lock."""
+        if any(map(self._own, self.path.iterdir())):
+            with contextlib.suppress(InputError), self.held():  # somebody's who lives, or a folder that is read only
+                pass
+
     @staticmethod
     def _own(path: Path) -> bool:
         return path.name.startswith(".lock") or files.temporary(path)
