@@ -212,6 +212,8 @@ class Trunk:
         return spent + len(row.response)
 
     def _note(self, row: Row, states: Tensor) -> None:
+        if row in self._kept:
+            self._bytes -= self._kept.pop(row).nbytes
         self._kept[row] = states
         self._bytes += states.nbytes
         while self._bytes > self.limit and len(self._kept) > 1:
