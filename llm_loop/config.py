@@ -130,7 +130,7 @@ class Alignment:
     ridge: Positive = 1.0
     """of V; not known of the paper"""
     sketch: Annotated[Sketch, tyro.conf.arg(name="")] = Sketch()
-    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation(prompts=48, between=8)
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = Evaluation(prompts=48, between=24)
     diagnostics: bool = False
     """compute widths and margins for strategies that read none too, so that the page can tell what they would be"""
     feature_tokens: Count = 512
@@ -223,14 +223,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             evaluation=Evaluation(prompts=6, between=4, duels=4),
         ),
     ),
-    "quick": (
-        "SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds of 32 labels",
-        Alignment(rounds=2, prompts_per_round=16, evaluation=Evaluation(prompts=32, between=8, duels=8)),
-    ),
-    "figures": (
-        "what the studies of the paper's figures begin with: 48 labels, more held-out prompts",
-        Alignment(evaluation=Evaluation(prompts=48, between=24)),
-    ),
+    "quick": ("SmolLM2-135M answers on films: ActiveDPO and Random, 8 paired seeds", Alignment()),
     "study": (
         "SmolLM2-135M, all main strategies, 8 seeds, 10 rounds (hours)",
         Alignment(

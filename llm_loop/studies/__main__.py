@@ -66,7 +66,7 @@ def play(name: str, options: Options) -> int:
     parts, cells = study.parts(options.preset), Part.of(options.cells)
     for part in parts:
         arguments = [
-            "smoke" if options.preset == "smoke" else "figures",
+            "smoke" if options.preset == "smoke" else "quick",
             *("--strategies", *part.strategies),
             *part.options,
             *("--output", str(options.output), "--cells", options.cells, "--jobs", str(options.jobs)),
