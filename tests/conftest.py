@@ -23,6 +23,17 @@ hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
+WHOLE_RUNS = {"cell": "slow", "finished": "slow", "run": "slow", "played": "campaign", "pooled": "campaign"}
+"""fixtures that play a run, and how slow a test is that looks at one, whoever asks first"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for price in {WHOLE_RUNS[name] for name in getattr(item, "fixturenames", ()) if name in WHOLE_RUNS}:
+            item.add_marker(getattr(pytest.mark, price))
+
+
 @pytest.fixture
 def key() -> Key:
     return Key(7, (0, 1, 2))

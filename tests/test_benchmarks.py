@@ -65,6 +65,7 @@ def _server():
 
 
 class TestMeasuring:
+    @pytest.mark.campaign
     def test_everyone_runs_in_turn_and_is_checked(self):
         peer = Contender("peer", build, {"value": 1.0}, repetitions=1, scale=10.0)
         got = measure(row(settings={"value": 1.0}, peers=(peer,)), threads=1, profiled=True)

@@ -43,7 +43,7 @@ def test_arms_share_pool_and_answers_and_seeds_share_what_is_chosen(played):
 def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
     table, foretold = (pd.read_csv(played / "docs" / TABLES / f"{name}.csv") for name in ("own-pool", "foretold"))
     assert list(zip(table["strategy"], table["seed"], strict=True)) == [
-        (arm, seed) for seed in (0, 1) for arm in ("activedpo", "random")
+        (arm, seed) for arm in ("activedpo", "random") for seed in (0, 1)
     ]
     assert (table["labels"] == 6).all()
     evaluations = tables.frame(tables.Evaluation, cells(played)["random--seed1"])

@@ -343,7 +343,7 @@ for name, moments in (("whole", (-1,)), ("killed", (1, 2, 3, 4, 5, 6, 7, -1))):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_store_goes_on_to_the_same_bytes(tmp_path):
     """Killed at any write, a table of features is made to its end with the bytes of one that nobody disturbed."""
     told = [sys.executable, "-c", KILLED, str(tmp_path)]

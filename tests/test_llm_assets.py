@@ -107,7 +107,7 @@ def test_what_is_missing_cut_short_or_altered_is_refused(asset: Asset, tmp_path:
         assets.find("twofold")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_damaged_file_is_fetched_again(asset: Asset) -> None:
     assets.fetch(asset.name)
     file = assets.find("twofold")

@@ -131,7 +131,7 @@ def test_win_rates_pair_several_responses_to_a_prompt_by_their_place() -> None:
     assert (row["wins"], row["ties"], row["losses"], row["rate"]) == (1, 0, 1, 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_initial_model_against_itself_pairs_seeds_and_wins_half() -> None:
     frame = table(seeds=5)
     found = same_policy(frame).iloc[0]

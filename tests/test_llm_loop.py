@@ -51,7 +51,7 @@ from llm_loop.sampling import Decoding
 from llm_loop.setup import Parts, build
 
 SMOKE = PRESETS["smoke"][1]
-KINDS = ("activedpo-normalised", "apo", "aplp", "policy-trace-target", "random")
+KINDS = ("activedpo-normalised", "aplp", "policy-trace-target")
 """strategies that read, between them, all that there is"""
 FEW = replace(
     SMOKE,
@@ -415,7 +415,7 @@ def test_a_strategy_that_reads_no_gradients_computes_none_unless_asked(tmp_path)
     assert [row.picked_position for row in one] == [row.picked_position for row in other]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_true_margins_are_in_log_odds_at_the_labels_temperature(tmp_path):
     """Half the temperature, twice the margins, for the same rewards."""
     for temperature in (1.0, 0.5):
@@ -845,11 +845,10 @@ class TestAlignment:
         assert PRESETS["quick"][1].seeds >= 2
         assert PRESETS["study"][1].seeds >= 5
 
-    def test_cells_of_a_seed_come_together(self):
-        assert [cell.key for cell in AlignmentStudy.of(Alignment(seeds=2)).cells()][:2] == [
-            "activedpo-normalised--seed0",
-            "random--seed0",
-        ]
+    def test_cells_of_two_seeds_come_together(self):
+        cells = [(cell.strategy, cell.seed) for cell in AlignmentStudy.of(Alignment(seeds=3)).cells()]
+        rules = ("activedpo-normalised", "random")
+        assert cells == [(rule, seed) for seeds in ((0, 1), (2,)) for rule in rules for seed in seeds]
 
 
 @pytest.mark.parametrize(

@@ -526,7 +526,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(
     assert len(message) < 700
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @needs_texts
 def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
     def films(side: tuple[Prompt, ...]) -> float:

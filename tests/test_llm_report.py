@@ -266,7 +266,7 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
         assert word in set(verdicts)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False, pool="ours.jsonl")
     for cell in (folder / "cells").iterdir():

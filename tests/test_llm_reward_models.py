@@ -157,7 +157,7 @@ def test_the_shipped_form_scores_as_the_trained_form() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @needs_encoder
 def test_training_learns_what_it_is_shown_and_the_same_luck_gives_the_same_bytes() -> None:
     things = ["film", "book", "meal", "trip", "song", "game", "house", "talk", "walk", "play"]

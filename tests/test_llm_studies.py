@@ -112,6 +112,7 @@ def test_a_pool_goes_on_with_the_same_bytes(pooled, tmp_path):
     assert contents(part) == contents(pooled)
 
 
+@pytest.mark.campaign
 def test_states_below_the_adapter_that_a_run_shares_change_no_byte(pooled, tmp_path):
     alignment = replace(SMOKE, seeds=2, pool=5, responses=4, pool_temperature=1.5)
     run_cell(alignment, "activedpo-normalised", 1, tmp_path / "alone")

@@ -31,7 +31,7 @@ def finished(tmp_path) -> Path:
 
 
 class TestFiles:
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_json_is_strict_and_utf_8_whatever_the_locale(self, tmp_path):
         write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5], "word": "é\u2028"})
         text = (tmp_path / "a.json").read_bytes().decode()
@@ -229,7 +229,7 @@ class TestIdentity:
         write_text(package / "pages" / "draw.py", "x = 1\n")
         assert kit.sources("parcel", ("pages",)) == before != kit.sources("parcel")
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
         """A copy of the package inside somebody else's repository, untracked as an installed one is."""
         import shutil

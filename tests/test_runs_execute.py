@@ -139,6 +139,7 @@ def alive(pid: int) -> bool:
 
 
 class TestPlaying:
+    @pytest.mark.campaign
     def test_jobs_change_no_byte_and_threads_are_given_back(self, whole, tmp_path):
         import torch
 

@@ -71,7 +71,7 @@ class TestRun:
         assert manifest["machine"]["vector instructions"]
         assert finished.name.startswith("smoke-")
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{", b'{"a": "b"}'])
     def test_seconds_that_are_damaged_are_left_out_of_their_page(self, content, finished, tmp_path):
         folder = tmp_path / finished.parent.name / finished.name
@@ -117,7 +117,7 @@ class TestRun:
         subprocess.run(run, check=True, capture_output=True)
         assert contents(next((tmp_path / "pool").iterdir())) == contents(finished)
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_another_seed_gives_other_numbers(self, finished, tmp_path):
         assert command.main(["smoke", *SMALL, "--output", str(tmp_path), "--seed", "1", "--jobs", "1"]) == 0
         other = next((tmp_path / "pool").iterdir())
@@ -384,7 +384,7 @@ def test_a_truth_may_name_a_pool_of_its_own():
 
 
 class TestOneTableOfACell:
-    @pytest.mark.slow
+    @pytest.mark.campaign
     @pytest.mark.parametrize("table", ["rounds.csv", "bounds.csv", "calibration.csv"])
     def test_that_is_altered_is_made_anew_beside_those_that_are_whole(self, finished, tmp_path, table):
         """What is left of a cell must never pass for the whole cell."""
