@@ -30,7 +30,7 @@ from llm_loop.measures import Fixed
 from llm_loop.models import Policy, Row
 from llm_loop.rewards.scorers import cut
 from llm_loop.setup import Parts, Setup, build, check, check_lengths, inputs, quiet_libraries
-from llm_loop.shared import Shared, clear
+from llm_loop.shared import Shared, clear, turns
 from llm_loop.tuning import FOLDER as SFT
 
 STAGES = {"generated": "generate", "scored": "score", "features": "features", "trained": "train"}
@@ -93,11 +93,8 @@ class AlignmentStudy(Study):
         return self.alignment.seeds * len(self.alignment.strategies)
 
     def cells(self) -> list[Cell]:
-        """All cells, two seeds at a time: so seeds can be compared early, and few cells wait for what a seed shares."""
-        seeds = range(self.alignment.seeds)
-        return [
-            Cell(name, s) for first in seeds[::2] for name in self.parts.strategies for s in seeds[first : first + 2]
-        ]
+        """All cells, in turns."""
+        return [Cell(name, seed) for name, seed in turns(self.parts.strategies, self.alignment.seeds)]
 
     def prepare(self) -> None:
         """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""

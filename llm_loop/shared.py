@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,12 @@ class Shared:
             yield
         finally:
             os.close(handle)
+
+
+def turns(names: Iterable[str], seeds: int) -> list[tuple[str, int]]:
+    """Return every (name, seed), two seeds at a time: seeds are whole early, and few cells wait for what one shares."""
+    every, numbers = list(names), range(seeds)
+    return [(name, seed) for first in numbers[::2] for name in every for seed in numbers[first : first + 2]]
 
 
 def clear(run: Path) -> None:

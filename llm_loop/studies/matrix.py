@@ -38,7 +38,7 @@ from llm_loop.measures import Fixed
 from llm_loop.models import Row
 from llm_loop.run import AlignmentStudy
 from llm_loop.setup import Parts, Setup, build, quiet_libraries
-from llm_loop.shared import Shared, clear
+from llm_loop.shared import Shared, clear, turns
 from llm_loop.tuning import FOLDER as SFT
 from llm_loop.tuning import Tuning
 
@@ -157,9 +157,8 @@ class MatrixStudy:
         return 3 * self.matrix.alignment.seeds
 
     def cells(self) -> list[Cell]:
-        """All cells, two seeds at a time, as those of an alignment."""
-        seeds, sets = range(self.matrix.alignment.seeds), (*self.names(), RANDOM)
-        return [Cell(name, s) for first in seeds[::2] for name in sets for s in seeds[first : first + 2]]
+        """All cells, in turns."""
+        return [Cell(name, seed) for name, seed in turns((*self.names(), RANDOM), self.matrix.alignment.seeds)]
 
     def forecast(self, jobs: int = 0) -> list[str]:
         """Return what the run will take, a line a fact, by a few seconds of work on the first model."""
