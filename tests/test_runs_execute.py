@@ -335,6 +335,15 @@ class TestProgress:
         assert "0/1" in before_the_end
         assert "left" not in before_the_end
 
+    def test_a_log_gets_whole_lines_and_few(self, tmp_path, capfd):
+        options = ["--count", "3", "--steps", "1", "--pause", "2.5", "--output", str(tmp_path), "--jobs", "1"]
+        assert toy.main(["smoke", *options]) == 0
+        said = capfd.readouterr().err
+        assert "\r" not in said
+        lines = [line for line in said.splitlines() if line.startswith("cells: ")]
+        assert [line.split(" in ")[0] for line in lines] == [f"cells: {n}/3" for n in range(4)]
+        assert "left" in lines[2]
+
 
 class TestDevices:
     def test_workers_take_gpus_in_turn(self):

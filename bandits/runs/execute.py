@@ -35,6 +35,7 @@ from bandits.runs.settings import SHARE, machine_memory
 Backend = Literal["loky", "dask", "ray"]
 PACKAGE = {"dask": "distributed", "ray": "ray"}
 REACH_SECONDS = 5.0
+LOG_SECONDS = 60.0
 AGAIN = "the same command goes on from here"
 
 
@@ -323,7 +324,8 @@ class _Progress:
     """A line that says how many cells are done and, once it can be known, how long the rest takes.
 
     The pace is that of the cells that ended; before the first one has, that of a cell whose ledger says that a
-    quarter of it is done; before that, nothing is promised.
+    quarter of it is done; before that, nothing is promised.  A file or pipe has no line to write over: it gets one
+    line when a cell has ended, and at most one in ``LOG_SECONDS``.
     """
 
     def __init__(self, directory: RunDirectory, order: Sequence[Cell], total: int, jobs: int) -> None:
@@ -338,10 +340,13 @@ class _Progress:
             initial=total - len(order),
             desc="cells",
             bar_format="{desc}: {n}/{total} |{bar:20}| {elapsed}{postfix}",
+            disable=not sys.stderr.isatty(),
         )
+        self._total, self._noted = total, -LOG_SECONDS
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> _Progress:
+        self._tell()
         self._thread.start()
         return self
 
@@ -357,13 +362,13 @@ class _Progress:
             self._seconds += seconds
             self._cost += cell.cost * (1 - self._start[key])
             self._bar.update(1)
-        self._tell()
+        self._tell(ended=True)
 
     def _follow(self) -> None:
         while not self._over.wait(2.0):
             self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, ended: bool = False) -> None:
         with self._lock:
             shares = {key: Ledger(self._ledgers[key]).share for key in self._left}
             gained = {key: share - self._start[key] for key, share in shares.items() if share > self._start[key]}
@@ -374,9 +379,19 @@ class _Progress:
             elif gained and max(gained.values()) >= 0.25:
                 done = sum(self._left[key].cost * share for key, share in gained.items())
                 pace = (time.monotonic() - self._began) * len(gained) / done
-            self._bar.set_postfix_str(
-                f"about {in_words(remaining(rest, pace, self._jobs))} left" if pace and rest else ""
-            )
+            words = f"about {in_words(remaining(rest, pace, self._jobs))} left" if pace and rest else ""
+            self._bar.set_postfix_str(words)
+            if self._bar.disable:
+                self._log(self._total - len(rest), words, (1.0 if rest else 0.0) if ended else LOG_SECONDS)
+
+    def _log(self, done: int, words: str, wait: float) -> None:
+        now = time.monotonic()
+        if now - self._noted < wait:
+            return
+        self._noted = now
+        line = [f"cells: {done}/{self._total} in {tqdm.format_interval(now - self._began)}", words]
+        with contextlib.suppress(OSError, ValueError):  # a log that cannot be written ends no run
+            print(*filter(None, line), sep=", ", file=sys.stderr, flush=True)
 
 
 # Backends.
