@@ -25,10 +25,10 @@ from bandits.runs.files import write_bytes, write_frame, write_text
 from bandits.runs.settings import afford, unknown
 from llm_loop.__main__ import COMMAND, align
 from llm_loop.studies import figures, page
-from llm_loop.studies.matrix import EVALUATIONS, MATRICES, PICKS, Cell, MatrixStudy
+from llm_loop.studies.matrix import EVALUATIONS, MATRICES, PICKS, MatrixStudy
 from llm_loop.studies.meter import foretold
 from llm_loop.studies.plans import STUDIES, Preset, Study
-from llm_loop.studies.read import Found, finished, kept, run_of
+from llm_loop.studies.read import Found, about, finished, kept, read, run_of
 
 MATRIX = "2"
 MATRIX_TITLE = "Figure 2: different models need different data"
@@ -127,31 +127,47 @@ def play_matrix(options: Options) -> int:
         directory.admit()
         if not directory.complete(study.cells()):
             execute(study, directory, options.jobs, cells=Part.of(options.cells))
-    done = [cell for cell in study.cells() if Ledger(directory.cell(cell)).whole]
-    seeds = [seed for seed in range(study.matrix.alignment.seeds) if sum(cell.seed == seed for cell in done) == 3]
-    if not seeds:
+    found = max(played(study, directory), matrix_kept(options), key=lambda one: one.seeds)
+    if not found.seeds:
         command.say("no seed of this study is finished yet")
         return 0
-    command.say(f"page: {write_matrix(study, directory, [cell for cell in done if cell.seed in seeds], options)}")
+    command.say(f"page: {write_matrix(study, found, options)}")
     return 0
 
 
-def write_matrix(study: MatrixStudy, directory: RunDirectory, done: Sequence[Cell], options: Options) -> Path:
-    """Write Figure 2's table, figure and page from finished cells; return the page."""
-    gains = page.gains_of(directory.frames(done, EVALUATIONS))
+def played(study: MatrixStudy, directory: RunDirectory) -> Found:
+    """Return the seeds of the run whose three preference sets are finished."""
+    done = [cell for cell in study.cells() if Ledger(directory.cell(cell)).whole]
+    seeds = [seed for seed in range(study.matrix.alignment.seeds) if sum(cell.seed == seed for cell in done) == 3]
+    if not seeds:
+        return Found(pd.DataFrame())
+    cells = [cell for cell in done if cell.seed in seeds]
+    gains = page.gains_of(directory.frames(cells, EVALUATIONS), directory.frames(cells, PICKS))
+    return Found(gains.assign(**about(directory)))
+
+
+def matrix_kept(options: Options) -> Found:
+    """Return what the study's table has, whose run may be gone."""
+    file = options.folder / f"{_stem(MATRIX)}.csv"
+    return Found(read(file) if file.exists() else pd.DataFrame())
+
+
+def write_matrix(study: MatrixStudy, found: Found, options: Options) -> Path:
+    """Write Figure 2's table, figure and page; return the page."""
+    gains = found.table
     comparison = page.contrasts(gains)
-    a, machine = study.matrix.alignment, ", ".join(map(str, directory.manifest.get("machine", {}).values()))
-    about = [
+    a = study.matrix.alignment
+    made = [
         f"`python -m llm_loop.studies {MATRIX} --preset {options.preset}` goes on where it stopped: "
-        f"{gains['seed'].nunique()} of {a.seeds} paired seeds are finished. {a.model}, tuned on "
+        f"{found.seeds} of {a.seeds} paired seeds are finished. {a.model}, tuned on "
         f"{' and on '.join(study.matrix.sets)} ({a.tuning.examples} answers of each at most, {a.tuning.epochs} times, "
         f"LoRA at rate {a.tuning.rate:g}); a pool of {a.pool} prompts ({a.prompts}) with {a.responses} responses, half "
         f"of them by either model; {a.rounds} rounds of {a.batch} labels, chosen by {a.strategies[0]}; then DPO of "
         "both models on all labels, each from where it began.",
         "",
-        f"Computed on: {machine}.",
+        f"Computed on: {found.of_run('machine')}; commit {found.of_run('commit')}.",
     ]
-    lines = page.matrix_page(MATRIX_TITLE, gains, comparison, directory.frames(done, PICKS), about, _stem(MATRIX))
+    lines = page.matrix_page(MATRIX_TITLE, gains, comparison, made, _stem(MATRIX))
     return _written(_stem(MATRIX), gains, figures.matrix(gains, comparison), lines, options)
 
 

@@ -269,14 +269,17 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
 # --- Figure 2 -----------------------------------------------------------------------------------------------------
 
 
-def gains_of(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Return how much each model gained by each preference set, seed by seed: means over held-out prompts."""
+def gains_of(evaluations: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
+    """Return how much each model gained by each preference set, seed by seed, and what the set is made of.
+
+    Gains are differences of means over held-out prompts; ``films`` is the share of duels about films.
+    """
     rows = evaluations.assign(
         kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
         fluency=evaluations["reference_log_prob"] / evaluations["tokens"],
     )
-    keys = ["model", "chosen_by", "seed"]
-    means = rows.groupby([*keys, "stage"], sort=False)[["reward", "judge", "kl_per_token", "fluency"]].mean()
+    sets = ["chosen_by", "seed"]
+    means = rows.groupby(["model", *sets, "stage"], sort=False)[["reward", "judge", "kl_per_token", "fluency"]].mean()
     wide = means.unstack("stage")
     out = pd.DataFrame(
         {
@@ -288,6 +291,10 @@ def gains_of(evaluations: pd.DataFrame) -> pd.DataFrame:
             "kl_per_token": wide["kl_per_token", "after"],
         }
     ).reset_index()
+    names = picks["prompt_index"].astype(str) + ":" + picks["first"].astype(str) + "-" + picks["second"].astype(str)
+    films = picks["prompt"].str.contains("film critic|good film", regex=True)
+    asked = picks.assign(picks=names, films=films).groupby(sets, sort=False)
+    out = out.join(asked.agg({"films": "mean", "picks": " ".join}), on=sets)
     whole = out.groupby("seed")["gain"].transform("size") == 6
     return out[whole].reset_index(drop=True)
 
@@ -315,28 +322,24 @@ def fits(gains: pd.DataFrame) -> str:
     return f"{said}: {size}{f'; {reason}' if reason else ''}."
 
 
-def choices(picks: pd.DataFrame) -> list[str]:
+def choices(gains: pd.DataFrame) -> list[str]:
     """Say how alike the sets are, and what the models chose to ask about."""
-    names = picks.assign(
-        duel=picks["prompt_index"].astype(str) + ":" + picks[["first", "second"]].astype(str).agg("-".join, axis=1)
-    )
-    sets = names.groupby(["chosen_by", "seed"])["duel"].agg(set).unstack("chosen_by")
-    first, second = (name for name in dict.fromkeys(picks["chosen_by"]) if name != "random")
+    sets = gains.drop_duplicates(["chosen_by", "seed"])
+    wide = sets.pivot(index="seed", columns="chosen_by", values="picks").map(lambda names: set(names.split()))
+    first, second = (name for name in dict.fromkeys(sets["chosen_by"]) if name != "random")
     lines = []
     for a, b in ((first, second), (first, "random"), (second, "random")):
-        both = sets[[a, b]].dropna()
-        shared = mean([len(x & y) / len(x) for x, y in zip(both[a], both[b], strict=True)])
+        shared = mean([len(x & y) / len(x) for x, y in zip(wide[a], wide[b], strict=True)])
         lines.append(f"{a} and {b} share {_percent(shared)} of their duels")
-    film = picks["prompt"].str.contains("film critic|good film", regex=True)
     said = "Sets compared: " + ", ".join(lines) + "."
-    if film.any():
-        shares = film.groupby(picks["chosen_by"], sort=False).mean()
+    if sets["films"].any():
+        shares = sets.groupby("chosen_by", sort=False)["films"].mean()
         said += " About films were " + ", ".join(f"{share:.0%} of {name}'s" for name, share in shares.items()) + "."
     return [said]
 
 
 def matrix_page(
-    title: str, gains: pd.DataFrame, comparison: pd.DataFrame, picks: pd.DataFrame, about: Sequence[str], stem: str
+    title: str, gains: pd.DataFrame, comparison: pd.DataFrame, about: Sequence[str], stem: str
 ) -> list[str]:
     """Return the page of Figure 2."""
     lines = [
@@ -348,7 +351,7 @@ def matrix_page(
         "",
         f"- {fits(gains)}",
         *(f"- {_contrast(row)}" for row in comparison.to_dict("records")),
-        *(f"- {line}" for line in choices(picks)),
+        *(f"- {line}" for line in choices(gains)),
         f"- {_health(gains)}",
         "",
         f"![{title}]({stem}.png)",

@@ -71,21 +71,29 @@ def finished(part: Part, arguments: Sequence[str]) -> Found:
         ]
         out = out.join(pd.concat(by_seed))
     out = out.join(_picks(folders)).reset_index().assign(part=part.name)
-    manifest = directory.manifest if (directory.path / "manifest.json").exists() else {}
-    out = out[out["strategy"].isin(part.shown)].assign(
-        model=study.alignment.model,
-        machine=", ".join(map(str, manifest.get("machine", {}).values())),
-        commit=str(manifest.get("commit", ""))[:7],
-    )
-    return Found(out)
+    return Found(out[out["strategy"].isin(part.shown)].assign(model=study.alignment.model, **about(directory)))
 
 
 def kept(part: Part, file: Path) -> Found:
     """Return what a study's table has of a part: of a run that may be gone, or that other code played."""
     if not file.exists():
         return Found(pd.DataFrame())
-    table = pd.read_csv(file, keep_default_na=False, na_values=[""])
+    table = read(file)
     return Found(table[table["part"].astype(str) == part.name].assign(part=part.name))
+
+
+def read(file: Path) -> pd.DataFrame:
+    """Return a study's table."""
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
+
+
+def about(directory: RunDirectory) -> dict[str, str]:
+    """Return which machine played a run, and at which commit, as columns of a table."""
+    manifest = directory.manifest if (directory.path / "manifest.json").exists() else {}
+    return {
+        "machine": ", ".join(map(str, manifest.get("machine", {}).values())),
+        "commit": str(manifest.get("commit", ""))[:7],
+    }
 
 
 def _picks(folders: Sequence[Path]) -> pd.Series:
