@@ -166,6 +166,16 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             else f"; where it predicts less than {100 * settings.margin:.0f} %, Random is taken."
         )
     )
+    for objective, words in OBJECTIVES.items():
+        own = table[(table["objective"] == objective) & (table["rule"] == settings.rules[0])]
+        no = own[own["predicted"] < settings.margin]
+        if len(no):
+            lines.append(
+                f"Where the meter says no ({words}, {len(no)} places): {settings.rules[0]} saves "
+                f"{100 * no['saved'].mean():.0f} % on average, {100 * no['saved'].max():.0f} % at most, "
+                f"{100 * no['saved'].min():.0f} % at least; {int((no['low'] > settings.margin).sum())} surely save over "
+                f"{100 * settings.margin:.0f} %."
+            )
     return lines
 
 
@@ -180,7 +190,7 @@ def page_text(
         "Does it pay to choose which duels to label, on a pool like mine, and by which rule? Every number here is of",
         f"one run, `python -m bandits.map {preset}`: {worlds} worlds ({len(settings.redundancy)} redundancies of the",
         f"pool, {len(settings.noise)} kinds of answers, K = {', '.join(map(str, settings.responses))} responses each), "
-        f"{settings.replicates} replicates that all rules share,",
+        f"{settings.prompts} prompts, {settings.replicates} replicates that all rules share,",
         f"up to {last} labels; learner `{settings.learner}`, truth `{settings.truth}`. *Labels saved* is the share of "
         "Random's labels",
         "that a rule does without to be as good (below 0: it needs more); intervals are 95 %, verdicts joint 95 %.",

@@ -299,5 +299,17 @@ PRESETS: dict[str, tuple[str, Map]] = {
             replicates=20,
         ),
     ),
+    "spent": (
+        "9 worlds of which nearly all is bought, so that the meter says no; 90 replicates",
+        Map(
+            redundancy=(0.0, 0.5, 0.9),
+            responses=(2,),
+            rules=("activedpo", "policy-trace-target"),
+            prompts=61,
+            budgets=(20, 40, 50, 60),
+            replicates=90,
+            meter_replicates=30,
+        ),
+    ),
     "full": ("36 worlds, 8 rules beside Random, 30 replicates (hours)", Map(rules=RULES, replicates=30)),
 }
