@@ -170,10 +170,10 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
         own = table[(table["objective"] == objective) & (table["rule"] == settings.rules[0])]
         no = own[own["predicted"] < settings.margin]
         if len(no):
+            saved, surely = 100 * no["saved"], int((no["low"] > settings.margin).sum())
             lines.append(
-                f"Where the meter says no ({words}, {len(no)} places): {settings.rules[0]} saves "
-                f"{100 * no['saved'].mean():.0f} % on average, {100 * no['saved'].max():.0f} % at most, "
-                f"{100 * no['saved'].min():.0f} % at least; {int((no['low'] > settings.margin).sum())} surely save over "
+                f"Where the meter says no ({words}, {len(no)} places): {settings.rules[0]} saves {saved.mean():.0f} % "
+                f"on average, from {saved.min():.0f} % to {saved.max():.0f} %; {surely} surely save over "
                 f"{100 * settings.margin:.0f} %."
             )
     return lines
