@@ -265,6 +265,26 @@ def test_a_matrix_is_told_by_whether_own_data_suits_more():
     assert found.loc[("news", "films", "random"), "verdict"] == "undecided"
 
 
+def test_a_projection_is_compared_with_exact_gradients_round_one():
+    """Of 4 picks, 3 are kept; widths are off by 10, 20 and 30 %, so by 20 % in the middle; their order is kept."""
+    rows = [
+        {"part": part, "seed": seed, "round": number, "labels": 4 * number, "reward": 0.1 * seed, "strategy": "a"}
+        | {"picks": picks, "widths": widths}
+        for seed in (0, 1)
+        for number in (1, 2)
+        for part, picks, widths in (("256", "0:1 0:2 1:1 9:9", "1.1 1.6 3.9"), ("exact", "0:1 0:2 1:1 2:2", "1 2 3"))
+    ]
+    table = pd.DataFrame(rows)
+    found = page.sketched(STUDIES["4"], table)
+    assert found[["part", "seed", "picks"]].to_numpy().tolist() == [["256", 0, 0.75], ["256", 1, 0.75]]
+    assert found["error"].to_list() == pytest.approx([0.2, 0.2])
+    assert found["rank"].to_list() == [1.0, 1.0]
+    said = " ".join(page.overlaps(STUDIES["4"], table))
+    assert "dimension 256: 75 %" in said
+    assert "off by 20 %" in said
+    assert page.sketched(STUDIES["1"], table).empty
+
+
 def test_a_page_says_what_saves_labels_and_which_text_broke():
     study = STUDIES["1"]
     generator = np.random.default_rng(0)

@@ -81,7 +81,9 @@ def play(name: str, options: Options) -> int:
         if not options.show and (status := command.run(COMMAND, arguments)):
             return status
         found[part.name] = max(
-            finished(part, arguments), kept(part, options.folder / f"{_stem(name)}.csv"), key=lambda one: one.seeds
+            finished(part, arguments, study.exact),
+            kept(part, options.folder / f"{_stem(name)}.csv"),
+            key=lambda one: one.seeds,
         )
     if options.dry:
         return 0
@@ -99,7 +101,7 @@ def write(
     table = pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True)
     saved = page.saved_of(study, table)
     told = page.Told(_stem(name), options.preset, forecasts)
-    drawing = figures.drawn(study.measures, table, saved)
+    drawing = figures.drawn(study.measures, table, saved, page.sketched(study, table))
     lines = page.written(name, study, study.parts(options.preset), found, saved, told)
     return _written(told.stem, table, drawing, lines, options)
 

@@ -24,14 +24,14 @@ ACROSS = 3
 """panels side by side"""
 
 
-def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame) -> Figure:
+def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
     """Draw each measure against labels: panels for every run, a line a strategy; runs of one strategy share panels.
 
-    Where labels saved are known, the last panel has them.
+    Where labels saved are known, or what a projection changes in the first round, the last panel has them.
     """
     several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
-    count = len(measures) + (len(saved) > 0)
+    count = len(measures) + (len(saved) > 0 or len(sketched) > 0)
     across = min(count, ACROSS)
     block = across * math.ceil(count / across)
     names = list(table["strategy" if several else "part"].unique())
@@ -51,6 +51,8 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame) -> 
             mine[0].set_ylabel(part, fontsize=10, fontweight="bold")
         if len(saved):
             _saved(mine[count - 1], saved[saved["truth"] == part])
+        elif len(sketched):
+            _sketched(mine[count - 1], sketched)
         for empty in mine[count:]:
             empty.remove()
     legend_below(figure, axes[0])
@@ -85,6 +87,24 @@ def _saved(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_title("share of Random's labels saved, %", fontsize=9)
     axis.tick_params(labelsize=7.5)
     axis.set_xlabel("hollow: undecided", fontsize=8)
+
+
+def _sketched(axis: Axes, rows: pd.DataFrame) -> None:
+    """Draw the share of exact picks that are kept, and the widths' error, against the dimension."""
+    names = sorted(rows["part"].unique(), key=int)
+    sizes = [int(name) for name in names]
+    for column, label, colour in (("picks", "exact gradients' picks kept", BLUE), ("error", "a width's error", ORANGE)):
+        found = np.array([student(rows.loc[rows["part"] == name, column].to_numpy()) for name in names])
+        middle, low, high = 100 * found.T
+        bars = [middle - low, high - middle]
+        axis.errorbar(sizes, middle, bars, fmt="o-", color=colour, ms=4, capsize=3, label=label)
+    axis.set_xscale("log", base=2)
+    axis.set(ylim=(0, 105), xticks=sizes, xticklabels=names)
+    axis.minorticks_off()
+    axis.set_title("the first round, %", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.set_xlabel("dimension", fontsize=9)
+    axis.legend(fontsize=7.5)
 
 
 def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import scipy.stats
 
 from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
 from llm_loop.report.evaluate import against
@@ -85,7 +87,7 @@ def verdicts(
         )
     if forecasts:
         lines.append(foreseen(forecasts))
-    lines += overlaps(parts, table) + healthy(study, table)
+    lines += overlaps(study, table) + healthy(study, table)
     return lines or ["No comparison can be made yet."]
 
 
@@ -150,20 +152,43 @@ def foreseen(forecasts: Sequence[Mapping[str, Any]]) -> str:
     ).strip()
 
 
-def overlaps(parts: Sequence[Part], table: pd.DataFrame) -> list[str]:
+SKETCHED = ["part", "seed", "picks", "error", "rank"]
+
+
+def sketched(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Compare the first round of runs that share their pool with exact gradients': a row per run and seed.
+
+    ``picks``: the share of the exact gradients' picks that are picked; ``error``: the median of a width's relative
+    error; ``rank``: Spearman's correlation of the widths.
+    """
+    first = table[table["round"] == 1]
+    exact = first[first["part"] == study.full[-1].name].set_index("seed")
+    rows = []
+    for row in first[first["seed"].isin(exact.index)].to_dict("records") if study.exact else ():
+        if row["part"] == study.full[-1].name:
+            continue
+        of = exact.loc[row["seed"]]
+        kept, found = (set(str(one["picks"]).split()) for one in (of, row))
+        true, width = (np.array(str(one["widths"]).split(), dtype=float) for one in (of, row))
+        error, rank = np.median(np.abs(width / true - 1)), scipy.stats.spearmanr(true, width).statistic
+        rows.append(
+            {"part": row["part"], "seed": row["seed"], "picks": len(kept & found) / len(kept)}
+            | {"error": float(error), "rank": float(rank)}
+        )
+    return pd.DataFrame(rows, columns=SKETCHED)
+
+
+def overlaps(study: Study, table: pd.DataFrame) -> list[str]:
     """Compare runs that share their pool with the last of them, which is exact: first picks, and what is learned."""
-    exact = table[table["part"] == parts[-1].name]
-    if len(parts) < 2 or parts[-1].name != "exact" or exact.empty:
-        return []
-    lines, kept = [], _first_picks(exact)
-    for part in parts[:-1]:
-        found = _first_picks(table[table["part"] == part.name])
-        shares = [len(kept[seed] & picks) / len(kept[seed]) for seed, picks in found.items() if seed in kept]
-        if shares:
-            share = mean(pd.Series(shares))
-            lines.append(
-                f"dimension {part.name}: {_percent(share)} of the exact gradients' first picks, {len(shares)} seeds."
-            )
+    lines = []
+    for part, own in sketched(study, table).groupby("part", sort=False):
+        error, rank = mean(own["error"]), mean(own["rank"])
+        lines.append(
+            f"dimension {part}: {_percent(mean(own['picks']))} of the exact gradients' first picks; a width is off by "
+            f"{_percent(error)} (median over a pool's duels), rank correlation {rank.value:.2f}; {len(own)} seeds."
+        )
+    if not study.exact or "exact" not in set(table["part"]):
+        return lines
     seeds = set.intersection(*(set(own["seed"]) for _, own in table.groupby("part")))
     last = table[(table["round"] == table["round"].max()) & table["seed"].isin(seeds)]
     if seeds and last["part"].nunique() > 1:
@@ -182,11 +207,6 @@ def _percent(share: Estimate) -> str:
     """Return a share in per cent with its interval, which is cut at what a share can be."""
     ends = "" if math.isnan(share.low) else f" [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"
     return f"{100 * share.value:.0f} %{ends}"
-
-
-def _first_picks(table: pd.DataFrame) -> dict[int, set[str]]:
-    first = table[table["round"] == 1]
-    return {seed: set(str(picks).split()) for seed, picks in zip(first["seed"], first["picks"], strict=True)}
 
 
 def healthy(study: Study, table: pd.DataFrame) -> list[str]:

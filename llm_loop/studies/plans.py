@@ -38,6 +38,8 @@ class Study:
     measures: tuple[str, ...] = ("reward", "judge", "kl_per_token", "fluency")
     metered: int = 0
     """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
+    exact: bool = False
+    """the last part's gradients are exact; the others' first picks and widths are compared with its"""
 
     def parts(self, preset: Preset) -> tuple[Part, ...]:
         """Return the runs of a preset; the smoke preset plays every one on a tiny model."""
@@ -81,6 +83,7 @@ STUDIES: dict[str, Study] = {
             Part("32768", _projected(32768), NORMALISED[1:2]),
             Part("exact", (*FIXED, *FULL, "--sketch", "none"), NORMALISED[1:2]),
         ),
+        exact=True,
     ),
     "5": Study(
         "Figure 5: win rate against the initial model",

@@ -45,8 +45,8 @@ def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
     return study, RunDirectory(options.output, study.experiment, preset, study.identity())
 
 
-def finished(part: Part, arguments: Sequence[str]) -> Found:
-    """Return what the seeds of a run say that every strategy has finished.
+def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Found:
+    """Return what the seeds of a run say that every strategy has finished; if asked, with the first round's widths.
 
     A round that asked some of the held-out prompts has the initial model's mean on all of them plus the mean change on
     those it asked.
@@ -70,7 +70,11 @@ def finished(part: Part, arguments: Sequence[str]) -> Found:
             for seed, own in rows.groupby("seed", sort=False)
         ]
         out = out.join(pd.concat(by_seed))
-    out = out.join(_picks(folders)).reset_index().assign(part=part.name)
+    offered = tables.frame(tables.Candidate, *folders)
+    out = out.join(_picks(offered))
+    if widths:
+        out = out.join(_first_widths(offered))
+    out = out.reset_index().assign(part=part.name)
     return Found(out[out["strategy"].isin(part.shown)].assign(model=study.alignment.model, **about(directory)))
 
 
@@ -96,9 +100,15 @@ def about(directory: RunDirectory) -> dict[str, str]:
     }
 
 
-def _picks(folders: Sequence[Path]) -> pd.Series:
+def _picks(offered: pd.DataFrame) -> pd.Series:
     """Return which duels were picked in every round, so that picks of several runs can be compared."""
-    found = tables.frame(tables.Candidate, *folders)
-    picked = found[found["picked_position"].notna()]
+    picked = offered[offered["picked_position"].notna()]
     names = picked["prompt_index"].astype(str) + ":" + picked["candidate"].astype(str)
     return names.groupby([picked[key] for key in KEYS]).apply(" ".join).rename("picks")
+
+
+def _first_widths(offered: pd.DataFrame) -> pd.Series:
+    """Return the widths of the first round's duels, in their order, to four digits."""
+    first = offered[offered["round"] == 1]
+    texts = first["width"].map("{:.4g}".format)
+    return texts.groupby([first[key] for key in KEYS]).apply(" ".join).rename("widths")
