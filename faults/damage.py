@@ -42,7 +42,7 @@ def cases(
     every file, in every way)."""
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
     kinds = list(DAMAGES)
-    for turn, place in enumerate(range(len(names)) if whole else few(names)):
+    for turn, place in enumerate(few(names, whole)):
         name = names[place]
         for kind in kinds if whole else (kinds[turn % len(kinds)], kinds[(turn + 3) % len(kinds)]):
 

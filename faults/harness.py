@@ -145,15 +145,18 @@ def _wait(child: int, seconds: float) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def few(names: Sequence[str], most: int = 3) -> list[int]:
-    """Return the places of at most ``most`` files of each kind: figures are alike, and so is a file of every cell."""
+def few(names: Sequence[str], whole: bool = False, most: int = 3) -> list[int]:
+    """Return the places of at most ``most`` files of each kind: figures are alike, and so is a file of every cell.
+
+    ``whole``: of every file.
+    """
     seen: collections.Counter[str] = collections.Counter()
     places = []
     for place, name in enumerate(names):
         kind = re.sub(r"cells/[^/]+", "cells", re.sub(r"figures/[^/.]+", "figures", name))
         kind = re.sub(r"\d+", "", kind)
         seen[kind] += 1
-        places += [place] if seen[kind] <= most else []
+        places += [place] if whole or seen[kind] <= most else []
     return places
 
 

@@ -61,7 +61,7 @@ def cases(
     program: str, arguments: tuple[str, ...], expected: dict[str, str], writes: Sequence[str], whole: bool
 ) -> Iterator[Case]:
     """Yield kills at the writes of a few files of each kind, at moments in turn (``whole``: at all three of each)."""
-    for turn, number in enumerate(range(len(writes)) if whole else few(writes)):
+    for turn, number in enumerate(few(writes, whole)):
         for moment in MOMENTS if whole else (MOMENTS[turn % 3],):
 
             def attempt(folder: Path, number: int = number, moment: str = moment) -> str:

@@ -11,6 +11,7 @@ def test_a_few_files_of_each_kind_are_tried():
     names = [f"run/cells/rule-{k}--seed{s}/{file}" for k in range(3) for s in (0, 1) for file in ("a.csv", "b.json")]
     names += [f"run/figures/{name}.svg" for name in ("error", "saved", "kappa", "calibration")] + ["run/manifest.json"]
     kept = [names[place] for place in few(names)]
+    assert few(names, whole=True) == list(range(len(names)))
     assert sum(name.endswith("a.csv") for name in kept) == sum(name.endswith("b.json") for name in kept) == 3
     assert sum("figures" in name for name in kept) == 3
     assert kept[-1] == "run/manifest.json"
