@@ -58,7 +58,7 @@ bench: $(BENCH) assets  ## measure the hot paths against public peers; writes do
 test: $(DEV)  ## run the tests, but the longest: clusters, kills, whole runs
 	$(BIN)/python -m pytest -n auto -m "not campaign" $(ARGS)
 
-test-fast: $(DEV)  ## run the tests that take less than half a second (under a minute)
+test-fast: $(DEV)  ## run the tests that take less than a fifth of a second (about a minute)
 	$(BIN)/python -m pytest -n auto -m "not slow and not campaign" $(ARGS)
 
 test-all: $(DEV)  ## run all tests, with the shapes of all arrays checked at run time, as CI does

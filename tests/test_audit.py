@@ -22,6 +22,7 @@ from theory_checks.measures import PROPOSITIONS, audited_coverage
 SUFFIXES = [version.suffix for version in VERSIONS.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["neural", "policy"])
 def test_every_column_is_what_its_formula_says(kind, network, key, arena):
     """All numbers of a measured round, re-derived from explicit gradients and matrices."""
@@ -172,6 +173,7 @@ class TestVerdicts:
             assert judge(theory, at_least(0.95)).word == page.loc[claim, "verdict"], words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("responses", [2, 3])
 def test_items_that_coincide_cost_the_bound_alone(responses, tmp_path):
     """In one dimension all items lie on two points: B is not available, what needs no B is there, and finite."""

@@ -116,6 +116,7 @@ class TestNetwork:
                 expected = torch.autograd.grad(network.value(tuple(leaves), x[r, i : i + 1]).squeeze(), leaves)
                 torch.testing.assert_close(dense[r, i], torch.cat([e.flatten() for e in expected]))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
     def test_scale_is_kept_in_width_and_depth(self, activation):
         """``f`` and ``‖∇f‖²/L`` are O(1): within a factor of 3 over 40 draws, from m = 64 to 512."""
@@ -178,6 +179,7 @@ class TestRows:
         a, b = Dense(values).differences(duels), Dense(moved).differences(duels)
         torch.testing.assert_close(a.values, b.values)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["count", "sparse", "rademacher"])
     def test_sketches_are_unbiased(self, kind):
         """Mean inner product over 400 draws lies within 4.5 standard errors (error rate 7e-6)."""
@@ -201,6 +203,7 @@ class TestRows:
             CountSketch.draw(10, 0, Key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lead", "n"), [((), 1024), ((2,), 1333), ((), 1023)])
 def test_a_large_gram_matrix_is_the_plain_product(lead, n):
     """By stripes from 1,024 rows on, mirrored; an equal set that is another object is multiplied plainly."""
@@ -211,6 +214,7 @@ def test_a_large_gram_matrix_is_the_plain_product(lead, n):
 
 
 class TestDesign:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "panel"), [(GramDesign, 128), (GramDesign, 3), (WhitenedDesign, 128), (PrimalDesign, 128)]
     )
@@ -281,6 +285,7 @@ class TestDesign:
         for r in range(3):
             torch.testing.assert_close(gather(values, index)[r], values[r][index[r]], rtol=0, atol=0)
 
+    @pytest.mark.slow
     @given(seed=seeds, ridge=st.floats(0.1, 10))
     def test_determinant_lemma_and_elliptical_potential(self, seed, ridge):
         """``log det`` grows by ``log(1 + w²)``; ``Σ min(1, w²) <= 2 log det(V/ridge)`` (Abbasi-Yadkori et al. 2011)."""

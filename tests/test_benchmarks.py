@@ -236,6 +236,7 @@ def test_the_trace_row_is_checked_against_the_naive_batch():
 
 
 class TestFastPaths:
+    @pytest.mark.slow
     @given(
         seed=st.integers(0, 10**6),
         n=st.integers(300, 900),

@@ -49,6 +49,7 @@ def test_a_picture_is_drawn_in_lines_unless_they_are_too_many(monkeypatch):
     assert picture("a", "line", figure).source.startswith("data:image/png;base64,")
 
 
+@pytest.mark.slow
 def test_bands_are_the_intervals():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": np.repeat([1, 2], 9), "y": rng.normal(size=18), "who": "a"})

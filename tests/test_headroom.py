@@ -36,6 +36,7 @@ def problem(seed: int, n: int = 12, m: int = 7, d: int = 5, past: int = 3):
 
 
 class TestGreedyTrace:
+    @pytest.mark.slow
     @given(seed=st.integers(0, 10**6), ridge=st.floats(0.05, 5), itself=st.booleans(), many=st.booleans())
     def test_it_is_the_slow_rule(self, seed, ridge, itself, many):
         """Under every form of ``V``; two replicates at once; what each pick lowers is what the matrices say."""

@@ -70,6 +70,7 @@ def said(tmp_path: Path) -> list[str]:
     return [answer.answer for answer in Answers(tmp_path / "q.answers.jsonl").all]
 
 
+@pytest.mark.slow
 def test_clicks_and_keys_answer_and_reload_goes_on(browser: Any, client: Client, tmp_path: Path) -> None:
     tab = Tab(browser, client).enter("ada")
     tab.at(0, "prompt 0")

@@ -99,6 +99,7 @@ class TestPromptsAlone:
         answer_all(project)
         assert main(["select", "--project", str(project.root), "--budget", "2"]) == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "said"),
         [
@@ -289,6 +290,7 @@ def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):
     assert [(label.prompt, label.first, label.second) for label in read] == [("Say it", "a", "b"), (chat, "a", "b")]
 
 
+@pytest.mark.slow
 def test_a_project_remembers_what_people_are_asked(tmp_path, capsys):
     pool = one_pool(tmp_path / "pool.jsonl")
     begin = ["select", "--project", str(tmp_path / "p"), "--pool", str(pool), "--budget", "2", "--strategy", "random"]

@@ -166,6 +166,7 @@ class TestAnswers:
         assert state["agreement"]["duels"] == 3
         assert state["agreement"]["share"] == pytest.approx(2 / 3)
 
+    @pytest.mark.slow
     def test_answers_at_once_are_all_kept(self, tmp_path: Path) -> None:
         file = batch(tmp_path / "q.jsonl", 12)
         with served(Desk(Source.at(file))) as client:

@@ -188,6 +188,7 @@ class TestPolicy:
             PolicyLearner(network, network.initial(key), 1.0, beta=0.0)
 
 
+@pytest.mark.slow
 def test_one_table_kept_once_gives_the_same_fit(network, key, items, arena):
     """Duels of one table asked again and again: stored once or copied for every duel, the minimiser is the same."""
     initial = network.initial(key.fold_in("network"))
@@ -246,6 +247,7 @@ def test_single_precision_only_far_from_the_end(monkeypatch, network, key, items
     torch.testing.assert_close(both.rewards(items), double.rewards(items), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_steep_loss_is_fitted_in_double_precision_alone(monkeypatch, network, key, items, arena):
     """With λ = 1e-6 the Hessian's condition is beyond single precision."""
     learner = NeuralLearner(network, network.initial(key), 1e-6)
@@ -327,6 +329,7 @@ def test_a_fit_ends_at_a_minimum_whatever_lambda_is(lam):
     assert value <= on.fun * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lam", "passes"), [(0.3, 49), (1.0, 14), (100.0, 6)])
 def test_a_well_regularised_fit_needs_few_passes(monkeypatch, lam, passes):
     """Values asked for where λ >= 0.3, as counted before fits with small λ were mended: no more are needed."""

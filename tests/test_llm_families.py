@@ -223,6 +223,7 @@ def test_slower_ways_are_told_and_the_fastest_are_not() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_rows_one_at_a_time_are_what_they_are_in_company(name: str) -> None:
     policy = family(name)
@@ -255,6 +256,7 @@ def test_a_model_with_dropout_begins_training_at_margin_zero_and_learns_without_
     assert not any(module.training for module in policy.model.modules())
 
 
+@pytest.mark.slow
 def test_a_context_that_is_too_short_is_refused_before_and_in_drawing() -> None:
     policy = family("gpt2")
     for refused in (

@@ -62,6 +62,7 @@ def test_batches_change_no_feature(batch_tokens):
     assert relative(Gradients(policy, BETA, "none", 0, Key(1), batch_tokens)(rows).values, one) < 1e-5
 
 
+@pytest.mark.slow
 def test_sketches_are_their_explicit_maps(policy):
     rows, key = rows_of(policy), Key(4)
     exact = Gradients(policy, BETA, "none", 0, key)(rows)

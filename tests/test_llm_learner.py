@@ -112,6 +112,7 @@ def by_hand(policy, preferences):
     return total / len(preferences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_loss", [True, False])
 @pytest.mark.parametrize("pull", [0.0, 0.7])
 def test_loss_and_gradients_are_those_written_out_and_trls(policy, tmp_path, pull, own_loss):
@@ -132,6 +133,7 @@ def test_loss_and_gradients_are_those_written_out_and_trls(policy, tmp_path, pul
         assert torch.allclose(got, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cached_reference_log_probabilities_are_those_that_trl_computes(policy, tmp_path):
     """Ours are the adapter-off model's; TRL computes its own from the copy of the adapter as it was at the start."""
     preferences = preferences_of(policy)

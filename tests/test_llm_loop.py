@@ -132,6 +132,7 @@ def test_both_strategies_begin_with_the_same_model_prompts_and_responses(finishe
     assert (first[0]["label"][both.index] == first[1]["label"][both.index]).all()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(finished, capsys):
     before = contents(finished)
     assert smoke(finished.parent.parent) == 0
@@ -209,6 +210,7 @@ def test_a_full_disk_leaves_the_last_round_intact(finished, tmp_path, monkeypatc
     assert contents(only(tmp_path)) == contents(finished)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config_is_refused(finished, tmp_path, capsys):
     part = tmp_path / "llm" / finished.name
     shutil.copytree(finished, part)
@@ -702,6 +704,7 @@ class TestBroughtPool:
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_bad_rows_and_long_responses_are_left_out_if_asked(self, tmp_path):
         path = tmp_path / "ours.jsonl"
         brought(path, 20, ("responses",))
@@ -851,6 +854,7 @@ class TestAlignment:
         assert cells == [(rule, seed) for seeds in ((0, 1), (2,)) for rule in rules for seed in seeds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chat", "prompts", "want"),
     [("auto", "builtin", False), ("auto", "file", True), ("no", "file", False), ("yes", "builtin", True)],

@@ -325,6 +325,7 @@ def test_sound_folders_of_all_forms_are_read(form, tmp_path):
         assert found == pytest.approx(sum(float(logs[start + i, t]) for i, t in enumerate(row.response)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_and_becomes_the_reference(sound, tmp_path):
     trained = load_policy(str(sound), Adapter(4, 8.0, ("q_proj", "o_proj")), Key(0))
     trained.restore({k: v + 0.2 for k, v in trained.state().items()})
@@ -353,6 +354,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_any_kind_is_merged_exactly_or_refused(kind, sound, tmp_path):
     config, refused = KINDS[kind]

@@ -68,6 +68,7 @@ def test_more_layers_than_there_are_is_refused():
         upper("tiny-llama", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups_of", [pairs_of, opened])
 def test_log_probabilities_above_kept_states_are_the_plain_ones(policy, groups_of):
     groups = groups_of(policy)
@@ -108,6 +109,7 @@ def test_rows_go_through_the_layers_below_once(policy):
     assert all("forward" not in vars(layer) for layer in policy.trunk.below)
 
 
+@pytest.mark.slow
 def test_features_above_kept_states_are_those_of_whole_passes(policy):
     rows = rows_of(policy) * 2
     found = []
@@ -206,6 +208,7 @@ def test_bundles_keep_to_their_size_and_to_what_is_shared():
     assert shared_tokens([(1, 2, 3), (1, 2, 4, 5), (1, 2)]) == 1
 
 
+@pytest.mark.slow
 def test_an_opening_that_prompts_share_is_read_once_and_changes_no_draw(policy):
     prompts = [group[0].prompt for group in opened(policy)]
     before = policy.meter.tokens["draw"]

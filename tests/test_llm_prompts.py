@@ -138,6 +138,7 @@ def test_same_luck_same_prompts_other_luck_others() -> None:
     assert load("builtin", LUCK).digest == other.digest
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.sampled_from([None, True])), min_size=12, max_size=40), st.integers(0, 99)
 )
@@ -349,6 +350,7 @@ def _nested(values: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
     return st.lists(values, max_size=3) | st.dictionaries(keys, values, max_size=3)
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=9), _nested, max_leaves=8))
 def test_a_row_has_a_prompt_or_is_refused(row: object) -> None:
     for value in (row, {"prompt": row}, {"messages": row}, {"chosen": row, "rejected": row}, {"info": row}):

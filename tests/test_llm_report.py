@@ -403,6 +403,7 @@ def test_writing_again_gives_the_same_bytes_and_time_touches_one_page(run: Path,
     assert (copy / "timing.html").read_bytes() != before[Path("timing.html")]
 
 
+@pytest.mark.slow
 def test_seconds_are_means_over_the_seeds_that_have_them(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     for seed, content in enumerate(('{"x": 1, "y": 2}', '{"x": 3, "y": 4}', "[]")):
@@ -413,6 +414,7 @@ def test_seconds_are_means_over_the_seeds_that_have_them(run: Path, tmp_path: Pa
     assert list(found.index) == ["random"]
 
 
+@pytest.mark.slow
 def test_picks_name_their_nearest_pick_by_its_place(run: Path) -> None:
     why = report.why(report.read(run))
     assert why["strategy"] == "activedpo-normalised"
@@ -421,6 +423,7 @@ def test_picks_name_their_nearest_pick_by_its_place(run: Path) -> None:
     assert [pick["rank"] for pick in why["picks"]] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_samples_are_the_first_prompts_before_and_after(run: Path) -> None:
     read = report.read(run)
     shown = report.samples(read)
@@ -440,6 +443,7 @@ def test_a_response_that_reads_like_a_missing_value_stays_a_text(run: Path) -> N
     assert all(isinstance(text, str) for text in texts)
 
 
+@pytest.mark.slow
 def test_bands_are_the_paired_change_s(run: Path) -> None:
     table = report.measures(report.read(run))
     found = report.bands(table).set_index(["strategy", "round", "measure"]).sort_index()

@@ -108,6 +108,7 @@ def test_what_ships_is_small_and_holds_no_weights_of_others() -> None:
         assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(WEIGHTS, tmp_path / "weights")

@@ -55,6 +55,7 @@ def test_draws_have_the_probabilities_of_the_softmax():
     assert stats.chisquare(counts, torch.softmax(logits, -1).numpy() * 20_000).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_draws_are_those_of_scoring(policy):
     prompts = [row.prompt for row in rows_of(policy)]
     rows, logs = sample(policy, prompts, 6, Decoding(30), Key(2), "generate")
@@ -114,6 +115,7 @@ def test_a_low_temperature_draws_the_likeliest_token(policy):
     assert rows[0].response[0] == int(logits.argmax())
 
 
+@pytest.mark.slow
 def test_the_same_luck_draws_the_same_and_other_luck_other_responses():
     policy = tiny("tiny-llama")
     prompts = [row.prompt for row in rows_of(policy)]

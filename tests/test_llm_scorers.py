@@ -58,6 +58,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("pad", [True, False])
 def test_a_pair_scores_as_the_library_says_alone_and_in_company(form, pad, tmp_path):
@@ -165,6 +166,7 @@ def test_long_texts_are_refused_or_cut_at_the_models_positions_and_counted(tmp_p
     assert cut(load_scorer("lexical-letters", "cpu"), [""], ["x" * 999]) == []
 
 
+@pytest.mark.slow
 def test_a_reward_adapter_is_merged_with_its_head(tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = tiny_model("tiny-llama", Key(0))

@@ -125,6 +125,7 @@ def test_states_below_the_adapter_that_a_run_shares_change_no_byte(pooled, tmp_p
     assert contents(run / "activedpo-normalised--seed1") == contents(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -285,6 +286,7 @@ def test_a_projection_is_compared_with_exact_gradients_round_one():
     assert page.sketched(STUDIES["1"], table).empty
 
 
+@pytest.mark.slow
 def test_a_page_says_what_saves_labels_and_which_text_broke():
     study = STUDIES["1"]
     generator = np.random.default_rng(0)

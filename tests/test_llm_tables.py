@@ -66,6 +66,7 @@ def test_json_is_strict() -> None:
         texts.loads("[" * 100_000)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(ANYTHING, ANYTHING, st.booleans()), max_size=6))
 @example([(text, text, chat) for text in AWKWARD for chat in (False, True)])
 def test_tables_give_every_text_back(

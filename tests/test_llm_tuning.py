@@ -143,6 +143,7 @@ def test_the_page_tells_of_tuning(data, tmp_path):
     assert (run / "sft" / "adapter" / "adapter_config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -43,6 +43,7 @@ GEOMETRIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 8])  # 8 prompts: with 8 duels a round, V takes the rows as they are looked at
 @pytest.mark.parametrize("space", GEOMETRIES, ids=str)
 def test_widths_in_the_loop_are_those_of_explicit_matrices(space, batch, network, key, arena):
@@ -144,6 +145,7 @@ def test_strategies_share_worlds_and_answers(network, key, arena):
     assert len(known) > ROUNDS * BATCH * 3
 
 
+@pytest.mark.slow
 def test_replicates_are_independent_of_company(network):
     """Replicate 2 among three is replicate 2 alone: same picks, and rewards to rounding."""
 

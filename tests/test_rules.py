@@ -101,6 +101,7 @@ class World:
 
 
 class TestTrace:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["policy-trace", "policy-trace-target"])
     @given(seed=seeds)
     def test_it_lowers_the_trace_most(self, name, seed):
@@ -123,6 +124,7 @@ class TestTrace:
 
 
 class TestDelta:
+    @pytest.mark.slow
     @given(seed=seeds, nu=st.sampled_from([0.0, 0.5, 2.0]), responses=st.booleans(), k=st.integers(2, 5))
     def test_the_batch_is_the_greedy_one_of_the_prompts_proposals(self, seed, nu, responses, k):
         world = World(seed, k=k)
@@ -208,6 +210,7 @@ class TestDecisive:
 
 
 class TestCeiling:
+    @pytest.mark.slow
     @given(seed=seeds)
     def test_it_lowers_the_expected_error_most(self, seed):
         """Both answers of every duel, each with its Newton step by an explicit Hessian; then the expected one."""

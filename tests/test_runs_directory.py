@@ -145,6 +145,7 @@ def damage(path: Path, how: str) -> None:
 
 
 class TestDamage:
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", DAMAGES)
     @pytest.mark.parametrize(
         "name",
@@ -161,6 +162,7 @@ class TestDamage:
             assert name in told.err or "ledger" in name
         assert "this run is complete" not in told.out.split("page:")[-2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", NOISE)
     @pytest.mark.parametrize("name", ["manifest.json", "timing.json"])
     def test_noise_in_a_json_file_is_never_a_traceback(self, name, content, finished, capfd):
@@ -295,12 +297,14 @@ class TestPlaces:
         assert len(error) == 1
         assert error[0].startswith("error: ")
 
+    @pytest.mark.slow
     def test_force_starts_over(self, finished):
         (finished / "stale.txt").write_text("old")
         assert toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1", "--force"]) == 0
         assert not (finished / "stale.txt").exists()
         assert [p.name for p in finished.parent.iterdir()] == [finished.name]
 
+    @pytest.mark.slow
     def test_a_deletion_that_was_cut_off_goes_on(self, finished):
         gone = finished.with_name(f".{finished.name}.999999999@{HOST}.deleted")
         write_text(gone / "x", "left")

@@ -153,6 +153,7 @@ class TestPlaying:
         assert contents(next((tmp_path / "toy").iterdir())) == whole
         assert contents(only(tmp_path / "one")) == whole
 
+    @pytest.mark.slow
     def test_a_complete_run_is_not_played_again(self, tmp_path, capsys):
         run = ["smoke", "--output", str(tmp_path), "--jobs", "1"]
         assert toy.main(run) == 0
@@ -169,6 +170,7 @@ class TestPlaying:
         assert toy.main(run) == 0
         assert contents(only(tmp_path)) == whole
 
+    @pytest.mark.slow
     def test_parts_make_the_whole_and_the_last_writes_the_page(self, whole, tmp_path, capsys):
         for part in ("2/3", "1/3"):
             assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1", "--cells", part]) == 0
@@ -234,6 +236,7 @@ class TestPlaying:
         assert not (only(tmp_path) / "index.html").exists()
         assert execute
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
     )

@@ -199,6 +199,7 @@ class TestTheory:
             assert changed.cells()
             assert all(size >= 0 for size in changed.memory().values())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_its_memory_is_told_by_its_own_options_and_grows_with_them(self, family, preset):

@@ -189,6 +189,7 @@ class TestVerdicts:
     def test_without_the_baseline_there_is_nothing_to_say(self):
         assert savings(frame(3).query("contender == 'rule'"), "error", "random").empty
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gain", [0.3, 0.0])
     def test_the_replicates_said_to_decide_do(self, gain):
         """With the number that a large sample names, 80 % of tries are decided (65 to 95 % of 100)."""
@@ -266,6 +267,7 @@ class TestPooled:
             hits.append(found.low <= big <= found.high)
         assert np.mean(hits) >= least(200, level)
 
+    @pytest.mark.slow
     def test_truths_are_pooled_by_paired_ratios(self):
         found = pool_truths(frame(32, gain=0.5, truths=2), "error", "random").iloc[0]
         assert found["high"] < 1

@@ -173,6 +173,7 @@ def test_newton_ends_at_every_replicates_minimum_and_never_rises(seed, dim, far)
         np.testing.assert_allclose(x[r].numpy(), best.x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_newton_leaves_a_replicate_where_its_step_does_not_help():
     """The second replicate is given an uphill direction: it stays, and its size tells; the first goes on to its end."""
     sign = torch.tensor([[-1.0], [1.0]]).double()

@@ -58,6 +58,7 @@ class TestCoverage:
         rng = np.random.default_rng(n)
         assert coverage_of(lambda: mean(rng.normal(2, 3, n), level), 2.0) >= least(DRAWS, level)
 
+    @pytest.mark.slow
     def test_of_the_mean_of_a_skewed_sample_comes_with_its_size(self):
         """Student's t on exponentials: 0.90 at 16 replicates, 0.94 at 64, 0.95 at 400; what its docstring says."""
         rng = np.random.default_rng(0)

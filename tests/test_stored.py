@@ -26,6 +26,7 @@ def _little_at_once(monkeypatch):
     monkeypatch.setattr(stored, "FORMED", 0)
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 99),
     st.integers(2, 9),

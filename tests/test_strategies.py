@@ -134,6 +134,7 @@ class TestContract:
         for r in range(2):
             assert torch.equal(select(alone(pool, r), STRATEGIES[name], 4, LUCK.only(r))[0], both[r])
 
+    @pytest.mark.slow
     def test_sides_and_common_shifts_do_not_matter(self, name):
         """Exchanging a duel's sides, or adding c(x) to the rewards of a prompt, changes no pick."""
         for seed in range(5):
@@ -204,6 +205,7 @@ class TestRules:
                 counts[row[0]] += 1
         assert chisquare(counts).pvalue > 1e-5
 
+    @pytest.mark.slow
     @given(seed=st.integers(0, 10**6), nu=st.floats(0, 3))
     def test_two_arms_on_one_prompt_are_those_of_the_paper(self, seed, nu):
         """UCB, Thompson, DeltaUCB and DRTS on one prompt, arm by arm, every arm against itself included."""
@@ -351,6 +353,7 @@ class TestChecks:
 
 
 class TestRegistry:
+    @pytest.mark.slow
     def test_a_strategy_is_added_in_one_place(self):
         try:
             STRATEGIES.register("as-told", Given((1.0, 2.0, 3.0)))
@@ -445,6 +448,7 @@ def test_adpo_is_the_d_optimal_design_of_its_source():
     assert STRATEGIES["apo-in-batch"].batch_update
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6))
 def test_colstim_cuts_its_perturbations(seed):
     """With a threshold near zero nothing is perturbed: CoLSTIM is UCB."""

@@ -83,6 +83,7 @@ class TestCheck:
 
 
 class TestSuite:
+    @pytest.mark.slow
     @pytest.mark.parametrize("preset", PRESETS)
     def test_names_are_unique_and_every_cell_has_a_safe_key(self, preset):
         made = suite(preset)

@@ -266,12 +266,14 @@ class TestTrials:
             noise = math.sqrt(information + 2 * math.log(20)) / trial.kappa
             assert found["gamma"][r] == pytest.approx(noise + norm * math.sqrt(1 / trial.kappa) + 1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sampling", ["random", "active"])
     def test_chain_rule_and_potential(self, sampling):
         found = play(Trial(Setting(2, 3), sampling, rounds=30, certificates=0), Key(1, (0, 1)))
         assert (found["chain"] < 1e-9).all()
         assert (found["potential"] <= 1).all()
 
+    @pytest.mark.slow
     def test_a_design_that_misses_answers_breaks_the_chain_rule(self):
         missing = Trial(Setting(2, 3), "random", rounds=60, certificates=0, corruption="unrecorded")
         assert (play(missing, Key(1, (0, 1)))["chain"] > 0.1).all()
@@ -327,6 +329,7 @@ class TestOrders:
         dense = a.dense().differences(duels).values
         torch.testing.assert_close(orders._duel_gram(a, duels), dense @ dense.mT)
 
+    @pytest.mark.slow
     def test_a_wide_network_is_near_its_linearisation(self):
         found = {}
         for width in (8, 512):
@@ -368,6 +371,7 @@ class TestGreedy:
 
 
 class TestRegret:
+    @pytest.mark.slow
     def test_the_optimistic_step_bounds_regret(self):
         found = optimism(Setting(1, 4, width=8), 30, 1.0, 0.05, Key(3, tuple(range(8))))
         assert (found["worst"] <= 1).all()

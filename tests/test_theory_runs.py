@@ -72,6 +72,7 @@ class TestRun:
         assert command.main(["smoke", *FAST, "--output", str(tmp_path), "--jobs", "1"]) == 0
         assert contents(only(tmp_path)) == contents(finished)
 
+    @pytest.mark.slow
     def test_a_complete_run_is_judged_again_not_run_again(self, finished, capsys):
         before = {f: f.stat().st_mtime_ns for f in finished.rglob("*.csv")}
         assert command.main(["smoke", *FAST, "--output", str(finished.parent.parent)]) == 0

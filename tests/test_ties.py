@@ -130,6 +130,7 @@ def fitted(name: str, ties: float) -> tuple[Learner, torch.Tensor, torch.Tensor,
     return learner, duels.difference(learner.rewards(items))[0], outcome[0], rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [0.0, 0.9, 6.0])
 @pytest.mark.parametrize("name", ["tangent", "linear"])
 def test_a_convex_fit_with_ties_is_scipys(name, ties):

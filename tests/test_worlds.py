@@ -65,6 +65,7 @@ def test_clusters_have_long_tailed_frequencies_in_the_pool_and_even_ones_held_ou
     assert np.abs(found[1] - 0.25).max() < 5 * math.sqrt(0.19 / 1000)
 
 
+@pytest.mark.slow
 def test_a_policy_of_a_mixture_answers_with_the_truly_best_of_its_draws():
     """Best of 16 standard normals has mean 1.766; a linear truth is nearly normal on a sphere of many dimensions.
 
@@ -179,6 +180,7 @@ class TestMap:
             assert study.play(cell, folder) == ["meter.csv" if cell.rule == METER else "rounds.csv"]
 
 
+@pytest.mark.slow
 def test_a_pool_of_a_truth_is_played_where_its_names_are_unknown(tmp_path, monkeypatch):
     """The settings that a truth's pool stands for are made where the run begins, for the meter and the rules."""
     monkeypatch.setitem(STRATEGIES._parts, "mine", STRATEGIES["activedpo"])
