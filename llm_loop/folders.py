@@ -34,6 +34,7 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Patterns of the files that are read of a folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ADAPTER = "adapter_config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,10 @@ def load_tokenizer(folder: Path, what: str, trust: bool = False) -> Any:
 def fingerprint(folder: Path) -> str:
     """Return a SHA-256 over the names and contents of all files that are read of a model's folder.
 
-    Of an adapter's folder, the files of the model it was made for count too.
+    Of an adapter's folder, the files of what it was made for count too.
     """
     digest = hashlib.sha256()
-    folders = [folder]
-    if (folder / ADAPTER).exists():
-        folders.append(_base(folder, "model"))
-    for one in folders:
+    for one in _lineage(folder, "model"):
         for file in sorted({file for pattern in FILES for file in one.glob(pattern)}):
             with file.open("rb") as content:
                 digest.update(file.name.encode() + b"\0" + hashlib.file_digest(content, "sha256").digest())
@@ -170,44 +168,80 @@ def _none_missing(missing: Sequence[str], folder: Path, what: str) -> None:
 
 
 def _merged(auto: Any, folder: Path, what: str, dtype: str, trust: bool) -> Loaded:
-    """Return the model that a PEFT folder belongs to, with the adapter merged into its weights."""
-    base = _base(folder, what)
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise InputError(f"{what} {folder} has no {file.name}" + _pickled(folder))
-    _check_weights(file, what)
-    with safe_open(file, "pt") as tensors:
-        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-    with _told(f"{what} {folder}: its adapter cannot be read"):
-        kind = PeftConfig.from_pretrained(folder)
-    if kind.is_prompt_learning:
-        raise InputError(f"{what} {folder}: an adapter of kind {kind.peft_type.value} cannot be merged into weights")
-    heads = [shape[0] for name, shape in shapes.items() if "lora_" not in name and len(shape) == 2]
-    more = {"num_labels": min(heads, default=1)} if kind.task_type == "SEQ_CLS" else {}
-    model, missing = _model(auto, base, what, dtype, trust, **more)
-    _none_missing([name for name in missing if f"base_model.model.{name}" not in shapes], base, what)
-    with _told(f"{what} {folder}: its adapter does not fit {base}"), seeded(Key(0)):
-        adapted = PeftModel.from_pretrained(model, folder, config=kind)
-        names = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        if names != set(shapes):
-            odd = sorted(names ^ set(shapes))
-            raise InputError(f"{what} {folder}: {len(odd)} weights are only in the adapter or the model: {_first(odd)}")
-        merged = adapted.merge_and_unload()
-    check_finite(merged, f"{what} {folder}")
-    own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return Loaded(merged.eval(), load_tokenizer(folder if own else base, what, trust))
+    """Return the model that a PEFT folder belongs to, with the adapter, and those it was made for, merged into it."""
+    *adapters, base = _lineage(folder, what)
+    brought = {adapter: _Brought.of(adapter, what) for adapter in adapters}
+    heads = [one.labels for one in brought.values() if one.kind.task_type == "SEQ_CLS"]
+    model, missing = _model(auto, base, what, dtype, trust, **({"num_labels": heads[0]} if heads else {}))
+    known = {name for one in brought.values() for name in one.shapes}
+    _none_missing([name for name in missing if f"base_model.model.{name}" not in known], base, what)
+    for adapter, one in reversed(brought.items()):
+        model = one.merged_into(model, what, adapter)
+    check_finite(model, f"{what} {folder}")
+    own = [one for one in adapters if any((one / name).exists() for name in TOKENIZER)]
+    return Loaded(model.eval(), load_tokenizer(own[0] if own else base, what, trust))
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """What an adapter's folder holds."""
+
+    kind: PeftConfig
+    shapes: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, folder: Path, what: str) -> _Brought:
+        """Read a folder, but for its weights."""
+        file = folder / "adapter_model.safetensors"
+        if not file.exists():
+            raise InputError(f"{what} {folder} has no {file.name}" + _pickled(folder))
+        _check_weights(file, what)
+        with safe_open(file, "pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        with _told(f"{what} {folder}: its adapter cannot be read"):
+            kind = PeftConfig.from_pretrained(folder)
+        if kind.is_prompt_learning:
+            raise InputError(
+                f"{what} {folder}: an adapter of kind {kind.peft_type.value} cannot be merged into weights"
+            )
+        return cls(kind, shapes)
+
+    @property
+    def labels(self) -> int:
+        """How many a classifier's adapter has."""
+        heads = [shape[0] for name, shape in self.shapes.items() if "lora_" not in name and len(shape) == 2]
+        return min(heads, default=1)
+
+    def merged_into(self, model: Any, what: str, folder: Path) -> Any:
+        """Return the model with the adapter in its weights."""
+        with _told(f"{what} {folder}: its adapter does not fit the model it was made for"), seeded(Key(0)):
+            adapted: Any = PeftModel.from_pretrained(model, folder, config=self.kind)
+            names = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+            if odd := sorted(names ^ set(self.shapes)):
+                raise InputError(
+                    f"{what} {folder}: {len(odd)} weights are only in the adapter or the model: {_first(odd)}"
+                )
+            return adapted.merge_and_unload()
+
+
+def _lineage(folder: Path, what: str) -> list[Path]:
+    """Return a model's folder; of an adapter, its folder, that of what it was made for, and so on to a model."""
+    found = [folder]
+    while (found[-1] / ADAPTER).exists():
+        base = _base(found[-1], what)
+        if base.resolve() in {one.resolve() for one in found}:
+            raise InputError(f"{what} {folder} is an adapter that was made, in the end, for itself")
+        found.append(base)
+    return found
 
 
 def _base(folder: Path, what: str) -> Path:
-    """Return the folder of the model that an adapter was made for."""
+    """Return the folder of what an adapter was made for."""
     name = _json(folder / ADAPTER, what).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{what} {folder} is an adapter that does not say which model it was made for")
     beside = folder / name
-    base = beside if beside.is_dir() else locate(name, f"{what} {folder} was made for, model", ())
-    if (base / ADAPTER).exists():
-        raise InputError(f"{what} {folder} is an adapter of an adapter, {base}; merge that one first")
-    return base
+    return beside if beside.is_dir() else locate(name, f"{what} {folder} was made for, model", ())
 
 
 def _weights(folder: Path, what: str) -> list[Path]:

@@ -338,6 +338,28 @@ def test_an_adapter_is_merged_and_becomes_the_reference(sound, tmp_path):
     assert torch.equal(policy.log_probs(rows, "test"), reference)
 
 
+@pytest.mark.slow
+def test_an_adapter_of_an_adapter_is_merged_after_it(sound, tmp_path):
+    """What a run leaves that began by tuning: the policy's adapter was made for the tuned model's."""
+    tuned = load_policy(str(sound), Adapter(4, 8.0, ("q_proj", "o_proj")), Key(0))
+    tuned.restore({k: v + 0.2 for k, v in tuned.state().items()})
+    tuned.save(tmp_path / "sft")
+    trained = load_policy(str(tmp_path / "sft"), Adapter(2, 4.0, ("o_proj", "v_proj")), Key(1))
+    trained.restore({k: v - 0.2 for k, v in trained.state().items()})
+    trained.belongs = "../sft"
+    trained.save(tmp_path / "dpo")
+    policy = load_policy(str(tmp_path / "dpo"), Adapter(2, 4.0, ("v_proj",)), Key(2))
+    rows = rows_of(policy)
+    assert torch.allclose(policy.log_probs(rows, "test"), trained.log_probs(rows, "test"), atol=1e-3)
+    assert not torch.allclose(policy.log_probs(rows, "test"), tuned.log_probs(rows, "test"), atol=0.05)
+    before = weights_hash(str(tmp_path / "dpo"))
+    edit_json("adapter_config.json", lora_alpha=9)(tmp_path / "sft")
+    assert weights_hash(str(tmp_path / "dpo")) != before
+    edit_json("adapter_config.json", base_model_name_or_path="../dpo")(tmp_path / "sft")
+    with pytest.raises(InputError, match="made, in the end, for itself"):
+        load_policy(str(tmp_path / "dpo"), Adapter(2, 4.0, ("v_proj",)), Key(2))
+
+
 KINDS = {
     "dora": (LoraConfig(r=2, target_modules=["q_proj", "o_proj"], use_dora=True), ""),
     "rank-stabilised": (LoraConfig(r=2, target_modules=["q_proj"], use_rslora=True, lora_alpha=3), ""),
