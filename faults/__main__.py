@@ -48,7 +48,7 @@ class Options:
     jobs: int = 0
     """cases tried side by side (0: one per core)"""
     whole: bool = False
-    """every damage of every file, and all three moments of every write, where a few files of each kind are (hours)"""
+    """every damage of every file, all moments of every write, every value of every option: else a few (hours)"""
     verbose: bool = False
     """tell of each case, not of the failed ones alone"""
 
@@ -68,7 +68,7 @@ def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterat
     killed = play(program, arguments, half, before=kills.trap(len(writes) // 2, "after"))
     if killed.status == -signal.SIGKILL:
         yield from damage.cases(program, arguments, expected, half / "results", "half done", whole)
-    yield from settings.cases(program, arguments)
+    yield from settings.cases(program, arguments, whole)
     yield from settings.command_lines(program)
     yield from surroundings.streams(program, arguments, expected)
     yield from surroundings.places(program, ("smoke",))

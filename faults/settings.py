@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib
 import types
@@ -66,13 +67,22 @@ def _small(program: str, arguments: Sequence[str], name: str) -> list[str]:
     return kept
 
 
-def cases(program: str, arguments: Sequence[str]) -> Iterator[Case]:
-    """Yield every option of a small run with every value that may be wrong."""
+def cases(program: str, arguments: Sequence[str], whole: bool) -> Iterator[Case]:
+    """Yield every option of a small run with every value that may be wrong.
+
+    Groups of settings have many options in common: where a name is met again, two values are tried, in turn
+    (``whole``: all).
+    """
     command = importlib.import_module(PROGRAMS[program]).COMMAND
-    preset = arguments[0]
+    preset, met = arguments[0], collections.Counter[str]()
     for name, kind, several in options(command.presets[preset][1]):
         small = _small(program, arguments, name)
-        for values in bad_values(kind, several):
+        tried = list(bad_values(kind, several))
+        turn = met[name.rpartition(".")[2]]
+        met[name.rpartition(".")[2]] += 1
+        if turn and not whole:
+            tried = [tried[place % len(tried)] for place in (2 * turn, 2 * turn + 1)] if tried else []
+        for values in tried:
             given = [f"{name}={values[0]}"] if len(values) == 1 and not several else [name, *values]
 
             def attempt(folder: Path, given: list[str] = given, name: str = name, small: list[str] = small) -> str:

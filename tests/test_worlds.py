@@ -26,7 +26,8 @@ from bandits.sim.problem import POLICIES, Problem
 from bandits.sim.run import SimulationStudy
 from bandits.sim.truths import TRUTHS, Linear, Square
 
-STUDY = Path(__file__).parents[1] / "docs" / "studies" / "map"
+DOCS = Path(__file__).parents[1] / "docs"
+PUBLISHED = {"full": ("which-rule-when", "studies/map"), "spent": ("which-rule-when-spent", "studies/map-spent")}
 
 
 def problem(seed: int = 0, replicates: int = 3, **knobs) -> Problem:
@@ -198,13 +199,14 @@ def test_a_pool_of_a_truth_is_played_where_its_names_are_unknown(tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not STUDY.exists(), reason="the study is in a checkout")
-def test_which_rule_when_says_what_its_tables_say():
+@pytest.mark.skipif(not DOCS.exists(), reason="the studies are in a checkout")
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_which_rule_when_says_what_its_tables_say(preset):
     """The page is the text that the committed tables make, to the last number."""
-    settings = PRESETS["full"][1]
-    table, fit, aims = (pd.read_csv(STUDY / f"{name}.csv") for name in ("results", "calibration", "target"))
-    text = page_text(settings, "full", table, fit, aims, "studies/map")
-    assert (STUDY.parents[1] / "which-rule-when.md").read_text() == text
+    settings, (page, folder) = PRESETS[preset][1], PUBLISHED[preset]
+    table, fit, aims = (pd.read_csv(DOCS / folder / f"{name}.csv") for name in ("results", "calibration", "target"))
+    text = page_text(settings, preset, table, fit, aims, folder)
+    assert (DOCS / f"{page}.md").read_text() == text
     assert set(table["rule"]) == set(settings.rules)
     pd.testing.assert_frame_equal(targets(settings, table).round(4), aims, check_dtype=False, atol=1e-4)
 

@@ -185,7 +185,7 @@ def page_text(
     """Return "Which rule when" as Markdown; ``figure`` is the folder of its figures."""
     last, worlds = max(settings.budgets), len(settings.worlds())
     out = [
-        "# Which rule when",
+        "# Which rule when" + ("" if preset == "full" else f": the map `{preset}`"),
         "",
         "Does it pay to choose which duels to label, on a pool like mine, and by which rule? Every number here is of",
         f"one run, `python -m bandits.map {preset}`: {worlds} worlds ({len(settings.redundancy)} redundancies of the",
