@@ -362,6 +362,15 @@ class TestComparisons:
         words = [compare(frame(0.0, 8, 0.5, s), "error", "random", scale="ratio")["verdict"][0] for s in range(150)]
         assert sum(word in ("better", "worse") for word in words) <= scipy_stats.binom.ppf(1 - 1e-4, 150, 0.05)
 
+    @given(st.floats(0.01, 30.0), st.integers(2, 60), st.floats(0.9, 0.9999))
+    def test_more_replicates_are_needed_than_could_not_tell(self, half, n, level):
+        """A mean of 1 whose interval at this level holds 0: n replicates were too few, and more are named."""
+        found = replicates_to_decide(Estimate(1.0, 1.0 - half, 1.0 + half, n), level)
+        assert found > n if half > 1 else found >= 2
+        reach = scipy_stats.t.ppf([(1 + level) / 2, 0.8], found - 1).sum()
+        spread = half * math.sqrt(n) / scipy_stats.t.ppf((1 + level) / 2, n - 1)
+        assert found >= (reach * spread) ** 2 * (1 - 1e-9)
+
     def test_the_replicates_said_to_decide_do(self):
         """An effect of 0.3 deviations, estimated without error: that many replicates decide it in 80 % of tries."""
         rng, n = np.random.default_rng(0), 40

@@ -381,14 +381,28 @@ COMPARISON = [
 def replicates_to_decide(estimate: Estimate, level: float = LEVEL, power: float = POWER) -> float:
     """Return how many replicates would tell an effect of the estimated size from 0 with the given power.
 
-    ``n = ((t + z) s/mean)²`` with ``s`` from the t interval at ``level``; infinite for an estimate of 0.
+    ``needed`` of the mean over its deviation, which the t interval at ``level`` shows; infinite for an estimate of 0.
     """
     if estimate.n < 2 or estimate.value == 0:
         return math.inf
     half = (estimate.high - estimate.low) / 2
     spread = half * math.sqrt(estimate.n) / float(special.stdtrit(estimate.n - 1, (1 + level) / 2))
-    reach = float(special.ndtri((1 + level) / 2) + special.ndtri(power))
-    return float(math.ceil((reach * spread / estimate.value) ** 2 + 1))
+    return needed(abs(estimate.value) / spread, level, power) if spread else 2.0
+
+
+def needed(effect: float, level: float = LEVEL, power: float = POWER) -> float:
+    """Return the least n whose t interval at ``level`` excludes 0 with the given power; ``effect`` is in deviations.
+
+    ``n >= ((t + t') / effect)²``, Student's t at n - 1 degrees of freedom for the level and for the power.  So it
+    exceeds the number of a sample whose interval holds 0: few replicates that could not tell are never said to.
+    """
+    levels = np.array([(1 + level) / 2, power])
+    if not effect > 0 or (start := (float(special.ndtri(levels).sum()) / effect) ** 2) > 10 * MANY:
+        return math.inf
+    n = max(2, math.ceil(start))
+    while n < (float(special.stdtrit(n - 1, levels).sum()) / effect) ** 2:
+        n += 1
+    return float(n)
 
 
 def decide(
@@ -408,8 +422,8 @@ def decide(
         return "equivalent", f"within {math.expm1(margin):.0%}"
     if math.isnan(effect.low):
         return "undecided", "one replicate gives no interval"
-    needed = replicates_to_decide(effect, level)
-    count = f"about {needed:,.0f}" if needed <= MANY else f"more than {MANY:,}"
+    enough = replicates_to_decide(effect, level)
+    count = f"about {enough:,.0f}" if enough <= MANY else f"more than {MANY:,}"
     return "undecided", f"{count} replicates would decide an effect of this size"
 
 
@@ -553,16 +567,18 @@ def labels_saved(
 def replicates_to_tell(saved: Estimate, margin: float, level: float = LEVEL, power: float = POWER) -> float:
     """Return how many replicates would tell, with the given power, a saving of the estimated size.
 
-    For *saves* the interval must lie above 0, for *does not save* below ``margin``: the nearer of ``((t + z) s/d)²``,
-    with ``d`` the distance from the limit and ``s`` the spread that the interval's side towards it shows.
+    For *saves* the interval must lie above 0, for *does not save* below ``margin``: the lesser of what is ``needed``
+    for the distance from the limit, over the deviation that the interval's side towards it shows.
     """
     if saved.n < 2 or not math.isfinite(saved.low + saved.high):
         return math.inf
     reach = float(special.stdtrit(saved.n - 1, (1 + level) / 2))
-    aim = float(special.ndtri((1 + level) / 2) + special.ndtri(power))
     sides = ((saved.value, saved.value - saved.low), (margin - saved.value, saved.high - saved.value))
-    found = [(aim * half * math.sqrt(saved.n) / reach / gap) ** 2 + 1 for gap, half in sides if gap > 0]
-    return float(math.ceil(min(found)))
+    return min(
+        needed(gap * reach / (half * math.sqrt(saved.n)), level, power) if half > 0 else 2.0
+        for gap, half in sides
+        if gap > 0
+    )
 
 
 def tell(saved: Estimate, margin: float, level: float = LEVEL) -> tuple[str, str, float]:
@@ -582,9 +598,9 @@ def tell(saved: Estimate, margin: float, level: float = LEVEL) -> tuple[str, str
             return SAVES_NOT, "the baseline needs fewer labels", math.nan
         within = saved.low >= -margin
         return SAVES_NOT, f"within ±{margin:.0%} of the labels" if within else f"at most {margin:.0%}", math.nan
-    needed = replicates_to_tell(saved, margin, level)
-    count = f"about {needed:,.0f}" if needed <= MANY else f"more than {MANY:,}"
-    return UNDECIDED, f"{count} replicates would decide it", needed
+    enough = replicates_to_tell(saved, margin, level)
+    count = f"about {enough:,.0f}" if enough <= MANY else f"more than {MANY:,}"
+    return UNDECIDED, f"{count} replicates would decide it", enough
 
 
 def spending(looks: Sequence[int]) -> np.ndarray:
