@@ -67,11 +67,11 @@ test-all: $(DEV)  ## run all tests, with the shapes of all arrays checked at run
 numbers: $(DEV)  ## run the cheap commands whose numbers README and findings quote  (ARGS=--all: every one, hours)
 	$(BIN)/python tests/quoted_numbers.py $(ARGS)
 
-faults: $(DEV)  ## kill runs at every write, damage their files, give them bad input: N survived, M failed
+faults: $(DEV)  ## kill runs at their writes, damage files, give bad input: N survived, M failed (15 minutes; ARGS="--minutes 0": all)
 	$(BIN)/python -m faults $(ARGS)
 
 faults-sample: $(DEV)  ## a few of these of every kind, as CI tries them (under 3 minutes)
-	$(BIN)/python -m faults --sample 60 $(ARGS)
+	$(BIN)/python -m faults --minutes 1.5 $(ARGS)
 
 lint: $(DEV)  ## check style, types and import contracts
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
-"""The campaign's command line: ``python -m faults [--sample] [--kinds kill damage ...]``; ``make faults``."""
+"""The campaign's command line: ``python -m faults [--minutes 14] [--kinds kill damage ...]``; ``make faults``."""
 
 from __future__ import annotations
 
 import collections
-import os
+import math
 import signal
 import sys
 import tempfile
@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import joblib
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -37,10 +39,12 @@ KINDS = ("kill", "damage", "setting", "command line", "surroundings", "place", "
 class Options:
     """Which cases to try, and how."""
 
+    minutes: float = 14.0
+    """begin no case when so much time is over; cases come in turn over kinds and programs (0: no limit)"""
     sample: int = 0
     """try so many cases, drawn evenly over the kinds (0: all)"""
     seed: int = 0
-    """of the sample"""
+    """of the order in which cases come"""
     kinds: tuple[str, ...] = KINDS
     """kinds of cases"""
     programs: tuple[str, ...] = tuple(PROGRAMS)
@@ -78,8 +82,8 @@ def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterat
         yield from brought.cases()
 
 
-def drawn(every: list[Case], count: int, seed: int) -> list[Case]:
-    """Return ``count`` cases, as many of each kind of each program as can be, in their order."""
+def in_turn(every: list[Case], seed: int) -> list[Case]:
+    """Return the cases in turn over the kinds of each program, each kind in an order drawn by the seed."""
     groups: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for place, case in enumerate(every):
         groups[case.kind, case.name.partition(" ")[0].rstrip(":,")].append(place)
@@ -88,7 +92,7 @@ def drawn(every: list[Case], count: int, seed: int) -> list[Case]:
     turn = [
         place for round in range(max(map(len, shuffled))) for group in shuffled for place in group[round : round + 1]
     ]
-    return [every[place] for place in sorted(turn[:count])]
+    return [every[place] for place in turn]
 
 
 def campaign(arguments: Sequence[str]) -> int:
@@ -99,21 +103,24 @@ def campaign(arguments: Sequence[str]) -> int:
             raise InputError(f"--{name}: there is no {strange[0]!r}; choose from {', '.join(known)}")
     prepare()
     began = time.monotonic()
+    over = began + 60 * options.minutes if options.minutes else math.inf
     survived = failed = 0
+    kinds = collections.Counter[str]()
 
     def tell(case: Case, said: str) -> None:
         nonlocal survived, failed
         survived, failed = survived + (not said), failed + bool(said)
+        kinds[case.kind] += 1
         if said or options.verbose:
             print(f"{'FAILED' if said else 'ok'}  {case.kind}: {case.name}{': ' if said else ''}{said}", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="faults-") as place:
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as place:
         every = [case for program in options.programs for case in cases(program, Path(place), KINDS, options.whole)]
         every = [case for case in every if case.kind in options.kinds]
-        chosen = drawn(every, options.sample, options.seed) if options.sample else every
-        attempt_all(chosen, Path(place), options.jobs or os.cpu_count() or 1, tell)
-    kinds = collections.Counter(case.kind for case in chosen)
-    print(", ".join(f"{count} {kind}" for kind, count in kinds.items()), f"in {time.monotonic() - began:.0f} s")
+        chosen = in_turn(every, options.seed)[: options.sample or None]
+        attempt_all(chosen, Path(place), options.jobs or joblib.cpu_count(), tell, over)
+    told = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+    print(f"{told} in {time.monotonic() - began:.0f} s, of {len(every)} cases")
     print(f"{survived} survived, {failed} failed")
     return 1 if failed else 0
 

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import hashlib
 import importlib
+import math
 import os
 import re
 import shutil
@@ -210,11 +211,18 @@ def attempt(case: Case, root: Path) -> str:
             )
 
 
-def attempt_all(cases: Sequence[Case], root: Path, jobs: int, tell: Callable[[Case, str], None]) -> None:
-    """Try cases, ``jobs`` at a time, each slot a forked process of its own; tell of each as it ends."""
+def attempt_all(
+    cases: Sequence[Case], root: Path, jobs: int, tell: Callable[[Case, str], None], over: float = math.inf
+) -> None:
+    """Try cases, ``jobs`` at a time, each slot a forked process of its own; tell of each as it ends.
+
+    None is begun after ``over``, a time of ``time.monotonic``.
+    """
     running: dict[int, tuple[Case, int]] = {}
     waiting = list(reversed(cases))
     while waiting or running:
+        if time.monotonic() >= over:
+            waiting.clear()
         while waiting and len(running) < jobs:
             case = waiting.pop()
             read, write = os.pipe()
@@ -226,6 +234,8 @@ def attempt_all(cases: Sequence[Case], root: Path, jobs: int, tell: Callable[[Ca
                 os._exit(0)
             os.close(write)
             running[child] = case, read
+        if not running:
+            break
         ended, _ = os.wait()
         if ended in running:
             case, read = running.pop(ended)

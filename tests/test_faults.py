@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults.__main__ import drawn
-from faults.harness import Case, few
+from faults.__main__ import in_turn
+from faults.harness import Case, attempt_all, few
 
 
 def test_a_few_files_of_each_kind_are_tried():
@@ -18,10 +18,21 @@ def test_a_few_files_of_each_kind_are_tried():
 
 
 @given(st.lists(st.sampled_from(["kill", "damage", "setting"]), min_size=1, max_size=40), st.integers(1, 40))
-def test_a_sample_is_drawn_evenly_over_the_kinds(kinds, count):
+def test_cases_come_in_turn_over_the_kinds(kinds, count):
+    """So what a campaign has tried when its time is over is even over the kinds."""
     every = [Case(kind, f"simulate {number}", lambda folder: "") for number, kind in enumerate(kinds)]
-    chosen = drawn(every, count, 0)
-    assert len(chosen) == min(count, len(every))
-    assert chosen == drawn(every, count, 0) == [case for case in every if case in chosen]
-    took = {kind: sum(case.kind == kind for case in chosen) for kind in set(kinds)}
+    order = in_turn(every, 0)
+    assert sorted(map(id, order)) == sorted(map(id, every))
+    assert [case.name for case in order] == [case.name for case in in_turn(every, 0)]
+    tried = order[:count]
+    took = {kind: sum(case.kind == kind for case in tried) for kind in set(kinds)}
     assert all(took[kind] in (kinds.count(kind), max(took.values()), max(took.values()) - 1) for kind in took)
+
+
+def test_no_case_is_begun_when_the_time_is_over(tmp_path):
+    every = [Case("kill", f"simulate {number}", lambda folder: "") for number in range(3)]
+    told = []
+    attempt_all(every, tmp_path, 1, lambda case, said: told.append(case.name), over=0.0)
+    assert not told
+    attempt_all(every, tmp_path, 1, lambda case, said: told.append(case.name))
+    assert told == [case.name for case in every]
