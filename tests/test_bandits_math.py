@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandits.core import oracles as btl
+from bandits.core import rows as row_sets
 from bandits.core.bounds import interpolation_norm, linearised, proposition
 from bandits.core.design import Design, DiagonalDesign, GramDesign, IdentityDesign, PrimalDesign, WhitenedDesign
 from bandits.core.duels import Duels, gather
@@ -210,7 +211,10 @@ def test_a_large_gram_matrix_is_the_plain_product(lead, n):
     values = rows(0, n, 3, lead)
     one = Dense(values)
     torch.testing.assert_close(one.inner(one), values @ values.mT, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(one.inner(one), one.inner(Dense(values)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.inner(one), one.inner(Dense(values.clone())), rtol=1e-12, atol=1e-12)
+    with mock.patch("bandits.core.rows._gram", wraps=row_sets._gram) as by_stripes:
+        one.inner(one)
+    assert by_stripes.called == (n >= 1024)
 
 
 class TestDesign:

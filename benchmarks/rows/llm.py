@@ -20,6 +20,7 @@ from benchmarks.harness.row import Answer, Check, Contender, Row, Target, regist
 
 SIZE, BETA = 8192, 0.1
 LOOP = ("transformers", "peft", "trl")
+RATE = 5e-4  # of ours, TRL's and the one written out
 TRAINED = 2  # steps of a DPO fit
 
 
@@ -340,7 +341,7 @@ def dpo(layers: int = 0, whole: bool = False) -> Callable[[], Answer]:
     policy.restore(policy.initial)
     pairs = _preferences(policy)
     policy.route = Route(shared=not whole, cached=not whole)
-    training = Training(beta=BETA, epochs=TRAINED, batch=8)
+    training = Training(beta=BETA, rate=RATE, epochs=TRAINED, batch=8)
 
     def run() -> Answer:
         policy.restore(policy.initial)
@@ -377,7 +378,7 @@ def trl(cached: bool) -> Callable[[], Answer]:
             arguments = DPOConfig(
                 output_dir=scratch,
                 beta=BETA,
-                learning_rate=5e-4,
+                learning_rate=RATE,
                 num_train_epochs=TRAINED,
                 per_device_train_batch_size=8,
                 lr_scheduler_type="linear",
@@ -414,7 +415,7 @@ def dpo_check(answers: Mapping[str, Answer], layers: int = 0) -> Check:
     pairs = _preferences(policy)
     base = torch.tensor([p.chosen_reference for p in pairs] + [p.rejected_reference for p in pairs])
     rows = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    solver = torch.optim.AdamW(policy.parameters.values(), 5e-4, weight_decay=0.0)
+    solver = torch.optim.AdamW(policy.parameters.values(), RATE, weight_decay=0.0)
     losses = []
     for _ in range(TRAINED):
         chosen, rejected = (policy.token_log_probs(rows).sum(-1) - base).chunk(2)
