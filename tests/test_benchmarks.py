@@ -1,6 +1,7 @@
 """The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,20 @@ from benchmarks.rows import greedy as batches
 
 def build(value: float):
     return lambda: {"value": value, "x:size": np.array([1.0, 2.0]), "y:size": np.array([3.0, 4.0])}
+
+
+def hoarding(value: float, from_run: int):
+    """A workload that takes 400 MB for 0.3 s from one of its runs on."""
+    runs = iter(range(10))
+
+    def run():
+        if next(runs) >= from_run:
+            kept = np.ones(50_000_000)
+            time.sleep(0.3)
+            del kept
+        return {"value": value}
+
+    return run
 
 
 def broken():
@@ -75,6 +90,14 @@ class TestMeasuring:
         assert got.curves == {"x:size": [1.0, 2.0], "y:size": [3.0, 4.0]}
         assert got.timings["ours"].peak > 0.01
         assert sum(share for _, share in got.profile) == pytest.approx(1, abs=0.05)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("from_run", "counts"), [(0, True), (3, False)])
+    def test_what_the_profiler_takes_is_no_memory_of_the_row(self, from_run, counts):
+        """A warm-up and two timed runs come before the profiled one."""
+        got = measure(row(hoarding, {"value": 1.0, "from_run": from_run}), threads=1, profiled=True)
+        plain = measure(row(settings={"value": 1.0}), threads=1, profiled=False)
+        assert (got.timings["ours"].beside > plain.timings["ours"].beside + 0.3) == counts
 
     def test_a_wrong_answer_makes_the_row_invalid(self):
         peer = Contender("peer", build, {"value": 2.0})

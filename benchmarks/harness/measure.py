@@ -81,14 +81,16 @@ class _Worker:
         return answer
 
     def profiled(self) -> tuple[tuple[str, float], ...]:
-        """Run once more under the profiler."""
+        """Run once more under the profiler, whose own memory is no workload's."""
         self._connection.send("profile")
-        return self._receive()
+        return self._receive(watched=False)
 
-    def _receive(self) -> Any:
+    def _receive(self, watched: bool = True) -> Any:
         while not self._connection.poll(POLL):
+            if watched:
+                self._watch()
+        if watched:
             self._watch()
-        self._watch()
         try:
             kind, content = self._connection.recv()
         except EOFError:
