@@ -19,7 +19,7 @@ from bandits.core.rows import Dense
 from bandits.core.sketches import ShiftSketch
 from benchmarks import __main__ as command
 from benchmarks.harness import report
-from benchmarks.harness.measure import AbsentError, Measured, Timing, measure, prepare
+from benchmarks.harness.measure import AbsentError, Measured, Timing, hardware, measure, prepare
 from benchmarks.harness.row import Check, Contender, Row, Target
 from benchmarks.rows import fits, growth, llm, simulator, sketches, widths
 from benchmarks.rows import greedy as batches
@@ -99,6 +99,9 @@ class TestMeasuring:
         plain = measure(row(settings={"value": 1.0}), threads=1, profiled=False)
         assert (got.timings["ours"].beside > plain.timings["ours"].beside + 0.3) == counts
 
+    def test_the_machine_is_told_with_its_vector_instructions(self):
+        assert hardware()["instructions"] == torch.backends.cpu.get_cpu_capability()
+
     def test_a_wrong_answer_makes_the_row_invalid(self):
         peer = Contender("peer", build, {"value": 2.0})
         got = measure(row(settings={"value": 1.0}, peers=(peer,)), threads=1, profiled=False)
@@ -172,7 +175,7 @@ class TestTelling:
         entry = report.record(
             small,
             self.measured(),
-            {"processor": "p", "cores": "2", "memory": "1 GB", "gpu": "none"},
+            {"processor": "p", "instructions": "AVX2", "cores": "2", "memory": "1 GB", "gpu": "none"},
             2,
             {"torch": "0"},
             "abc",

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bandits.runs.directory import machine
 from bandits.runs.text import lines
 from benchmarks.harness.row import Answer, Check, Contender, Row
 
@@ -231,7 +232,7 @@ def _give_up(row: Row, name: str, reason: AbsentError) -> None:
 
 
 def hardware() -> dict[str, str]:
-    """Return what the numbers depend on: processor, cores, memory, system."""
+    """Return what the numbers depend on: processor, its vector instructions, cores, memory, system."""
     told = _lines(Path("/proc/cpuinfo"))
     names = [line.split(":", 1)[1].strip() for line in told if line.startswith("model name")]
     family = [line.split(":", 1)[1].strip() for line in told if line.startswith(("cpu family", "model\t"))][:2]
@@ -242,6 +243,7 @@ def hardware() -> dict[str, str]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     return {
         "processor": kind,
+        "instructions": machine()["vector instructions"],
         "cores": str(multiprocessing.cpu_count()),
         "memory": gb,
         "gpu": gpu,

@@ -270,7 +270,7 @@ def docs(entries: Sequence[Record], rows: Sequence[Row], picture: str | None) ->
     shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
     return environment.get_template("benchmarks.md.j2").render(
         commit=entries[-1]["commit"],
-        machine={"instructions": "", "memory": "", "cores": "", "gpu": ""} | entries[-1]["machine"],
+        machine=entries[-1]["machine"],
         versions=entries[-1]["versions"],
         entries=shown,
         missing=[row for row in rows if row.name not in known],
