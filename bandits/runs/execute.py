@@ -35,7 +35,7 @@ from bandits.runs.settings import SHARE, machine_memory
 Backend = Literal["loky", "dask", "ray"]
 PACKAGE = {"dask": "distributed", "ray": "ray"}
 REACH_SECONDS = 5.0
-LOG_SECONDS = 60.0
+NEWS_SECONDS, LOG_SECONDS = 10.0, 60.0
 AGAIN = "the same command goes on from here"
 
 
@@ -325,7 +325,7 @@ class _Progress:
 
     The pace is that of the cells that ended; before the first one has, that of a cell whose ledger says that a
     quarter of it is done; before that, nothing is promised.  A file or pipe has no line to write over: it gets one
-    line when a cell has ended, and at most one in ``LOG_SECONDS``.
+    line when a cell has ended, at most one in ``NEWS_SECONDS``, and one in ``LOG_SECONDS`` while none does.
     """
 
     def __init__(self, directory: RunDirectory, order: Sequence[Cell], total: int, jobs: int) -> None:
@@ -382,7 +382,7 @@ class _Progress:
             words = f"about {in_words(remaining(rest, pace, self._jobs))} left" if pace and rest else ""
             self._bar.set_postfix_str(words)
             if self._bar.disable:
-                self._log(self._total - len(rest), words, (1.0 if rest else 0.0) if ended else LOG_SECONDS)
+                self._log(self._total - len(rest), words, (NEWS_SECONDS if rest else 0.0) if ended else LOG_SECONDS)
 
     def _log(self, done: int, words: str, wait: float) -> None:
         now = time.monotonic()
