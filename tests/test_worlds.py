@@ -156,6 +156,13 @@ class TestMap:
         assert "The target" in capsys.readouterr().out
         assert "| `activedpo` |" in (folder / "which-rule-when.md").read_text()
 
+    def test_the_meter_looks_at_a_world_once(self):
+        """However many its replicates: a row per world and budget."""
+        cells = MapStudy.of(Map(meter_replicates=100, replicates=100)).cells()
+        looks = [cell for cell in cells if cell.rule == "meter"]
+        assert len({cell.world for cell in looks}) == len(looks)
+        assert {len(cell.block) for cell in looks} == {100}
+
     def test_a_worlds_rules_share_its_problems_and_answers(self):
         settings = Map(rules=("activedpo",), replicates=4)
         cells = MapStudy.of(settings).cells()

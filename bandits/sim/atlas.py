@@ -161,7 +161,7 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
     lines.append(
         f"Of these places the meter predicts from {100 * told.min():.0f} % to {100 * told.max():.0f} %"
         + (
-            ": that it is right where it says not to choose, this map cannot show."
+            ": that it is right where it says not to choose, this map cannot show; the map `spent` asks that."
             if told.min() >= settings.margin
             else f"; where it predicts less than {100 * settings.margin:.0f} %, Random is taken."
         )

@@ -206,11 +206,12 @@ class MapStudy(Study):
     def cells(self) -> list[MapCell]:
         """All cells, world by world."""
         m = self.map
+        once = [range(m.meter_replicates)]  # the meter's intervals are over its replicates together
         return [
             MapCell(world, rule, block.start, block.stop)
             for world in m.worlds()
             for rule in (METER, "random", *m.rules)
-            for block in blocks(m.meter_replicates if rule == METER else m.replicates)
+            for block in (once if rule == METER else blocks(m.replicates))
         ]
 
     def play(self, cell: MapCell, folder: Path) -> list[str]:
