@@ -52,7 +52,8 @@ class Options:
     jobs: int = 0
     """cases tried side by side (0: one per core)"""
     whole: bool = False
-    """every damage of every file, all moments of every write, every value of every option: else a few (hours)"""
+    """every damage of every file, all moments of every write, every value of every option, where a few of them are:
+    hours, which --minutes 0 allows"""
     verbose: bool = False
     """tell of each case, not of the failed ones alone"""
 

@@ -71,8 +71,6 @@ class ItemRows(Rows):
 
 
 AT_ONCE = 2**22  # numbers of duels' inner products beside the result, while it is made
-
-
 MANY, STRIPE = 1024, 256
 """From so many rows on, their Gram matrix is made by stripes of so many: the half above the diagonal comes for free."""
 
