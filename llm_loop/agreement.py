@@ -7,7 +7,7 @@ that disagrees takes slower ways (``llm_loop.models.Route``), and one that agree
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -44,10 +44,10 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
     with _moved(policy, key):
         told = ""
         for drawing in DRAWINGS:
-            policy.route = Route(drawing, padded=False, shared=False, cached=False)
+            policy.route, states = Route(drawing, padded=False, shared=False, cached=False), dict[Row, Tensor]()
             try:
                 drawn = [
-                    sample(policy, part, 2, decoding, key.fold_in("draws", i), "check")
+                    sample(policy, part, 2, decoding, key.fold_in("draws", i), "check", states)
                     for i, part in enumerate(prompts)
                 ]
             except Exception as error:  # a fast way may break in any manner on a model it is not made for
@@ -62,15 +62,22 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
         else:
             raise InputError(f"the model cannot be used: {told}, against its own plain forward pass")
         policy.route = replace(policy.route, padded=_padding_agrees(policy, rows, plain, nats))
-        shared = policy.route.padded and _sharing_agrees(policy, rows, plain, nats, cached=False)
-        cached = shared and (not policy.trunk.there or _sharing_agrees(policy, rows, plain, nats, cached=True))
+        shared = policy.route.padded and _sharing_agrees(policy, rows, plain, nats)
+        fused = shared and _sharing_agrees(policy, rows, plain, nats, fused=True)
+        cached = shared and (not policy.trunk.there or _states_agree(policy, rows, plain, nats, states))
         want = _gradients(policy, rows[-1:-4:-2], key)
-        for hooked, keep, share_prompts in ((True, cached, shared), (True, False, shared), (True, False, False)):
-            policy.route = replace(policy.route, hooked=hooked, cached=keep, shared=share_prompts)
+        best = replace(policy.route, hooked=True, cached=cached, shared=shared, fused=fused)
+        for route in (
+            best,
+            replace(best, fused=False),
+            replace(best, fused=False, cached=False),
+            replace(best, fused=False, cached=False, shared=False),
+        ):
+            policy.route = route
             if _hooks_agree(policy, rows[-1:-4:-2], want, share, key):
                 break
         else:
-            policy.route = replace(policy.route, hooked=False, cached=cached, shared=shared)
+            policy.route = replace(best, hooked=False)
     policy.trunk.forget()
     for stage in ("check", "below"):
         policy.meter.tokens.pop(stage, None)
@@ -136,12 +143,20 @@ def _padding_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: 
     return bool((found - torch.cat(plain)).abs().max() <= nats)
 
 
-def _sharing_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: float, cached: bool) -> bool:
+def _sharing_agrees(
+    policy: Policy,
+    rows: list[Row],
+    plain: list[Tensor],
+    nats: float,
+    cached: bool = False,
+    fused: bool = False,
+    once: Mapping[Row, Tensor] | None = None,
+) -> bool:
     """Whether rows behind a prompt that is read once, two a prompt, have the log-probabilities of the plain pass."""
-    before, policy.route = policy.route, replace(policy.route, shared=True, cached=cached)
+    before, policy.route = policy.route, replace(policy.route, shared=True, cached=cached, fused=fused)
     try:
         with torch.no_grad():
-            found = policy.summed([rows[i : i + 2] for i in range(0, len(rows), 2)]).double().cpu()
+            found = policy.summed([rows[i : i + 2] for i in range(0, len(rows), 2)], once=once).double().cpu()
     except Exception:  # as above
         return False
     finally:
@@ -150,9 +165,20 @@ def _sharing_agrees(policy: Policy, rows: list[Row], plain: list[Tensor], nats: 
     return bool((off <= nats * torch.tensor([len(logs) for logs in plain])).all())
 
 
+def _states_agree(
+    policy: Policy, rows: list[Row], plain: list[Tensor], nats: float, seen: Mapping[Row, Tensor]
+) -> bool:
+    """Whether passes may begin at states: of rows alone, of rows that went through together, and seen in drawing."""
+    alone = _sharing_agrees(policy, rows, plain, nats, cached=True)
+    policy.trunk.forget()
+    policy.together(rows)
+    together = _sharing_agrees(policy, rows, plain, nats, cached=True)
+    return alone and together and (not seen or _sharing_agrees(policy, rows, plain, nats, cached=True, once=seen))
+
+
 def _gradients(policy: Policy, rows: list[Row], key: Key) -> Tensor:
     """Return gradients by autograd, row by row, by the slowest way; ``InputError`` if the model has none."""
-    policy.route = replace(policy.route, hooked=False, cached=False, shared=False)
+    policy.route = replace(policy.route, hooked=False, cached=False, fused=False, shared=False)
     try:
         return Gradients(policy, 1.0, "shift", 1024, key)(rows, "check").values
     except Exception as error:  # as above

@@ -162,6 +162,7 @@ class TextArena(Arena[Completions]):
             self.tables[round] = self.draw(round)
             if self.note:
                 self.note(self.tables[round].items)
+        self.policy.together(self.table.items.rows)
         self.offered()
         seen: dict[tuple[int, str], int] = {}
         first = torch.tensor([seen.setdefault((i // k, text), i) == i for i, text in enumerate(self.table.texts)])
@@ -292,6 +293,7 @@ class GivenArena(FixedArena):
         texts = tuple(text for i in chosen for text in self.given[self.prompts[i]])
         encoded = [self.encoded[i] for i in chosen for _ in range(self.responses)]
         rows = tuple(Row(p, self.policy.response_of(text)) for p, text in zip(encoded, texts, strict=True))
+        self.policy.together(rows)
         with self.policy.reference():
             logs = self.policy.log_probs(rows, "score")
         with self.policy.meter.stage("reward"):

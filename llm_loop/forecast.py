@@ -55,7 +55,7 @@ def work(alignment: Alignment, reads_width: bool) -> Work:
     asked = rounds * pool if reads_width or isinstance(a.pool, str) else 2 * a.batch * rounds
     seen_once = answers - e.prompts  # the reference's values of answers
     scored = seen_once + 2 * e.duels * (rounds + 1) + asked
-    below = seen_once + 2 * e.duels + (0 if a.pool else asked)
+    below = 2 * e.duels + (0 if a.pool else asked)
     features = rounds * pool + past if reads_width or a.diagnostics else 0
     return Work(drawn, below, scored, features, a.training.epochs * sum(fits))
 

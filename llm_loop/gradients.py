@@ -86,7 +86,7 @@ class Gradients:
             if start is not None:
                 start.requires_grad_(True)
             if policy.route.shared:
-                total = self.beta * log_probs(policy.model, policy.head, packed).sum()
+                total = self.beta * log_probs(policy.model, policy.head, packed, fused=policy.route.fused).sum()
             else:
                 total = self.beta * policy.token_log_probs(rows).sum()
             # Rows do not interact, so the gradient of the sum holds each row's own.

@@ -179,12 +179,13 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False
     policy, learner, heldout, alignment = setup.policy, setup.learner, setup.heldout, setup.alignment
     key = heldout.key.fold_in("initial" if initial else "answers")
     asked = heldout.prompts[: None if initial or last else alignment.evaluation.between or None]
-    rows, logs = sample(policy, heldout.encoded[: len(asked)], 1, alignment.decoding, key, "evaluate")
+    states: dict[Row, Tensor] = {}
+    rows, logs = sample(policy, heldout.encoded[: len(asked)], 1, alignment.decoding, key, "evaluate", states)
     pairs = torch.zeros(len(fixed.rows), dtype=torch.float64)
     reference = logs
     if not initial:
         with policy.reference():
-            reference = policy.log_probs(rows, "evaluate", cached=False)
+            reference = policy.log_probs(rows, "evaluate", states)
         pairs = policy.log_probs(fixed.rows, "evaluate") - learner.reference(fixed.rows)
     with policy.meter.stage("evaluate"):
         texts = [policy.decode(row.response) for row in rows]
@@ -235,5 +236,6 @@ def bits_per_byte(setup: Setup) -> float:
     policy, prompts = setup.policy, setup.heldout.prompts[: setup.alignment.evaluation.duels]
     texts = [text_of(prompt if isinstance(prompt, str) else prompt[-1:]) for prompt in prompts]
     rows = [policy.as_response(text) for text in texts]
+    policy.together(rows)
     logs = policy.log_probs(rows, "evaluate")
     return float(-logs.sum() / math.log(2)) / sum(len(text.encode("utf-8", "replace")) for text in texts)

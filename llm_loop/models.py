@@ -10,8 +10,8 @@ import hashlib
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,14 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from bandits.core.errors import InputError, naming
 from bandits.core.rng import Key
@@ -64,6 +71,7 @@ class Route:
     ``shared``: read once what rows share that are scored or trained on together, a prompt or its opening; needs
     ``padded``.
     ``cached``: keep what the layers below the adapter make of a row (``llm_loop.passes``); needs ``shared``.
+    ``fused``: sum logits up as they are made, by parts of the vocabulary; needs ``shared``.
     ``hooked``: take gradients of a whole batch from what passes through LoRA's matrices; else by autograd, row by row.
     """
 
@@ -71,6 +79,7 @@ class Route:
     padded: bool = True
     shared: bool = True
     cached: bool = True
+    fused: bool = True
     hooked: bool = True
 
     @property
@@ -86,6 +95,7 @@ class Route:
         clauses += [] if self.padded else ["scoring one response at a time"]
         clauses += [] if self.shared or not self.padded else ["reading prompts anew for every response"]
         clauses += [] if self.cached or not self.shared else ["running the layers below the adapter in every pass"]
+        clauses += [] if self.fused or not self.shared else ["making all logits before any is summed up"]
         clauses += [] if self.hooked else ["gradients one response at a time"]
         return ", ".join(clauses)
 
@@ -351,16 +361,18 @@ class Policy:
         return token_log_probs(self.model, *self.padded(rows), self.route.padded)
 
     @contextmanager
-    def begun(self, packed: Packed) -> Iterator[Tensor | None]:
+    def begun(self, packed: Packed, once: Mapping[Row, Tensor] | None = None) -> Iterator[Tensor | None]:
         """Let a pass over packed rows begin above the layers that θ does not change, if it may; yield where it begins.
 
-        What those layers make of rows is computed here where it is not known.
+        What those layers make of rows is computed and kept here where it is not known; ``once`` says that the rows are
+        seen but once, and has it where it is known: where it is not, the pass begins below.
         """
-        if not self.begins_above:
+        if not self.begins_above or (once is not None and not once.keys() >= set(packed.rows)):
             yield None
             return
-        self.go_below(packed.rows)
-        with self.trunk.given(packed) as table:
+        if once is None:
+            self.go_below(packed.rows)
+        with self.trunk.given(packed, once) as table:
             yield table
 
     @property
@@ -370,25 +382,44 @@ class Policy:
 
     def go_below(self, rows: Sequence[Row]) -> None:
         """Compute what the layers below the adapter make of rows, where it is not known."""
+
+        def forward(what: Tensor | Packed, memory: DynamicCache | None = None) -> Any:
+            if isinstance(what, Packed):
+                where = passes.placed(what, self._reach, next(self.head.parameters()).dtype)
+                return self.model(input_ids=what.ids, use_cache=False, **where)
+            return self.model(input_ids=what, cache=memory, use_cache=True)
+
         for row in self.trunk.missing(rows):
             with self.meter.stage("below"):
-                self.meter.tokens["below"] += self.trunk.keep(
-                    lambda ids, memory: self.model(input_ids=ids, cache=memory, use_cache=True), row, self.device
-                )
+                self.meter.tokens["below"] += self.trunk.keep(forward, row, self.device)
 
-    def summed(self, groups: Sequence[Sequence[Row]], model: Any = None, cached: bool = True) -> Float[Tensor, " n"]:
+    def together(self, rows: Sequence[Row]) -> None:
+        """Let rows of a prompt go through the layers below the adapter side by side, whichever of them is asked for."""
+        groups: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.prompt, []).append(row)
+        for group in groups.values():
+            self.trunk.together(group)
+
+    def summed(
+        self, groups: Sequence[Sequence[Row]], model: Any = None, once: Mapping[Row, Tensor] | None = None
+    ) -> Float[Tensor, " n"]:
         """Return ``log π_θ(y|x)`` of rows in nats, group by group; differentiable.  Rows of a group share their prompt.
 
-        ``model`` stands for the policy's where a trainer has wrapped it.  ``cached=False`` is for rows that are seen
-        but once.
+        ``model`` stands for the policy's where a trainer has wrapped it; ``once`` is for rows that are seen but once,
+        as ``begun`` takes it.
         """
         model = self.model if model is None else model
         if not self.route.shared:
             rows = [row for group in groups for row in group]
             return token_log_probs(model, *self.padded(rows), self.route.padded).sum(-1)
         packed = passes.pack(groups, self.pad, self.device, bundled=True)
-        with self.begun(packed) if cached else nullcontext():
-            return passes.log_probs(model, self.head, packed, passes.windows(self.model.config.get_text_config()))
+        with self.begun(packed, once):
+            return passes.log_probs(model, self.head, packed, self._reach, self.route.fused)
+
+    @property
+    def _reach(self) -> dict[str, int | None] | None:
+        return passes.windows(self.model.config.get_text_config())
 
     @property
     def head(self) -> nn.Module:
@@ -397,15 +428,20 @@ class Policy:
         return head
 
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[Row], stage: str, cached: bool = True) -> Float[Tensor, " n"]:
-        """Return ``log π(y|x)`` of every row in nats, summed over its tokens, in float64 on the CPU."""
+    def log_probs(
+        self, rows: Sequence[Row], stage: str, once: Mapping[Row, Tensor] | None = None
+    ) -> Float[Tensor, " n"]:
+        """Return ``log π(y|x)`` of every row in nats, summed over its tokens, in float64 on the CPU.
+
+        ``once`` is for rows that are seen but once, as ``begun`` takes it.
+        """
         out = torch.zeros(len(rows), dtype=torch.float64)
         groups = grouped(rows, self.batch_tokens) if self.route.shared else [[i] for i in range(len(rows))]
         lengths = [read_once([rows[i] for i in group]) for group in groups]
         for places in batches(lengths, self.batch_tokens):
             part = [[rows[i] for i in groups[place]] for place in places]
             with self.meter.stage(stage, passes.read(part) if self.route.shared else sum(map(read_once, part))):
-                out[[i for place in places for i in groups[place]]] = self.summed(part, cached=cached).double().cpu()
+                out[[i for place in places for i in groups[place]]] = self.summed(part, once=once).double().cpu()
         return out
 
     def files(self) -> dict[str, bytes]:

@@ -3,22 +3,24 @@
 What the layers below the lowest adapted one make of a row does not depend on θ, so it is computed once, kept, and put
 in where that layer begins.  Responses to one prompt can stand behind it side by side, each blind to the others, and so
 can prompts behind an opening that they share, such as a chat's system message; the output's product is made only where
-a response token is foretold.  All of it is exact up to rounding;
-``llm_loop.agreement`` compares it with the model's plain forward pass before a run relies on it.  Knows nothing of
-policies, rewards or training.
+a response token is foretold, by parts of the vocabulary that stay in the cache until they are summed up.  All of it is
+exact up to rounding; ``llm_loop.agreement`` compares it with the model's plain forward pass before a run relies on it.
+Knows nothing of policies, rewards or training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import DynamicCache
 
 
@@ -39,6 +41,8 @@ BUNDLE = 320
 """Tokens of a sequence that several prompts share: attention, which sees them all, costs about a tenth of the rest."""
 OPENING = 8
 """Tokens that prompts must have in common to stand in one sequence."""
+PART = 2048
+"""Tokens of the vocabulary whose logits are made and summed up together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +176,14 @@ class Trunk:
     """The layers below the lowest adapted one, and what they make of rows.
 
     ``keep(row)`` computes and keeps the hidden states that enter the lowest adapted layer, ``(tokens, width)`` a row;
-    ``given(packed)`` lets a pass begin there.  States are kept up to ``limit`` bytes, the oldest dropped first.
+    ``given(packed)`` lets a pass begin there.  States are kept up to ``limit`` bytes, the oldest dropped first.  To the
+    last digit, those of a row depend on the rows that ``together`` put it with, and on nothing else that is computed.
     """
 
     def __init__(self, model: Any, limit: int = 2 << 30) -> None:
         """Find the layers of a model with its adapter; there may be none below, and then there is nothing to save."""
         self.limit, self._kept, self._bytes, self._tuple = limit, dict[Row, Tensor](), 0, False
+        self._groups: dict[Row, tuple[Row, ...]] = {}
         self._prompt: tuple[tuple[int, ...], DynamicCache, Tensor] | None = None
         """the last prompt, with its key-value memory and its states"""
         layers = _below(model)
@@ -192,32 +198,62 @@ class Trunk:
         """Return the rows, each once, whose states are not kept."""
         return [row for row in dict.fromkeys(rows) if row not in self._kept]
 
-    def keep(self, forward: Callable[[Tensor, DynamicCache], Any], row: Row, device: torch.device) -> int:
-        """Compute a row's states; return how many tokens that took.  ``forward`` runs the model on ids behind a memory.
+    def together(self, rows: Sequence[Row]) -> None:
+        """Let rows of one prompt go through side by side whenever one of them does, in parts of ``BUNDLE`` tokens.
 
-        A prompt goes through alone, once for the rows that follow each other, and every response behind its memory; so
-        a row's states do not depend, to the last digit, on what else is computed.
+        A row stays with those it was first put with; what was made of it alone is forgotten.
         """
+        parts: list[list[Row]] = [[]]
+        for row in dict.fromkeys(rows):
+            if row not in self._groups:
+                if parts[-1] and read_once([*parts[-1], row]) > BUNDLE:
+                    parts.append([])
+                parts[-1].append(row)
+        for part in parts:
+            self._groups |= dict.fromkeys(part, tuple(part))
+            if len(part) > 1:
+                for row in part:
+                    self._drop(row)
+
+    def keep(self, forward: Callable[..., Any], row: Row, device: torch.device) -> int:
+        """Compute a row's states where they are not kept; return how many tokens that took.
+
+        ``forward(ids, memory)`` runs the model on tokens behind a key-value memory, ``forward(packed)`` on sequences.
+        A row goes through with those it was put with.  Alone, its prompt goes first, once for the rows that follow
+        each other, and its response behind the prompt's memory.
+        """
+        if row in self._kept:
+            return 0
+        group = self._groups.get(row, (row,))
+        if len(group) > 1:
+            found = self._entering(forward, pack([group], 0, device))
+            prompt, *responses = found.split([len(row.prompt), *(len(other.response) for other in group)])
+            for other, states in sorted(zip(group, responses, strict=True), key=lambda pair: pair[0] == row):
+                self._note(other, torch.cat([prompt, states]))  # the one that is wanted last: it is the last to go
+            return read_once(group)
         spent = 0
         if self._prompt is None or self._prompt[0] != row.prompt:
             memory = DynamicCache()
-            self._prompt = (row.prompt, memory, self._entering(forward, row.prompt, memory, device))
+            self._prompt = (row.prompt, memory, self._entering(forward, _ids(row.prompt, device), memory))
             spent += len(row.prompt)
         _, memory, before = self._prompt
         states = [before]
         if row.response:
-            states.append(self._entering(forward, row.response, memory, device))
+            states.append(self._entering(forward, _ids(row.response, device), memory))
             memory.crop(-len(row.response))
         self._note(row, torch.cat(states))
         return spent + len(row.response)
 
-    def _note(self, row: Row, states: Tensor) -> None:
+    def _drop(self, row: Row) -> None:
         if row in self._kept:
             self._bytes -= self._kept.pop(row).nbytes
+
+    def _note(self, row: Row, states: Tensor) -> None:
+        self._drop(row)
         self._kept[row] = states
         self._bytes += states.nbytes
         while self._bytes > self.limit and len(self._kept) > 1:
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+            self._drop(next(iter(self._kept)))
 
     def states(self, rows: Sequence[Row]) -> Float[Tensor, "t d"]:
         """Return the kept states of rows, one row's behind the other's."""
@@ -228,10 +264,8 @@ class Trunk:
         for row, own in zip(rows, states.split([row.tokens for row in rows]), strict=True):
             self._note(row, own)
 
-    def _entering(
-        self, forward: Callable[[Tensor, DynamicCache], Any], ids: tuple[int, ...], memory: DynamicCache, device: Any
-    ) -> Float[Tensor, "t d"]:
-        """Return the hidden states of tokens behind a memory that enter the lowest adapted layer; the memory grows."""
+    def _entering(self, forward: Callable[..., Any], *what: Any) -> Float[Tensor, "t d"]:
+        """Return the hidden states of one sequence that enter the lowest adapted layer when the model runs on it."""
         found: list[Tensor] = []
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -248,7 +282,7 @@ class Trunk:
         ]
         try:
             with torch.no_grad():
-                forward(torch.tensor([ids], device=device), memory)
+                forward(*what)
         except _ReachedError:
             pass
         finally:
@@ -257,15 +291,33 @@ class Trunk:
         return found[0].detach()[0].clone()
 
     def forget(self) -> None:
-        """Drop all states."""
+        """Drop all states, and which rows belong together."""
         self._kept.clear()
+        self._groups.clear()
         self._bytes, self._prompt = 0, None
 
     @contextmanager
-    def given(self, packed: Packed) -> Iterator[Float[Tensor, "n T d"]]:
-        """Let the layers below pass on what they get, and the lowest adapted one begin at kept states; yield those."""
+    def watched(self, found: list[Float[Tensor, "n t d"]]) -> Iterator[None]:
+        """Add to a list, pass by pass, the hidden states that enter the lowest adapted layer."""
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(args[0] if args else kwargs["hidden_states"])
+
         assert self.entry is not None
-        states = [self._kept[row] for row in packed.rows]
+        hook = self.entry.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def given(self, packed: Packed, once: Mapping[Row, Tensor] | None = None) -> Iterator[Float[Tensor, "n T d"]]:
+        """Let the layers below pass on what they get, and the lowest adapted one begin at kept states; yield those.
+
+        ``once`` has the states in place of the kept ones.
+        """
+        assert self.entry is not None
+        states = [(self._kept if once is None else once)[row] for row in packed.rows]
         table = states[0].new_zeros(*packed.ids.shape, states[0].shape[-1])
         for row, first, end, sequence, place in packed.segments:
             table[sequence, place : place + end - first] = states[row][first:end]
@@ -290,6 +342,10 @@ class Trunk:
                 del layer.forward  # the class's own is seen again
 
 
+def _ids(tokens: tuple[int, ...], device: torch.device) -> Int64[Tensor, "1 t"]:
+    return torch.tensor([tokens], device=device)
+
+
 def _below(model: Any) -> list[nn.Module]:
     """Return the layers below the lowest adapted one, and that one; empty if there are none, or not one stack."""
     places: dict[str, list[int]] = {}
@@ -311,17 +367,62 @@ def _below(model: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _only(head: nn.Module, foretold: Tensor) -> Iterator[None]:
-    """Let the output's product be made for some hidden states alone: ``(1, m, width)``, not ``(n, T, width)``."""
+def _only(head: nn.Module, foretold: Tensor, untouched: bool) -> Iterator[None]:
+    """Let the output's product be made for some hidden states alone: ``(1, m, width)``, not ``(n, T, width)``.
+
+    ``untouched`` leaves the product out, so that a model returns these states for logits.
+    """
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][foretold[:, 0], foretold[:, 1]].unsqueeze(0), *args[1:])
 
     hook = head.register_forward_pre_hook(pick)
+    if untouched:
+        head.forward = lambda hidden: hidden
     try:
         yield
     finally:
         hook.remove()
+        if untouched:
+            del head.forward  # the class's own is seen again
+
+
+class _Normaliser(torch.autograd.Function):
+    """``log Σ_k exp(w_k·h + b_k)`` of hidden states ``(m, width)``, by ``PART`` rows of the frozen ``w`` at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, differentiated: bool) -> Tensor:
+        biases = repeat(None) if bias is None else bias.split(PART)
+        parts, sums = [], []
+        for w, b in zip(weight.split(PART), biases, strict=False):
+            logits = nn.functional.linear(hidden, w, b).float()
+            sums.append(logits.logsumexp(-1))
+            if differentiated:
+                parts.append(logits)
+        total = torch.stack(sums).logsumexp(0)
+        if differentiated:
+            ctx.save_for_backward(weight, total, *parts)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
+        weight, total, *parts = ctx.saved_tensors
+        out = signal.new_zeros(len(total), weight.shape[1])
+        for w, logits in zip(weight.split(PART), parts, strict=True):
+            share = (logits - total[:, None]).exp_().mul_(signal[:, None])
+            out += share.to(w.dtype) @ w
+        return out.to(weight.dtype), None, None, None
+
+
+def _foretold(head: nn.Linear, hidden: Float[Tensor, "m d"], tokens: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Return ``log softmax(W h + b)`` at one token a state; differentiable in the states."""
+    own = (hidden.float() * head.weight[tokens].float()).sum(-1)
+    if head.bias is not None:
+        own = own + head.bias[tokens].float()
+    differentiated = hidden.requires_grad and torch.is_grad_enabled()
+    normaliser: Tensor = _Normaliser.apply(hidden, head.weight, head.bias, differentiated)  # type: ignore[no-untyped-call]
+    return own - normaliser
 
 
 def windows(config: Any) -> dict[str, int | None] | None:
@@ -332,31 +433,36 @@ def windows(config: Any) -> dict[str, int | None] | None:
     return {kind: config.sliding_window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
 
-def _masks(packed: Packed, reach: dict[str, int | None] | None, dtype: torch.dtype) -> Any:
-    """Return the mask as models add it to attention's scores: one, or one for each kind of their layers."""
+def placed(packed: Packed, reach: dict[str, int | None] | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a model is told of sequences beside their ids: positions, and masks as it adds them to its scores.
+
+    One mask, or one for each kind of its layers (``reach`` is what ``windows`` says of the model); nothing where each
+    token sees all of the past.
+    """
     if packed.mask is None or packed.positions is None:
-        return None
+        return {}
     back = (packed.positions[:, :, None] - packed.positions[:, None, :])[:, None]
     seen = {k: packed.mask if w is None else packed.mask & (back < w) for k, w in (reach or {"": None}).items()}
     masks = {k: torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype) for k, mask in seen.items()}
-    return masks if reach else masks[""]
+    return {"attention_mask": masks if reach else masks[""], "position_ids": packed.positions}
 
 
 def log_probs(
-    model: Any, head: nn.Module, packed: Packed, reach: dict[str, int | None] | None = None
+    model: Any, head: nn.Module, packed: Packed, reach: dict[str, int | None] | None = None, fused: bool = True
 ) -> Float[Tensor, " n"]:
     """Return ``log π(y|x)`` of every row, nats, summed over its tokens; differentiable.
 
-    ``reach`` is what ``windows`` says of the model.
+    ``reach`` is what ``windows`` says of the model.  ``fused`` makes logits and their normaliser by parts, which is
+    right for a model that returns what its output layer gives, unaltered.
     """
-    more = {}
-    if packed.mask is not None:
-        more = {
-            "attention_mask": _masks(packed, reach, next(head.parameters()).dtype),
-            "position_ids": packed.positions,
-        }
-    with _only(head, packed.foretold):
-        logits = model(input_ids=packed.ids, use_cache=False, **more).logits
-    logits = logits.view(len(packed.tokens), -1).float()
-    chosen = logits.gather(-1, packed.tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    fused = fused and type(head) is nn.Linear
+    where = placed(packed, reach, next(head.parameters()).dtype)
+    with _only(head, packed.foretold, fused):
+        logits = model(input_ids=packed.ids, use_cache=False, **where).logits
+    logits = logits.view(len(packed.tokens), -1)
+    if fused:
+        assert isinstance(head, nn.Linear)
+        chosen = _foretold(head, logits, packed.tokens)
+    else:
+        chosen = logits.float().gather(-1, packed.tokens[:, None]).squeeze(-1) - logits.float().logsumexp(-1)
     return chosen.new_zeros(len(packed.rows)).index_add(0, packed.owner, chosen)

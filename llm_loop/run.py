@@ -228,6 +228,7 @@ def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup) -> None:
 
 def _share_states(shared: Shared, name: str, policy: Policy, given: Sequence[Row]) -> None:
     """Give a policy what the layers below its adapter make of rows that other cells meet too, if memory holds that."""
+    policy.together(given)
     rows = list(dict.fromkeys(given))
     size = 4 * policy.model.config.get_text_config().hidden_size * sum(row.tokens for row in rows)
     if not policy.begins_above or shared.folder is None or size > policy.trunk.limit or not policy.trunk.missing(rows):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Annotated, Any
@@ -165,12 +165,20 @@ def draw(
 
 @torch.no_grad()
 def sample(
-    policy: Policy, prompts: Sequence[tuple[int, ...]], responses: int, decoding: Decoding, key: Key, stage: str
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    responses: int,
+    decoding: Decoding,
+    key: Key,
+    stage: str,
+    states: dict[Row, Tensor] | None = None,
 ) -> tuple[list[Row], Float[Tensor, " n"]]:
     """Return ``responses`` rows for every prompt, prompt by prompt, and ``log π_θ(y|x)`` of each in nats.
 
-    A response ends with one of the policy's end tokens, or is cut at ``decoding.tokens``.  Raises ``InputError`` if
-    that is longer than the model's context, or if the model's logits are not finite numbers.
+    A response ends with one of the policy's end tokens, or is cut at ``decoding.tokens``.  ``states`` is given, where
+    it is seen on the way, what the layers below the adapter make of a row, ``(tokens, width)``; of its last token,
+    which foretells nothing, zeros.  Its last digits depend on which rows share a batch.  Raises ``InputError`` if
+    a response may be longer than the model's context, or if the model's logits are not finite numbers.
     """
     policy.check_context(max(map(len, prompts)), decoding.tokens)
     uniforms = key.uniform(len(prompts) * responses, decoding.tokens).to(policy.device)
@@ -186,15 +194,23 @@ def sample(
             read, own = [prompts[i] for i in part], uniforms[places.to(policy.device)]
             opening = 0 if library else _opening(policy, read, decoding.tokens)
             with policy.meter.stage(stage):
+                seen = None if library or states is None or not policy.trunk.there else _Seen(opening)
                 if library:
                     tokens, lengths, logs = _generate(policy, read, responses, decoding, own)
                 else:
-                    tokens, lengths, logs = _decode(policy, read, responses, decoding, own, opening)
+                    with nullcontext() if seen is None else policy.trunk.watched(seen.passes):
+                        tokens, lengths, logs = _decode(policy, read, responses, decoding, own, opening, seen)
             if not bool(logs.isfinite().all()):
                 raise InputError("the model gives log-probabilities that are not finite numbers; try --dtype float32")
             log_probs[places] = logs
-            for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True):
-                rows[place] = Row(prompts[place // responses], tuple(row[:length]))
+            drawn = [
+                Row(prompts[place // responses], tuple(row[:length]))
+                for place, row, length in zip(places.tolist(), tokens.tolist(), lengths.tolist(), strict=True)
+            ]
+            for place, row in zip(places.tolist(), drawn, strict=True):
+                rows[place] = row
+            if seen is not None and states is not None:
+                states |= zip(drawn, seen.of(drawn, responses), strict=True)
             policy.meter.tokens[stage] += _read(policy.route.drawing, list(map(len, read)), opening, lengths)
     return [row for row in rows if row is not None], log_probs
 
@@ -286,6 +302,32 @@ def _left(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, T
     return ids.to(policy.device), mask.to(policy.device)
 
 
+@dataclass
+class _Seen:
+    """What entered the lowest adapted layer while a batch was drawn."""
+
+    opening: int
+    """tokens that the first pass read once for all prompts; 0: there was no such pass"""
+    passes: list[Float[Tensor, "n t d"]] = field(default_factory=list)
+    """of the opening, if any; of the prompts, padded on the left; then of a token of every row not yet dropped"""
+    alive: list[Int64[Tensor, " n"]] = field(default_factory=list)
+    """of each such token, the rows"""
+
+    def of(self, rows: Sequence[Row], responses: int) -> list[Float[Tensor, "t d"]]:
+        """Return the states of the rows that were drawn, zeros at their last tokens."""
+        start, prompts = int(self.opening > 0), self.passes[int(self.opening > 0)]
+        out = [prompts.new_zeros(row.tokens, prompts.shape[-1]) for row in rows]
+        for i, (row, own) in enumerate(zip(rows, out, strict=True)):
+            rest = len(row.prompt) - self.opening
+            own[: self.opening] = self.passes[0][0] if start else 0
+            own[self.opening : len(row.prompt)] = prompts[i // responses, prompts.shape[1] - rest :]
+        for step, (states, alive) in enumerate(zip(self.passes[start + 1 :], self.alive, strict=True)):
+            for i, state in zip(alive.tolist(), states[:, 0], strict=True):
+                if step < len(rows[i].response) - 1:
+                    out[i][len(rows[i].prompt) + step] = state
+        return out
+
+
 def _decode(
     policy: Policy,
     prompts: Sequence[tuple[int, ...]],
@@ -293,8 +335,9 @@ def _decode(
     decoding: Decoding,
     uniforms: Tensor,
     opening: int,
+    seen: _Seen | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU."""
+    """Draw one batch: tokens ``(n, T)``, lengths and log-probabilities, on the CPU; ``seen`` is told the rows drawn."""
     model, device = policy.model.get_base_model(), policy.device
     limit = decoding.tokens
     ids, read = _left(policy, [prompt[opening:] for prompt in prompts])
@@ -343,6 +386,8 @@ def _decode(
             cache.reorder_cache(kept)
             alive, mask, place, token, going = alive[kept], mask[kept], place[kept], token[kept], going[kept]
         place = place + 1
+        if seen is not None:
+            seen.alive.append(alive)
         logits = (
             model(
                 input_ids=token[:, None],

@@ -217,7 +217,8 @@ def test_all_ways_of_drawing_draw_the_same(drawing: Drawing) -> None:
 def test_slower_ways_are_told_and_the_fastest_are_not() -> None:
     assert Route().summary == ""
     assert settle(family("llama"), 40, 12) == Route()
-    assert settle(family("gemma2"), 40, 12).summary == "decoding with the model's own attention"
+    told = "decoding with the model's own attention, making all logits before any is summed up"  # capped, both
+    assert settle(family("gemma2"), 40, 12).summary == told
     assert Route("generate", padded=False, hooked=False).summary == (
         "decoding by the library's generate, scoring one response at a time, gradients one response at a time"
     )

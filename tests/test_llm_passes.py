@@ -6,6 +6,7 @@ from test_llm_models import TARGETS, rows_of
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
+from llm_loop import passes
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.learner import Preference, Training, fit_dpo
 from llm_loop.models import TINY, Adapter, Policy, Route, Row, byte_tokenizer, grouped, tiny_model
@@ -229,3 +230,68 @@ def test_lora_may_begin_with_a_at_zero():
     with policy.reference():
         assert policy.log_probs(rows, "test").tolist() == pytest.approx([plain(policy, row) for row in rows], abs=2e-5)
     assert Gradients(policy, 0.1, "none", 0, Key(1)).with_zeros(rows)[1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_summed_up_by_parts_give_the_same_values_and_gradients(policy, bias, monkeypatch):
+    monkeypatch.setattr(passes, "PART", 17)  # of a vocabulary that is no multiple of it
+    if bias:
+        policy.head.bias = torch.nn.Parameter(torch.linspace(-3, 3, policy.head.out_features), requires_grad=False)
+    rows = rows_of(policy)
+    want = torch.tensor([plain(policy, row) for row in rows], dtype=torch.float64)
+    found = []
+    for route in (Route(fused=False), Route()):
+        policy.route = route
+        logs = policy.summed([[row] for row in rows])
+        assert torch.allclose(logs.double(), want, atol=2e-5)
+        weights = torch.linspace(-1, 2, len(rows))
+        found.append(torch.autograd.grad((weights * logs).sum(), list(policy.parameters.values())))
+        assert torch.allclose(policy.log_probs(rows, "test"), want, atol=2e-5)
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups_of", [pairs_of, opened])
+def test_states_seen_in_drawing_are_those_of_a_pass(policy, groups_of):
+    prompts, states = [group[0].prompt for group in groups_of(policy)], {}
+    policy.stops = torch.arange(40)  # so many tokens end a response that rows leave the batch
+    rows, _ = sample(policy, prompts, 3, Decoding(9), Key(3), "draw", states)
+    assert set(states) == set(rows)
+    assert len({len(row.response) for row in rows}) > 3
+    policy.route = Route()
+    for row in rows:
+        policy.trunk.forget()
+        policy.go_below([row])
+        whole = policy.trunk.states([row])
+        assert torch.allclose(states[row][:-1], whole[:-1], atol=1e-5)
+        assert not bool(states[row][-1].any())
+    with policy.reference():
+        want = torch.tensor([plain(policy, row) for row in rows], dtype=torch.float64)
+        policy.trunk.forget()
+        assert torch.allclose(policy.log_probs(rows, "test", states), want, atol=1e-4)
+        assert policy.trunk.missing(rows) == list(dict.fromkeys(rows)), "rows that are seen but once are not kept"
+        assert torch.allclose(policy.log_probs(rows, "test", {}), want, atol=1e-4)
+
+
+def test_rows_of_a_prompt_go_through_together_and_whoever_is_asked_first_changes_no_digit(policy):
+    policy.route = Route()
+    groups = pairs_of(policy)
+    rows = [row for group in groups for row in group]
+    alone = []
+    for row in rows:
+        policy.trunk.forget()
+        policy.go_below([row])
+        alone.append(policy.trunk.states([row]))
+    found = []
+    for order in (rows, rows[::-1], rows[1::2]):
+        policy.trunk.forget()
+        policy.together(rows)
+        policy.together(rows[::-1])  # they stay where they were put
+        policy.go_below(order)
+        found.append({row: policy.trunk.states([row]) for row in order})
+    for row, states in zip(rows, alone, strict=True):
+        assert torch.allclose(found[0][row], states, atol=1e-5)
+        for other in found[1:]:
+            assert row not in other or torch.equal(other[row], found[0][row])
