@@ -26,8 +26,8 @@ from llm_loop.sampling import sample
 from llm_loop.setup import Setup, build, check, demonstrations, quiet_libraries
 from llm_loop.tuning import tune
 
-PROBE = 8
-"""Prompts on which the seconds of a token are measured, two responses each."""
+DRAWN, PROBE = 24, 8
+"""Prompts answered twice, side by side as a round's are, and those of them that go through the other stages."""
 STAGES = ("draw", "below", "score", "features", "train")
 
 
@@ -72,7 +72,7 @@ def of_pool(alignment: Alignment, pace: dict[str, float]) -> float:
 
 def seconds(setup: Setup) -> dict[str, float]:
     """Return how many seconds a response, or a pair, takes in each stage, by doing a little of it."""
-    policy, prompts = setup.policy, setup.arena.encoded[:PROBE]
+    policy, prompts = setup.policy, setup.arena.encoded[: max(1, min(DRAWN, setup.alignment.decoding.rows // 2))]
     spent: dict[str, float] = {}
 
     def timed(stage: str, count: int, do: Callable[[], object]) -> None:
@@ -83,6 +83,8 @@ def seconds(setup: Setup) -> dict[str, float]:
     rows: list[Row] = []
     decoding = setup.alignment.decoding
     timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), "check")[0]))
+    rows = rows[: 2 * PROBE]
+    policy.together(rows)
     timed("below", len(rows), lambda: policy.go_below(rows) if policy.begins_above else None)
     timed("score", len(rows), lambda: policy.log_probs(rows, "check"))
     timed("features", len(rows), lambda: setup.learner.gradients(rows, "check"))

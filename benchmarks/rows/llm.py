@@ -248,7 +248,7 @@ def drawing() -> Callable[[], Answer]:
 
     policy = _policy()
     prompts = _prompts(policy)
-    policy.end = -1  # nobody ends early
+    policy.stops = torch.tensor([-1])  # nobody ends early
 
     def run() -> Answer:
         rows, logs = sample(policy, prompts, 1, Decoding(DRAWN), Key(1), "benchmark")
