@@ -101,7 +101,7 @@ def write(
     table = pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True)
     saved = page.saved_of(study, table)
     told = page.Told(_stem(name), options.preset, forecasts)
-    drawing = figures.drawn(study.measures, table, saved, page.sketched(study, table))
+    drawing = figures.drawn(study.measures, table, saved, page.sketched(table))
     lines = page.written(name, study, study.parts(options.preset), found, saved, told)
     return _written(told.stem, table, drawing, lines, options)
 
@@ -129,7 +129,8 @@ def play_matrix(options: Options) -> int:
         directory.admit()
         if not directory.complete(study.cells()):
             execute(study, directory, options.jobs, cells=Part.of(options.cells))
-    found = max(played(study, directory), matrix_kept(options), key=lambda one: one.seeds)
+    lasting = Found(read(options.folder / f"{_stem(MATRIX)}.csv"))  # its run may be gone
+    found = max(played(study, directory), lasting, key=lambda one: one.seeds)
     if not found.seeds:
         command.say("no seed of this study is finished yet")
         return 0
@@ -146,12 +147,6 @@ def played(study: MatrixStudy, directory: RunDirectory) -> Found:
     cells = [cell for cell in done if cell.seed in seeds]
     gains = page.gains_of(directory.frames(cells, EVALUATIONS), directory.frames(cells, PICKS))
     return Found(gains.assign(**about(directory)))
-
-
-def matrix_kept(options: Options) -> Found:
-    """Return what the study's table has, whose run may be gone."""
-    file = options.folder / f"{_stem(MATRIX)}.csv"
-    return Found(read(file) if file.exists() else pd.DataFrame())
 
 
 def write_matrix(study: MatrixStudy, found: Found, options: Options) -> Path:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bandits.runs.figures import BLUE, GREY, NEUTRAL, ORANGE, VERDICTS, curves, legend_below, looks, panels, student
+from llm_loop.studies.plans import EXACT
 
 TITLES = {
     "reward": "held-out reward",
@@ -67,8 +68,8 @@ def _graded(names: Sequence[str]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {
         name: {"color": mpl.colors.to_hex(shade), "ls": "-"} for name, shade in zip(names, shades, strict=True)
     }
-    if "exact" in found:
-        found["exact"] = {"color": "black", "ls": "--"}
+    if EXACT in found:
+        found[EXACT] = {"color": "black", "ls": "--"}
     return found
 
 

@@ -14,7 +14,7 @@ from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
 from llm_loop.report.evaluate import against
 from llm_loop.report.findings import FAR, FLUENCY, compared, number, saving, share_saved, span
 from llm_loop.studies.figures import TITLES
-from llm_loop.studies.plans import Part, Study
+from llm_loop.studies.plans import EXACT, Part, Study
 from llm_loop.studies.read import Found
 
 BASELINE = "random"
@@ -87,7 +87,7 @@ def verdicts(
         )
     if forecasts:
         lines.append(foreseen(forecasts))
-    lines += overlaps(study, table) + healthy(study, table)
+    lines += overlaps(table) + healthy(study, table)
     return lines or ["No comparison can be made yet."]
 
 
@@ -155,18 +155,16 @@ def foreseen(forecasts: Sequence[Mapping[str, Any]]) -> str:
 SKETCHED = ["part", "seed", "picks", "error", "rank"]
 
 
-def sketched(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+def sketched(table: pd.DataFrame) -> pd.DataFrame:
     """Compare the first round of runs that share their pool with exact gradients': a row per run and seed.
 
     ``picks``: the share of the exact gradients' picks that are picked; ``error``: the median of a width's relative
     error; ``rank``: Spearman's correlation of the widths.
     """
     first = table[table["round"] == 1]
-    exact = first[first["part"] == study.full[-1].name].set_index("seed")
+    exact = first[first["part"] == EXACT].set_index("seed")
     rows = []
-    for row in first[first["seed"].isin(exact.index)].to_dict("records") if study.exact else ():
-        if row["part"] == study.full[-1].name:
-            continue
+    for row in first[first["seed"].isin(exact.index) & (first["part"] != EXACT)].to_dict("records"):
         of = exact.loc[row["seed"]]
         kept, found = (set(str(one["picks"]).split()) for one in (of, row))
         true, width = (np.array(str(one["widths"]).split(), dtype=float) for one in (of, row))
@@ -178,22 +176,22 @@ def sketched(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SKETCHED)
 
 
-def overlaps(study: Study, table: pd.DataFrame) -> list[str]:
-    """Compare runs that share their pool with the last of them, which is exact: first picks, and what is learned."""
+def overlaps(table: pd.DataFrame) -> list[str]:
+    """Compare runs that share their pool with the one of exact gradients: first picks, and what is learned."""
     lines = []
-    for part, own in sketched(study, table).groupby("part", sort=False):
+    for part, own in sketched(table).groupby("part", sort=False):
         error, rank = mean(own["error"]), mean(own["rank"])
         lines.append(
             f"dimension {part}: {_percent(mean(own['picks']))} of the exact gradients' first picks; a width is off by "
             f"{_percent(error)} (median over a pool's duels), rank correlation {rank.value:.2f}; {len(own)} seeds."
         )
-    if not study.exact or "exact" not in set(table["part"]):
+    if EXACT not in set(table["part"]):
         return lines
     seeds = set.intersection(*(set(own["seed"]) for _, own in table.groupby("part")))
     last = table[(table["round"] == table["round"].max()) & table["seed"].isin(seeds)]
     if seeds and last["part"].nunique() > 1:
         rows = last.assign(truth="final").rename(columns={"part": "contender", "seed": "replicate"})
-        for row in compare(rows, "reward", "exact", lower_is_better=False).to_dict("records"):
+        for row in compare(rows, "reward", EXACT, lower_is_better=False).to_dict("records"):
             reason = f"; {row['reason']}".replace("replicates", "seeds") if row["reason"] else ""
             said = f"{number(row['difference'])} {span(row['low'], row['high'])}, {row['replicates']} paired seeds"
             lines.append(
@@ -226,7 +224,7 @@ def healthy(study: Study, table: pd.DataFrame) -> list[str]:
     lines = [f"The text stayed language in all runs, by the means over seeds (limits: {limit})."]
     if broken:
         lines = [f"Beyond the limits ({limit}), so that reward there is no gain: {'; '.join(broken)}."]
-    settings = table["strategy"].nunique() == 1 and "exact" not in set(table["part"])  # a regime's
+    settings = table["strategy"].nunique() == 1 and EXACT not in set(table["part"])  # a regime's
     if well and len(changes) > 1 and settings:
         name = max(well, key=lambda one: well[one]["reward"])
         best = well[name]

@@ -38,8 +38,11 @@ class Study:
     measures: tuple[str, ...] = ("reward", "judge", "kl_per_token", "fluency")
     metered: int = 0
     """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
-    exact: bool = False
-    """the last part's gradients are exact; the others' first picks and widths are compared with its"""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a run's gradients are exact; the others' first picks and widths are compared with its."""
+        return any(part.name == EXACT for part in self.full)
 
     def parts(self, preset: Preset) -> tuple[Part, ...]:
         """Return the runs of a preset; the smoke preset plays every one on a tiny model."""
@@ -58,6 +61,8 @@ def _projected(size: int) -> tuple[str, ...]:
     return (*FIXED, *FULL, "--sketch-size", str(size))
 
 
+EXACT = "exact"
+"""The run whose gradients are not projected."""
 SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
 ONCE = ("--rounds", "1", "--batch", "48", "--prompts-per-round", "24")
 REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
@@ -81,9 +86,8 @@ STUDIES: dict[str, Study] = {
             *(Part(str(size), _projected(size), NORMALISED[1:2]) for size in (256, 1024)),
             Part("8192", _projected(8192), NORMALISED, only=NORMALISED[1:2]),  # the run of Figure 3
             Part("32768", _projected(32768), NORMALISED[1:2]),
-            Part("exact", (*FIXED, *FULL, "--sketch", "none"), NORMALISED[1:2]),
+            Part(EXACT, (*FIXED, *FULL, "--sketch", "none"), NORMALISED[1:2]),
         ),
-        exact=True,
     ),
     "5": Study(
         "Figure 5: win rate against the initial model",

@@ -80,15 +80,13 @@ def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Foun
 
 def kept(part: Part, file: Path) -> Found:
     """Return what a study's table has of a part: of a run that may be gone, or that other code played."""
-    if not file.exists():
-        return Found(pd.DataFrame())
     table = read(file)
-    return Found(table[table["part"].astype(str) == part.name].assign(part=part.name))
+    return Found(table if table.empty else table[table["part"].astype(str) == part.name].assign(part=part.name))
 
 
 def read(file: Path) -> pd.DataFrame:
-    """Return a study's table."""
-    return pd.read_csv(file, keep_default_na=False, na_values=[""])
+    """Return a study's table; empty where none was written yet."""
+    return pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else pd.DataFrame()
 
 
 def about(directory: RunDirectory) -> dict[str, str]:
