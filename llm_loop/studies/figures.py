@@ -28,20 +28,23 @@ ACROSS = 3
 def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
     """Draw each measure against labels: panels for every run, a line a strategy; runs of one strategy share panels.
 
-    Where labels saved are known, or what a projection changes in the first round, the last panel has them.
+    Where labels saved are known, or what a projection changes in the first round, a panel has them: the last, or of
+    several rows the first of the last one, where the strategies' names stand outside.
     """
     several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
     count = len(measures) + (len(saved) > 0 or len(sketched) > 0)
     across = min(count, ACROSS)
     block = across * math.ceil(count / across)
+    extra = count - 1 if block == across else block - across
     names = list(table["strategy" if several else "part"].unique())
     look = looks(names) if several else _graded(names)
     figure, axes = panels(block * len(rows), across, 9.0 / across, 2.6, legend=0)
     for number, part in enumerate(rows):
         own = table[table["part"] == part] if several else table
         mine = axes[number * block : (number + 1) * block]
-        for axis, measure in zip(mine, measures, strict=False):
+        others = [axis for place, axis in enumerate(mine) if place != extra or count == len(measures)]
+        for axis, measure in zip(others, measures, strict=False):
             curves(axis, own, "labels", measure, "strategy" if several else "part", look, student, marker="o", ms=3)
             axis.set_title(TITLES[measure], fontsize=9)
             axis.tick_params(labelsize=8)
@@ -51,9 +54,9 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, ske
         if several and len(rows) > 1:
             mine[0].set_ylabel(part, fontsize=10, fontweight="bold")
         if len(saved):
-            _saved(mine[count - 1], saved[saved["truth"] == part])
+            _saved(mine[extra], saved[saved["truth"] == part])
         elif len(sketched):
-            _sketched(mine[count - 1], sketched)
+            _sketched(mine[extra], sketched)
         for empty in mine[count:]:
             empty.remove()
     legend_below(figure, axes[0])

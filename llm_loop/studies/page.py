@@ -73,6 +73,7 @@ def verdicts(
         where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
         if row["outcome"] == "final" and row["measure"] == study.measures[0]:
             lines.append(f"{where}: {compared(row, BASELINE)}")
+    lines += besides(study, table)
     open_ones = []
     for row in saved.to_dict("records"):
         where = f"{row['truth']}: " if several else ""
@@ -89,6 +90,16 @@ def verdicts(
         lines.append(foreseen(forecasts))
     lines += overlaps(table) + healthy(study, table)
     return lines or ["No comparison can be made yet."]
+
+
+def besides(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say how strategies compare with the one that the study names besides Random."""
+    measure, rivals = study.measures[0], table[table["strategy"] != BASELINE].assign(prompt_index=0)
+    rows = against(rivals, study.besides, measure)
+    return [
+        f"{TITLES[measure]}: {compared(row, study.besides)}"
+        for row in rows[rows["outcome"] == "final"].to_dict("records")
+    ]
 
 
 def levels(study: Study, table: pd.DataFrame) -> list[str]:

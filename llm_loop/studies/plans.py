@@ -36,6 +36,8 @@ class Study:
     question: str
     full: tuple[Part, ...]
     measures: tuple[str, ...] = ("reward", "judge", "kl_per_token", "fluency")
+    besides: str = ""
+    """a strategy that the others are compared with besides Random"""
     metered: int = 0
     """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
 
@@ -78,6 +80,7 @@ STUDIES: dict[str, Study] = {
         "Figure 3: normalised gradients",
         "Do gradients scaled to length 1, by response or by duel, choose better than gradients as they are?",
         (Part("fixed pool", _projected(8192), NORMALISED),),
+        besides="activedpo",
     ),
     "4": Study(
         "Figure 4: the dimension that gradients are projected to",
