@@ -83,3 +83,16 @@ def test_few_duels_are_formed(tmp_path, monkeypatch):
     rows = Stored(table).differences(Duels.within(2, 3))
     assert isinstance(rows, Dense)
     assert torch.equal(rows.values, Dense(table.double()).differences(Duels.within(2, 3)).values)
+
+
+def test_squared_norms_keep_their_digits_where_items_are_close():
+    noise = Key(0).normal(12, 300)
+    noise[1] = 0
+    table = 3 + noise * 10.0 ** -torch.arange(12, dtype=torch.float64)[:, None]  # from far apart to the last digit
+    rows = Stored(table).differences(Duels.within(1, 12))
+    want = (table[rows.duels.first] - table[rows.duels.second]).square().sum(-1)
+    assert float(want.min()) < 1e-15 < 1 < float(want.max())
+    assert torch.allclose(rows.squares(), want, rtol=1e-8, atol=0)
+    weights = torch.linspace(0, 2, rows.count, dtype=torch.float64)
+    assert torch.allclose(rows.scaled(weights).squares(), weights.square() * want, rtol=1e-8, atol=0)
+    assert Stored(table[[4, 4]]).differences(Duels.within(1, 2)).squares().tolist() == [0.0]

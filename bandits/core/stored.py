@@ -18,6 +18,8 @@ from bandits.core.rows import Dense, ItemRows, Pairs, Rows
 
 AT_ONCE = 2**21  # numbers of the table that are in memory, in double precision, at once
 FORMED = 2**25  # numbers of duels' features up to which they are formed: 256 MiB
+NEAR = 32  # duels whose items are read together: most often those of a few prompts, each met several times
+CLOSE = 1e-6  # of two items' squared norms: below it a difference of inner products has lost half its digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +52,11 @@ class Stored(ItemRows):
         return out
 
     def squares(self) -> Float[Tensor, " n"]:
-        """Return the squared norms."""
-        return _squares(self)
+        """Return the squared norms, put into one vector: results kept beside the parts would pin what they free."""
+        out = torch.empty(self.count, dtype=torch.float64)
+        for place, rows in self.parts():
+            out[place] = Dense(rows).squares()
+        return out
 
     def take(self, index: Tensor) -> Dense:  # type: ignore[override]
         """Return the rows at these positions, formed."""
@@ -101,8 +106,22 @@ class StoredPairs(Pairs):
         return self.along(self.items.inner(other), -2)
 
     def squares(self) -> Float[Tensor, " n"]:
-        """Return the squared norms, by forming every feature once: no cancellation where two items are close."""
-        return _squares(self)
+        """Return the squared norms ``‖a‖² + ‖b‖² - 2⟨a, b⟩``, reading an item once for the duels near each other.
+
+        Where two items are so close that this cancels, their difference is formed.
+        """
+        out = torch.empty(self.count, dtype=torch.float64)
+        for start in range(0, self.count, NEAR):
+            place = slice(start, min(start + NEAR, self.count))
+            own, at = torch.stack([self.duels.first[place], self.duels.second[place]]).unique(return_inverse=True)
+            rows = self.items.take(own)
+            gram = rows.inner(rows)
+            norms = gram.diagonal()[at].sum(0)
+            out[place] = norms - 2 * gram[at[0], at[1]]
+            close = start + (out[place] < CLOSE * norms).nonzero().squeeze(-1)
+            if len(close):
+                out[close] = replace(self, duels=self.duels.take(close), weights=None).dense().squares()
+        return out if self.weights is None else out * self.weights.square()
 
     def take(self, index: Tensor) -> Dense:  # type: ignore[override]
         """Return the duels at these positions, formed."""
@@ -127,11 +146,3 @@ class StoredPairs(Pairs):
     def finite(self) -> bool:
         """Whether every number is finite."""
         return self.items.finite() and (self.weights is None or bool(self.weights.isfinite().all()))
-
-
-def _squares(rows: Stored | StoredPairs) -> Float[Tensor, " n"]:
-    """Return the squared norms, put into one vector: small results kept beside the parts would pin what they free."""
-    out = torch.empty(rows.count, dtype=torch.float64)
-    for place, part in rows.parts():
-        out[place] = Dense(part).squares()
-    return out
