@@ -189,7 +189,7 @@ class Alignment:
             "--prompts-per-round, --responses and --sketch-size": 8.0 * rows * self.sketch.size,
             "--score-tokens and --feature-tokens": 8.0 * words * max(self.score_tokens, self.feature_tokens),
             "--sampling-rows, --prompt-tokens and --tokens": 16.0 * self.decoding.rows * longest * width,
-            "--heldout": 8.0 * self.evaluation.prompts * longest,
+            "--heldout and --tokens": (8.0 + 4.0 * width) * self.evaluation.prompts * longest,
         }
 
     @property
