@@ -69,11 +69,11 @@ def verdicts(
     """Say what was found, the answer to the question first."""
     several = len(parts) > 1
     lines = [line for part in parts for line in levels(study, table[table["part"] == part.name])]
+    lines += besides(study, table)
     for row in differences(study, parts, table):
         where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
         if row["outcome"] == "final" and row["measure"] == study.measures[0]:
             lines.append(f"{where}: {compared(row, BASELINE)}")
-    lines += besides(study, table)
     open_ones = []
     for row in saved.to_dict("records"):
         where = f"{row['truth']}: " if several else ""
