@@ -293,7 +293,7 @@ class GivenArena(FixedArena):
         texts = tuple(text for i in chosen for text in self.given[self.prompts[i]])
         encoded = [self.encoded[i] for i in chosen for _ in range(self.responses)]
         rows = tuple(Row(p, self.policy.response_of(text)) for p, text in zip(encoded, texts, strict=True))
-        self.policy.together(rows)
+        self.policy.together(rows)  # before they are scored, or what is made of them here is made again
         with self.policy.reference():
             logs = self.policy.log_probs(rows, "score")
         with self.policy.meter.stage("reward"):

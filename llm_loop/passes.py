@@ -464,5 +464,6 @@ def log_probs(
         assert isinstance(head, nn.Linear)
         chosen = _foretold(head, logits, packed.tokens)
     else:
-        chosen = logits.float().gather(-1, packed.tokens[:, None]).squeeze(-1) - logits.float().logsumexp(-1)
+        logits = logits.float()
+        chosen = logits.gather(-1, packed.tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
     return chosen.new_zeros(len(packed.rows)).index_add(0, packed.owner, chosen)

@@ -315,13 +315,14 @@ class _Seen:
 
     def of(self, rows: Sequence[Row], responses: int) -> list[Float[Tensor, "t d"]]:
         """Return the states of the rows that were drawn, zeros at their last tokens."""
-        start, prompts = int(self.opening > 0), self.passes[int(self.opening > 0)]
+        prompts, *steps = self.passes[1:] if self.opening else self.passes
         out = [prompts.new_zeros(row.tokens, prompts.shape[-1]) for row in rows]
         for i, (row, own) in enumerate(zip(rows, out, strict=True)):
             rest = len(row.prompt) - self.opening
-            own[: self.opening] = self.passes[0][0] if start else 0
+            if self.opening:
+                own[: self.opening] = self.passes[0][0]
             own[self.opening : len(row.prompt)] = prompts[i // responses, prompts.shape[1] - rest :]
-        for step, (states, alive) in enumerate(zip(self.passes[start + 1 :], self.alive, strict=True)):
+        for step, (states, alive) in enumerate(zip(steps, self.alive, strict=True)):
             for i, state in zip(alive.tolist(), states[:, 0], strict=True):
                 if step < len(rows[i].response) - 1:
                     out[i][len(rows[i].prompt) + step] = state
