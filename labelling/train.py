@@ -26,9 +26,9 @@ from llm_loop.arena import Completions
 from llm_loop.data import pools
 from llm_loop.data.chat import Prompt, to_json
 from llm_loop.learner import DPOLearner, Fit
-from llm_loop.models import Row, weights_hash
+from llm_loop.models import weights_hash
 from llm_loop.report.evaluate import distinct
-from llm_loop.sampling import sample
+from llm_loop.sampling import beside_reference
 from llm_loop.setup import quiet_libraries
 
 PROGRAM = "activedpo train"
@@ -197,10 +197,8 @@ def _health(work: Session) -> dict[str, float]:
     policy, settings = work.policy, work.settings
     prompts = work.quiet_prompts(PROMPTS)
     encoded = [policy.tokens_of(prompt) for prompt in prompts]
-    states: dict[Row, Tensor] = {}
-    rows, logs = sample(policy, encoded, 1, settings.decoding, work.key.fold_in("health"), "evaluate", states)
-    with policy.reference():
-        reference = policy.log_probs(rows, "evaluate", states)
+    key = work.key.fold_in("health")
+    rows, logs, reference = beside_reference(policy, encoded, settings.decoding, key, "evaluate")
     tokens = sum(len(row.response) for row in rows)
     texts = [policy.decode(row.response) for row in rows]
     return {

@@ -23,7 +23,7 @@ from llm_loop.learner import Fit
 from llm_loop.models import Row
 from llm_loop.report.evaluate import distinct
 from llm_loop.rewards.scorers import checked, cut
-from llm_loop.sampling import sample
+from llm_loop.sampling import beside_reference, sample
 from llm_loop.setup import Setup
 
 Record = dict[str, Any]
@@ -179,13 +179,12 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False
     policy, learner, heldout, alignment = setup.policy, setup.learner, setup.heldout, setup.alignment
     key = heldout.key.fold_in("initial" if initial else "answers")
     asked = heldout.prompts[: None if initial or last else alignment.evaluation.between or None]
-    states: dict[Row, Tensor] = {}
-    rows, logs = sample(policy, heldout.encoded[: len(asked)], 1, alignment.decoding, key, "evaluate", states)
-    pairs = torch.zeros(len(fixed.rows), dtype=torch.float64)
-    reference = logs
-    if not initial:
-        with policy.reference():
-            reference = policy.log_probs(rows, "evaluate", states)
+    prompts = heldout.encoded[: len(asked)]
+    if initial:
+        rows, logs = sample(policy, prompts, 1, alignment.decoding, key, "evaluate")
+        reference, pairs = logs, torch.zeros(len(fixed.rows), dtype=torch.float64)
+    else:
+        rows, logs, reference = beside_reference(policy, prompts, alignment.decoding, key, "evaluate")
         pairs = policy.log_probs(fixed.rows, "evaluate") - learner.reference(fixed.rows)
     with policy.meter.stage("evaluate"):
         texts = [policy.decode(row.response) for row in rows]

@@ -215,6 +215,19 @@ def sample(
     return [row for row in rows if row is not None], log_probs
 
 
+def beside_reference(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], decoding: Decoding, key: Key, stage: str
+) -> tuple[list[Row], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return a response drawn to every prompt, its ``log π_θ(y|x)``, and its ``log π_ref(y|x)``, in nats.
+
+    The layers below the adapter are the reference's too, so what they made of the tokens in drawing is not made again.
+    """
+    states: dict[Row, Tensor] = {}
+    rows, logs = sample(policy, prompts, 1, decoding, key, stage, states)
+    with policy.reference():
+        return rows, logs, policy.log_probs(rows, stage, states)
+
+
 def _parts(order: Sequence[int], lengths: Sequence[int], size: int, drawing: Drawing) -> Iterator[list[int]]:
     """Yield the prompts that are read side by side: at most ``size``, all of one length where padding is not borne."""
     alike = drawing in ("generate-alike", "generate-uncached")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,8 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, ske
     """
     several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
-    count = len(measures) + (len(saved) > 0 or len(sketched) > 0)
+    besides = _besides(saved, sketched)
+    count = len(measures) + (besides is not None)
     across = min(count, ACROSS)
     block = across * math.ceil(count / across)
     extra = count - 1 if block == across else block - across
@@ -42,9 +43,10 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, ske
     figure, axes = panels(block * len(rows), across, 9.0 / across, 2.6, legend=0)
     for number, part in enumerate(rows):
         own = table[table["part"] == part] if several else table
-        mine = axes[number * block : (number + 1) * block]
-        others = [axis for place, axis in enumerate(mine) if place != extra or count == len(measures)]
-        for axis, measure in zip(others, measures, strict=False):
+        mine = list(axes[number * block : (number + 1) * block])
+        if besides is not None:
+            besides(mine.pop(extra), part)
+        for axis, measure in zip(mine, measures, strict=False):
             curves(axis, own, "labels", measure, "strategy" if several else "part", look, student, marker="o", ms=3)
             axis.set_title(TITLES[measure], fontsize=9)
             axis.tick_params(labelsize=8)
@@ -53,14 +55,19 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, ske
                 axis.axhline(0.5, color="black", lw=0.7, ls=":")
         if several and len(rows) > 1:
             mine[0].set_ylabel(part, fontsize=10, fontweight="bold")
-        if len(saved):
-            _saved(mine[extra], saved[saved["truth"] == part])
-        elif len(sketched):
-            _sketched(mine[extra], sketched)
-        for empty in mine[count:]:
+        for empty in mine[len(measures) :]:
             empty.remove()
     legend_below(figure, axes[0])
     return figure
+
+
+def _besides(saved: pd.DataFrame, sketched: pd.DataFrame) -> Callable[[Axes, str], None] | None:
+    """Return what draws a run's panel beside those of the measures, if there is anything to draw."""
+    if len(saved):
+        return lambda axis, part: _saved(axis, saved[saved["truth"] == part])
+    if len(sketched):
+        return lambda axis, _: _sketched(axis, sketched)
+    return None
 
 
 def _graded(names: Sequence[str]) -> dict[str, dict[str, object]]:
