@@ -7,7 +7,7 @@ that disagrees takes slower ways (``llm_loop.models.Route``), and one that agree
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -28,19 +28,43 @@ TOKENS = 8
 """of a response that is compared"""
 
 
+_FOUND: dict[tuple[object, ...], Route] = {}
+"""what was found in this process: the cells of a run load one model again and again"""
+
+
 def settle(policy: Policy, longest: int, tokens: int) -> Route:
     """Give a policy the fastest ways that agree with its model's plain forward pass, and return them.
 
     Compared on responses to a few prompts of random tokens, of unlike lengths up to ``longest`` (and past a sliding
-    window, if a run of ``longest + tokens`` tokens gets there), and to two that begin alike, at an adapter that is
-    moved off its start: log π(y|x) of what is drawn and of what is scored in company, and LoRA's gradients.  Raises
+    window, if a run of ``longest + tokens`` tokens gets there), and to two that begin alike, at an adapter of random
+    numbers, the same wherever the policy's own begins: log π(y|x) of what is drawn and of what is scored in company,
+    and LoRA's gradients.  What was found is not sought again in one process for the same weights.  Raises
     ``InputError`` for a model whose draws agree in no way, whose plain pass fails, or whose context is shorter than
     ``longest + tokens``.
     """
     policy.check_context(longest, tokens)
-    key = Key(0)
+    prompts, decoding = _prompts(policy, longest, Key(0)), Decoding(min(tokens, TOKENS))
+    asked = (*_contents(policy), tuple(map(tuple, prompts)), decoding)
+    if asked not in _FOUND:
+        _FOUND[asked] = _compared(policy, prompts, decoding, Key(0))
+    policy.route = _FOUND[asked]
+    return policy.route
+
+
+def _contents(policy: Policy) -> tuple[object, ...]:
+    """Return what tells models, and what computes with them, apart: frozen weights by their sums."""
+    weights = (
+        (name, value.dtype, float(value.detach().sum(dtype=torch.float64)))
+        for name, value in policy.model.named_parameters()
+        if name not in policy.parameters
+    )
+    config, machine = policy.model.config.to_json_string(), (str(policy.device), torch.get_num_threads())
+    return type(policy.model.get_base_model()), config, policy.adapter, policy.batch_tokens, *machine, *weights
+
+
+def _compared(policy: Policy, prompts: Sequence[list[tuple[int, ...]]], decoding: Decoding, key: Key) -> Route:
+    """Return the fastest ways that agree on responses to these prompts."""
     nats, share = TOLERANCE[next(policy.model.get_base_model().parameters()).dtype]
-    prompts, decoding = _prompts(policy, longest, key), Decoding(min(tokens, TOKENS))
     with _moved(policy, key):
         told = ""
         for drawing in DRAWINGS:
@@ -107,10 +131,12 @@ def _prompts(policy: Policy, longest: int, key: Key) -> list[list[tuple[int, ...
 
 @contextmanager
 def _moved(policy: Policy, key: Key) -> Iterator[None]:
-    """Work at an adapter whose every matrix counts: at the start B = 0, which hides half of what is compared."""
-    start = policy.state()
-    noise = {n: 0.02 * key.fold_in("adapter", i).normal(*v.shape).to(v.dtype) for i, (n, v) in enumerate(start.items())}
-    with policy.at({name: value + noise[name] for name, value in start.items()}):
+    """Work at an adapter whose every matrix counts: at the start B = 0, which hides half of what is compared.
+
+    It does not depend on that start, so that all cells of a run take the same ways.
+    """
+    named = enumerate(policy.parameters.items())
+    with policy.at({n: 0.03 * key.fold_in("adapter", i).normal(*p.shape).to(p.dtype) for i, (n, p) in named}):
         yield
 
 

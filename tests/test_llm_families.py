@@ -11,6 +11,7 @@ import transformers as hf
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
+from llm_loop import agreement
 from llm_loop.agreement import settle
 from llm_loop.gradients import Gradients, embeddings
 from llm_loop.learner import Preference, Training, fit_dpo
@@ -222,6 +223,19 @@ def test_slower_ways_are_told_and_the_fastest_are_not() -> None:
     assert Route("generate", padded=False, hooked=False).summary == (
         "decoding by the library's generate, scoring one response at a time, gradients one response at a time"
     )
+
+
+@pytest.mark.slow
+def test_what_was_found_holds_for_the_same_weights_and_for_no_others(monkeypatch) -> None:
+    found = settle(family("llama"), 40, 12)
+    monkeypatch.setattr(agreement, "_compared", lambda *_: Route("generate"))
+    again, other = family("llama"), family("llama")
+    again.restore({name: value + 1 for name, value in again.state().items()})  # of another seed, it begins elsewhere
+    assert settle(again, 40, 12) == again.route == found
+    assert settle(again, 40, 2) == Route("generate")  # shorter responses were not compared
+    with torch.no_grad():
+        next(other.model.get_base_model().parameters()).add_(1e-3)
+    assert settle(other, 40, 12) == other.route == Route("generate")
 
 
 @pytest.mark.slow

