@@ -312,5 +312,5 @@ PRESETS: dict[str, tuple[str, Map]] = {
             meter_replicates=30,
         ),
     ),
-    "full": ("36 worlds, 8 rules beside Random, 30 replicates (hours)", Map(rules=RULES, replicates=30)),
+    "full": ("36 worlds, 8 rules beside Random, 90 replicates (hours)", Map(rules=RULES, replicates=90)),
 }
