@@ -88,7 +88,7 @@ def keep_freed() -> None:
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4  # of malloc.h
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # never: a limit is an int, and wide networks free more than 2 GB
 
 
 @dataclass(frozen=True)
