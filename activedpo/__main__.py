@@ -12,9 +12,8 @@ from typing import Annotated, Any, Union
 
 import bandits
 from bandits import __version__
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.runs import command
-from bandits.runs.settings import unknown
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bandits.core.duels import Duels, Labelled, Offer
@@ -255,18 +255,25 @@ def _pairs(count: int, items: _Items, group: Tensor, duels: Array | None) -> Due
         raise InputError("ask: no group has two rows, so there is no duel")
     if number > MOST:
         raise InputError(f"ask: all pairs make {number} duels; give groups, or the duels that there are")
-    within = Duels.within(items.prompts, items.responses)
-    there = torch.zeros(len(items.rows), dtype=torch.bool)
-    there[items.places] = True
-    real: Bool[Tensor, " m"] = there[within.first] & there[within.second]
-    return Duels(items.rows[within.first[real]], items.rows[within.second[real]])
+    order, starts = group.argsort(stable=True), sizes.cumsum(0) - sizes
+    parts = []
+    for size in sizes.unique().tolist():  # groups of one size at once, then in the groups' order
+        alike = (sizes == size).nonzero().squeeze(-1)
+        places = starts[alike][:, None, None] + torch.combinations(torch.arange(size), 2)
+        parts.append(order[places.flatten(0, 1)])
+    pairs = torch.cat(parts)
+    pairs = pairs[group[pairs[:, 0]].argsort(stable=True)]
+    return Duels(pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
 
 def _given(duels: Array) -> list[tuple[int, int]]:
     found = np.asarray(duels)
     if found.ndim != 2 or found.shape[1] != 2 or not len(found) or found.dtype.kind not in "iu":
         raise InputError(f"duels are pairs of rows, (m, 2) whole numbers, got {found.dtype} of shape {found.shape}")
-    return [(int(a), int(b)) for a, b in found]
+    pairs = [(int(a), int(b)) for a, b in found]
+    if wrong := [pair for pair in pairs if min(pair) < 0 or pair[0] == pair[1]]:
+        raise InputError(f"duels are pairs of two rows, counted from 0, got {wrong[0]}")
+    return pairs
 
 
 def _sorted(duels: Duels) -> list[tuple[int, int]]:

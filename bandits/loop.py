@@ -108,6 +108,11 @@ class Ridges:
     plain: float
     fisher: float
 
+    @classmethod
+    def given(cls, ridge: float) -> Ridges:
+        """Return the ridges where ``λ/κ`` is given: κ is at most ¼, so λ is taken for a quarter of it."""
+        return cls(ridge, ridge / 4)
+
     def of(self, space: FeatureSpace) -> float:
         """Return the ridge in a space."""
         natural = self.fisher if space.weight == "fisher" else self.plain

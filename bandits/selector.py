@@ -630,7 +630,8 @@ class DecisiveBALD(ScoreStrategy):
         return information * decided if self.decisive else information
 
     def _score(self, pool: Pool, residual: Tensor) -> Tensor:
-        return self.worth(pool.margins, (residual / pool.features.ridge / slope(pool.margins)).sqrt())
+        information = slope(pool.margins, pool.ties)
+        return self.worth(pool.margins, (residual / pool.features.ridge / information).sqrt())
 
     def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return the score before any pick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -173,10 +174,11 @@ def races(program: str, arguments: tuple[str, ...], expected: dict[str, str]) ->
         killed = False
         while run.poll() is None and not killed:
             for child in psutil.Process(run.pid).children(recursive=True):
-                if "LokyProcess" in " ".join(child.cmdline()):
-                    child.kill()
-                    killed = True
-                    break
+                with contextlib.suppress(psutil.Error):  # a child that lives for a moment only
+                    if "LokyProcess" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed = True
+                        break
             time.sleep(0.02)
         _, err = run.communicate(timeout=240)
         if not killed:

@@ -84,11 +84,6 @@ class Answers:
         self._bytes = self._ends = 0  # of whole lines read so far, and how many line ends are in them
         self.refresh()
 
-    def reload(self) -> None:
-        """Read all of the file again."""
-        self._forget()
-        self.refresh()
-
     def refresh(self) -> None:
         """Read what other processes added to the file, and nothing twice."""
         try:

@@ -277,11 +277,6 @@ class Desk:
             self._refresh()
             return [(person.name, len(person.said)) for person in self._people.values() if person.said]
 
-    def agreement(self) -> stats.Agreement | None:
-        """Return how far people agree, None if nobody answered what another one did."""
-        with self._lock:
-            return stats.agreement(self._votes)
-
     def answer(self, name: str, query: str, digest: str, seen: int, choice: Choice) -> Standing:
         """Keep an answer; when this returns it is on disk.
 

@@ -114,7 +114,7 @@ def bring(path: Path, desk: Desk, mapping: Mapping) -> list[str]:
         twice += place in seen and seen[place] != answer.answer
         seen[place] = answer.answer
         before = standing.get(place)
-        if before and before.answer == answer.answer:
+        if before and (before.answer, before.digest) == (answer.answer, answer.digest):
             same += 1
             continue
         standing[place] = answer

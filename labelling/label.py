@@ -42,7 +42,7 @@ class Options:
     each: Whole = 0
     """how many people each duel needs (0: everybody answers every duel)"""
     again: bool = False
-    """ask again what was edited since it was answered"""
+    """ask again what was edited since it was answered; for a file of queries, not a project"""
     answers: Path | None = None
     """the file of answers (default: the project's answers.jsonl, or NAME.answers.jsonl beside NAME.jsonl)"""
     terminal: bool = False
@@ -81,6 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     if (options.columns or options.values) and not options.bring:
         raise InputError("--columns and --values say how to read an --import; name its file")
     source = Source.at(options.queries, options.answers)
+    if options.again and source.project is not None:
+        raise InputError(
+            "--again is for queries in a file of their own; a project's are of its pool, so put back what was edited"
+        )
     options = replace(options, question=asked(source.project, options.question))
     desk = Desk(source, options.each, options.again)
     command.say(*(f"note: {note}" for note in desk.notes()))

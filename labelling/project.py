@@ -144,14 +144,18 @@ class Project:
             raise InputError(f"{self.root} holds something else ({strange[0]}); choose another --project")
 
     def begin(self, content: dict[str, Any]) -> None:
-        """Write the manifest, unless it is there."""
+        """Write the manifest, unless it is there; the rule of choice may be another than that of the last batch."""
         self.admit(content)
-        if not self.exists:
+        if not self.exists or self.manifest()["settings"]["strategy"] != content["settings"]["strategy"]:
             write_json(self.manifest_path, {"format": FORMAT} | content)
 
     def same(self, content: dict[str, Any]) -> None:
-        """Raise ``InputError`` if the project's own settings are not these, naming the first that differs."""
+        """Raise ``InputError`` if the project's own settings are not these, naming the first that differs.
+
+        The strategy may differ: V counts the labelled duels, whoever chose them.
+        """
         kept = self.manifest()
+        kept["settings"] = kept["settings"] | {"strategy": content["settings"]["strategy"]}
         for name in sorted(content):
             if kept.get(name) != content[name]:
                 before, now = kept.get(name), content[name]

@@ -58,7 +58,7 @@ class Select:
     fields: Annotated[tuple[str, ...], MinLen(0)] = ()
     """names that the pool's fields have in the file: prompt=question responses=answers"""
     price: Positive | None = None
-    """stop if a label of this batch lowers the expected error of the pool's margins by less than this, in percent"""
+    """write no batch if a label of it lowers the expected error of the pool's margins by less than this, in percent"""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -104,8 +104,8 @@ def choose(options: Select) -> int:
     content = {"model": model, "settings": config_of(settings)}
     if project is not None and project.exists:
         kept = project.manifest()["settings"]
-        if Settings.of(kept) == settings:  # also where it was written before some setting was there
-            content["settings"] = kept
+        if replace(Settings.of(kept), strategy=settings.strategy) == settings:
+            content["settings"] = kept | {"strategy": settings.strategy}  # as written: perhaps before some setting was
     if project is not None:
         project.admit(content)
     beside = project.root if project is not None else _file(options).parent
@@ -119,9 +119,10 @@ def choose(options: Select) -> int:
     asked = _queries(work, round, f"{batch:02d}" if project is not None else _file(options).stem, why)
     worth = _headroom(work, round, options.budget)
     told = _told(work, round, worth, trained)
-    stop = options.price is not None and _worthless(worth, options.price, settings.strategy, told)
+    if options.price is not None and _worthless(worth, options.price, settings.strategy, told):
+        say(*(f"• {line}" for line in told), "no batch was written; at a lower --price it would be")
+        return 1
     if project is not None:
-        project.begin(content)
         if texts is not None:
             session.write_prompts(project.pool, texts)
             work.keep_drawn(project, batch)
@@ -129,6 +130,7 @@ def choose(options: Select) -> int:
             session.write_pool(project.pool, found)
         if options.labelled is not None:
             labelled.write_labels(project.labelled, labels)
+        project.begin(content)  # last: a project has its pool
     where = project.queries(batch) if project is not None else _file(options)
     written = project.root / "index.html" if project is not None else where.with_suffix(".html")
     page.write(written, settings, asked, round, why, worth, told)
@@ -136,7 +138,7 @@ def choose(options: Select) -> int:
     work.learner.sweep()
     follow = f"activedpo label {project.root if project is not None else where}"
     say(*(f"• {line}" for line in told), f"queries: {where}", f"page: {written}", f"next: {follow}")
-    return 1 if stop else 0
+    return 0
 
 
 def _file(options: Select) -> Path:
@@ -148,8 +150,7 @@ def _places(options: Select) -> tuple[Project | None, list[Label]]:
     """Return the project, if there is one, and the labels from elsewhere; refuse what cannot be."""
     if (options.out is None) == (options.project is None):
         raise InputError("give either --project, a directory that is kept from batch to batch, or --out, a file")
-    fields = mapping(options.fields)
-    given = None if options.labelled is None else labelled.read_labels(options.labelled.expanduser(), fields)
+    given = None if options.labelled is None else labelled.read_labels(options.labelled.expanduser())
     if options.project is None:
         if _file(options).exists():
             raise InputError(f"{options.out} is there already; remove it or choose another --out")

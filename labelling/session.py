@@ -39,7 +39,6 @@ from llm_loop.gradients import Gradients
 from llm_loop.models import Policy, Row, load_policy
 from llm_loop.run import COMPARED
 
-HELDOUT = 16
 """Prompts on which a model's health is looked at, at most."""
 
 
@@ -242,8 +241,7 @@ class Session:
         if not path.exists():
             return None
         try:
-            saved = load(read_bytes(path))
-            return {name: saved[name.replace(".default.", ".")] for name in self.policy.parameters}
+            return self.policy.theta_of(load(read_bytes(path)))
         except Exception as error:  # safetensors has no public base class of its errors
             raise DamagedError(f"{path} is damaged or another model's ({str(error)[:80]})") from None
 
@@ -346,7 +344,7 @@ def grown(pool: Pool, more: Pool) -> Pool:
         texts = (*known.responses, *group.responses) if known else group.responses
         place = known.place if known else group.place
         groups[group.prompt] = Group(group.prompt, tuple(dict.fromkeys(texts)), place)
-    return Pool(tuple(groups.values()), {**pool.files, **more.files}, pool.rows + more.rows)
+    return Pool(tuple(groups.values()), {**pool.files, **more.files})
 
 
 def read_prompts(name: str, seed: int) -> PromptSet:

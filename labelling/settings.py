@@ -61,11 +61,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.sketch.kind == "factored" and self.sketch.size % self.adapter.rank:
-            raise InputError(
-                f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
-                f"got {self.sketch.size}"
-            )
+        self.sketch.suits(self.adapter)
 
     def prompts_of(self, there: int) -> int:
         """Return how many of the prompts that are there a batch has answered; refuse more than there are."""
@@ -78,8 +74,8 @@ class Settings:
 
     @property
     def ridges(self) -> Ridges:
-        """The ridges of V; a Fisher-weighted design has κ in its weights, which are at most ¼: λ is ridge/4."""
-        return Ridges(self.ridge, self.ridge / 4)
+        """The ridges of V."""
+        return Ridges.given(self.ridge)
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Settings:
@@ -91,7 +87,7 @@ class Settings:
                 for name, value in kept.items()
             }
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"the project's settings are those of another version ({error})") from None
 
 

@@ -24,7 +24,7 @@ from labelling.session import Session
 from labelling.settings import Settings
 from llm_loop.arena import Completions
 from llm_loop.data import pools
-from llm_loop.data.chat import Prompt, to_json
+from llm_loop.data.chat import as_trl
 from llm_loop.learner import DPOLearner, Fit
 from llm_loop.models import weights_hash
 from llm_loop.report.evaluate import distinct
@@ -140,14 +140,6 @@ def preferences(work: Session) -> list[dict[str, Any]]:
                 chosen, rejected = (first, second) if outcome > 0.5 else (second, first)
                 rows.append(as_trl(prompt, chosen, rejected))
     return rows
-
-
-def as_trl(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
-    """Return a decided duel as TRL reads it: of a conversation, both sides are messages too."""
-    sides: dict[str, Any] = {"chosen": chosen, "rejected": rejected}
-    if not isinstance(prompt, str):
-        sides = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
-    return {"prompt": to_json(prompt), **sides}
 
 
 def _ties(past: Labelled[Completions]) -> int:

@@ -49,6 +49,13 @@ class Sketch:
         if self.size < 1:
             raise InputError(f"--sketch-size must be at least 1, got {self.size}")
 
+    def suits(self, adapter: Adapter) -> None:
+        """Raise ``InputError`` if gradients of this adapter cannot be projected so."""
+        if self.kind == "factored" and self.size % adapter.rank:
+            raise InputError(
+                f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {adapter.rank}, got {self.size}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -154,11 +161,7 @@ class Alignment:
             if self.prompts_per_round > self.pool:
                 raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
             self.check_pool(self.pool)
-        if self.sketch.kind == "factored" and self.sketch.size % self.adapter.rank:
-            raise InputError(
-                f"a factored sketch needs a --sketch-size divisible by LoRA's --rank {self.adapter.rank}, "
-                f"got {self.sketch.size}"
-            )
+        self.sketch.suits(self.adapter)
 
     def _bring(self, file: str) -> None:
         """Take the prompts from the pool's file, which has them."""
@@ -199,8 +202,8 @@ class Alignment:
 
     @property
     def ridges(self) -> Ridges:
-        """The ridges of V; a Fisher-weighted design has κ in its weights, which are at most ¼: λ is ridge/4."""
-        return Ridges(self.ridge, self.ridge / 4)
+        """The ridges of V."""
+        return Ridges.given(self.ridge)
 
 
 PRESETS: dict[str, tuple[str, Alignment]] = {

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.core.sketches import SKETCHES, Coordinates, Kind
@@ -49,7 +49,7 @@ class Gradients:
             self._sides += ["A", "B"]
         shapes = [(m.out_features, m.in_features) for m in self._matrices]
         if kind not in SKETCHES:
-            raise InputError(f"unknown sketch {kind!r}; choose from {', '.join(SKETCHES)}")
+            raise unknown("sketch", kind, SKETCHES)
         self.map = SKETCHES[kind](shapes, size, policy.adapter.rank, key.fold_in("sketch"), str(policy.device))
 
     def __call__(self, rows: Sequence[Row], stage: str = "features") -> Dense:

@@ -74,5 +74,4 @@ class Journal:
 
     def theta(self, number: int, policy: Policy) -> dict[str, Tensor]:
         """Return θ after a round, by the policy's names of its matrices."""
-        saved = load(self._ledger.read(self._names(number)[1]))
-        return {name: saved[name.replace(".default.", ".")] for name in policy.parameters}
+        return policy.theta_of(load(self._ledger.read(self._names(number)[1])))

@@ -218,9 +218,9 @@ def fit_dpo(
     """
     if not preferences:
         raise InputError("DPO needs at least one preference")
-    share = training.batch // processes()  # of a batch, where a launcher started several processes
-    if share < 1:
-        raise InputError(f"a DPO batch of {training.batch} cannot be shared by {processes()} processes")
+    share, left = divmod(training.batch, processes())  # of a batch, where a launcher started several processes
+    if left:
+        raise InputError(f"a DPO batch of {training.batch} cannot be shared evenly by {processes()} processes")
     with tempfile.TemporaryDirectory() as scratch, policy.meter.stage("train"), seeded(key), _lent(policy):
         arguments = DPOConfig(
             output_dir=scratch,
@@ -366,7 +366,8 @@ class DPOLearner:
     def entropy(self, items: Completions, rewards: Tensor) -> Float[Tensor, " p"]:
         """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.
 
-        The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response; the responses are its own draws.
+        The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response.  The responses are the policy's own
+        draws; of a pool that lasts, ``π`` is the initial model, which drew them.
         """
         return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
 

@@ -39,7 +39,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bandits.core.errors import InputError, naming
+from bandits.core.errors import InputError, naming, unknown
 from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.runs.text import dumps
@@ -244,6 +244,10 @@ class Policy:
         """Return a copy of θ, LoRA's matrices by name, on the CPU."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
+    def theta_of(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return θ by this policy's names, from the contents of an adapter's file."""
+        return {name: saved[name.replace(".default.", ".")] for name in self.parameters}
+
     def restore(self, state: dict[str, Tensor]) -> None:
         """Set θ."""
         if state.keys() != self.parameters.keys():
@@ -392,6 +396,7 @@ class Policy:
         for row in self.trunk.missing(rows):
             with self.meter.stage("below"):
                 self.meter.tokens["below"] += self.trunk.keep(forward, row, self.device)
+        self.trunk.shrink(rows)
 
     def together(self, rows: Sequence[Row]) -> None:
         """Let rows of a prompt go through the layers below the adapter side by side, whichever of them is asked for."""
@@ -689,6 +694,6 @@ def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
                 attn_pdrop=0.0,
             )
         case _:
-            raise InputError(f"unknown tiny model {name!r}; choose from {', '.join(TINY)}")
+            raise unknown("tiny model", name, TINY)
     with seeded(key):
         return AutoModelForCausalLM.from_config(config).float()

@@ -176,7 +176,7 @@ class Trunk:
     """The layers below the lowest adapted one, and what they make of rows.
 
     ``keep(row)`` computes and keeps the hidden states that enter the lowest adapted layer, ``(tokens, width)`` a row;
-    ``given(packed)`` lets a pass begin there.  States are kept up to ``limit`` bytes, the oldest dropped first.  To the
+    ``given(packed)`` lets a pass begin there.  ``shrink`` drops the oldest states beyond ``limit`` bytes.  To the
     last digit, those of a row depend on the rows that ``together`` put it with, and on nothing else that is computed.
     """
 
@@ -228,8 +228,8 @@ class Trunk:
         if len(group) > 1:
             found = self._entering(forward, pack([group], 0, device))
             prompt, *responses = found.split([len(row.prompt), *(len(other.response) for other in group)])
-            for other, states in sorted(zip(group, responses, strict=True), key=lambda pair: pair[0] == row):
-                self._note(other, torch.cat([prompt, states]))  # the one that is wanted last: it is the last to go
+            for other, states in zip(group, responses, strict=True):
+                self._note(other, torch.cat([prompt, states]))
             return read_once(group)
         spent = 0
         if self._prompt is None or self._prompt[0] != row.prompt:
@@ -252,7 +252,12 @@ class Trunk:
         self._drop(row)
         self._kept[row] = states
         self._bytes += states.nbytes
-        while self._bytes > self.limit and len(self._kept) > 1:
+
+    def shrink(self, wanted: Sequence[Row]) -> None:
+        """Drop the oldest states beyond ``limit``, but not those of the rows that are wanted now."""
+        for row in (those := dict.fromkeys(wanted)):
+            self._kept[row] = self._kept.pop(row)
+        while self._bytes > self.limit and len(self._kept) > len(those):
             self._drop(next(iter(self._kept)))
 
     def states(self, rows: Sequence[Row]) -> Float[Tensor, "t d"]:
@@ -263,6 +268,7 @@ class Trunk:
         """Keep states that ``states`` returned, as if they had been computed here."""
         for row, own in zip(rows, states.split([row.tokens for row in rows]), strict=True):
             self._note(row, own)
+        self.shrink(rows)
 
     def _entering(self, forward: Callable[..., Any], *what: Any) -> Float[Tensor, "t d"]:
         """Return the hidden states of one sequence that enter the lowest adapted layer when the model runs on it."""

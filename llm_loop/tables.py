@@ -19,7 +19,7 @@ import pandas as pd
 from bandits.core.errors import InputError
 from bandits.runs.files import write_text
 from bandits.runs.text import dumps, lines, loads
-from llm_loop.data.chat import Prompt, from_json, text_of, to_json
+from llm_loop.data.chat import Prompt, as_trl, from_json, text_of, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +206,10 @@ def path_of(kind: type[Row], folder: Path) -> Path:
 def line_of(row: Row) -> str:
     """Return a row as its line; a conversation's preference has messages on both sides, as TRL wants them."""
     entry = {field.name: getattr(row, field.name) for field in fields(row)}
-    prompt = entry.get("prompt")
-    if prompt is not None:
+    if isinstance(row, Preference):
+        entry |= as_trl(row.prompt, row.chosen, row.rejected)
+    elif (prompt := entry.get("prompt")) is not None:
         entry["prompt"] = to_json(prompt)
-    if isinstance(row, Preference) and not isinstance(prompt, str):
-        entry |= {side: [{"role": "assistant", "content": entry[side]}] for side in ("chosen", "rejected")}
     return dumps(entry) + "\n"
 
 

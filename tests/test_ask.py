@@ -51,6 +51,14 @@ def test_two_batches_are_the_obvious_greedy_rule_s(tmp_path_factory, seed, size,
     assert selector.widths_.shape == (len(pairs),)
 
 
+def test_pairs_of_groups_of_unlike_sizes_are_made_group_by_group():
+    groups = np.array([0] * 300 + list(np.repeat(np.arange(1, 3001), 2)) + [3001])
+    selector = Selector("random")
+    selector.ask(np.zeros((len(groups), 1)), 1, groups=groups)
+    want = [(i, j) for i in range(300) for j in range(i + 1, 300)] + [(i, i + 1) for i in range(300, 6300, 2)]
+    assert selector.duels_.tolist() == [list(pair) for pair in want]
+
+
 def test_what_has_no_answer_is_neither_known_nor_asked_again():
     values = Key(1).normal(4, 3)
     selector, told = Selector(), Selector()
@@ -88,6 +96,8 @@ def test_rewards_are_read_by_those_who_read_them():
         (lambda s: s.ask(np.eye(3), 1, groups=[1, 2]), "groups are one per row"),
         (lambda s: s.ask(np.eye(3), 1, groups=[1, 2, 3]), "no group has two rows"),
         (lambda s: s.ask(np.eye(3), 1, duels=np.array([[0, 3]])), "rows from 0 to 2"),
+        (lambda s: s.tell([1], duels=np.array([[-1, 2]])), r"counted from 0, got \(-1, 2\)"),
+        (lambda s: s.tell([1], duels=np.array([[2, 2]])), r"two rows, counted from 0, got \(2, 2\)"),
         (lambda s: s.ask(np.eye(3), 1, duels=np.array([[0, 1]]), groups=[0, 1, 1]), "two rows of one group"),
         (lambda s: s.ask(np.eye(3), 1, duels=np.array([[0.0, 1.0]])), "whole numbers"),
         (lambda s: Selector("label-entropy").ask(np.eye(3), 1), "give your model's"),

@@ -190,6 +190,16 @@ def test_items_that_coincide_cost_the_bound_alone(responses, tmp_path):
     assert verdicts["reason"].str.contains("B is not available").all()
 
 
+@pytest.mark.slow
+def test_one_replicate_has_verdicts_that_say_nothing(tmp_path):
+    sizes = {"replicates": 1, "rounds": 2, "batch": 3, "prompts": 8, "heldout": 4, "width": 16}
+    simulation = Simulation(contenders=("random",), truths=("mlp",), **sizes)
+    run_cell(simulation, "mlp", "random", tmp_path)
+    verdicts = bound_verdicts(pd.read_csv(tmp_path / "bounds.csv"), simulation).set_index("claim")
+    assert verdicts.loc[CONTROL, "verdict"] == "not informative"
+    assert verdicts.loc[CONTROL, "covered"] == 0
+
+
 def test_interpolation_reaches_the_truth(network, key, arena):
     """``B`` is the norm of a θ* that has the true differences on all items: shown by constructing it."""
     items, rewards = arena.problem.everything()

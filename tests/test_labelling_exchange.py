@@ -1,6 +1,7 @@
 """Labelling in a terminal, and answers that come from other tools or go to them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,15 @@ class TestImport:
         ]
         bring(file, "argilla.json", export)
         assert kept(file) == [(0, "argilla u1", "left"), (0, "argilla u2", "right"), (1, "argilla u1", "tie")]
+
+    def test_an_answer_to_a_duel_that_was_edited_is_taken_in_anew(self, file: Path) -> None:
+        rows = f"id,answer,annotator\n{IDS[0]},left,ada\n"
+        bring(file, "a.csv", rows)
+        edited = [replace(QUERIES[0], prompt="another"), *QUERIES[1:]]
+        queries.write(file, edited)
+        bring(file, "b.csv", rows, "--again")
+        desk = Desk(Source.at(file), again=True)
+        assert desk.people() == [("ada", 1)]
 
     def test_of_one_persons_answers_the_later_holds_and_two_peoples_are_a_disagreement(
         self, file: Path, capsys: pytest.CaptureFixture[str]

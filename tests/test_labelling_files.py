@@ -87,7 +87,7 @@ class TestPool:
         rows = [{"prompt": ASK, "chosen": "a", "rejected": "b"}, {"prompt": ASK, "chosen": "c", "rejected": "a"}]
         read = pools.read(lines(tmp_path / "p.jsonl", *rows))
         assert [group.responses for group in read.groups] == [("a", "b", "c")]
-        assert (read.items, read.duels, read.widest, read.rows) == (3, 3, 3, 2)
+        assert read.widest == 3
 
     def test_fields_may_have_other_names(self, tmp_path):
         path = lines(tmp_path / "p.jsonl", {"query": ASK, "drafts": ["one", "two"]})
@@ -296,7 +296,7 @@ class TestAnswers:
         for n in range(3):
             one.append(Answer.of(query(n), "ada", "left"))
             two.append(Answer.of(query(n), "bob", "right"))
-        one.reload()
+        one.refresh()
         assert len(one.all) == 6
         assert len(one.latest) == 6
 
@@ -309,10 +309,13 @@ class TestProject:
         assert not Project(tmp_path).exists
 
     def test_another_project_is_refused_by_what_differs(self, tmp_path):
-        Project(tmp_path).begin({"model": "m", "settings": {"rank": 4}})
-        Project(tmp_path).begin({"model": "m", "settings": {"rank": 4}})
+        kept = {"rank": 4, "strategy": "activedpo"}
+        Project(tmp_path).begin({"model": "m", "settings": kept})
+        Project(tmp_path).begin({"model": "m", "settings": kept})
         with pytest.raises(InputError, match=r"another settings.rank \(4, not 8\)"):
-            Project(tmp_path).begin({"model": "m", "settings": {"rank": 8}})
+            Project(tmp_path).begin({"model": "m", "settings": kept | {"rank": 8}})
+        Project(tmp_path).begin({"model": "m", "settings": kept | {"strategy": "random"}})
+        assert Project(tmp_path).manifest()["settings"] == kept | {"strategy": "random"}
         with pytest.raises(InputError, match="is no project"):
             Project(tmp_path / "none").manifest()
 

@@ -10,15 +10,15 @@ from trl.data_utils import is_conversational
 
 from activedpo.__main__ import main
 from bandits.core.rng import Key
+from bandits.runs.files import WriteError
 from labelling import queries
 from labelling.answers import Answer, Answers
 from labelling.labelled import read_labels
 from labelling.project import Project
 from labelling.select import calibrated
 from labelling.store import Store
-from labelling.train import as_trl
 from llm_loop.__main__ import main as align
-from llm_loop.data.chat import Message
+from llm_loop.data.chat import Message, as_trl
 from llm_loop.models import byte_tokenizer, tiny_model
 
 TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"]
@@ -222,6 +222,29 @@ class TestOwnPool:
         assert "line 2: it contradicts" in capsys.readouterr().err
 
     @pytest.mark.slow
+    def test_the_pool_s_names_are_not_the_labels(self, tmp_path):
+        rows = [json.loads(line) for line in one_pool(tmp_path / "pool.jsonl", 2).read_text().splitlines()]
+        pool = lines(tmp_path / "own.jsonl", *({"ask": r["prompt"], "drafts": r["responses"]} for r in rows))
+        label = lines(tmp_path / "l.jsonl", {"prompt": "Say 0", "chosen": "no 0", "rejected": "yes 0"})
+        base = ["select", "--pool", str(pool), "--fields", "prompt=ask", "responses=drafts", "--labelled", str(label)]
+        assert main([*base, "--out", str(tmp_path / "q.jsonl"), "--budget", "2", *TINY]) == 0
+
+    @pytest.mark.slow
+    def test_a_project_begins_when_its_pool_is_there(self, tmp_path, monkeypatch, capsys):
+        path, project = one_pool(tmp_path / "pool.jsonl"), Project(tmp_path / "p")
+        begin = ["select", "--project", str(project.root), "--pool", str(path), "--budget", "2", *TINY]
+
+        def full(*_: object) -> None:
+            raise WriteError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("labelling.session.write_pool", full)
+            assert main(begin) == 2
+        assert "no space left" in capsys.readouterr().err
+        assert not project.exists
+        assert main(begin) == 0
+
+    @pytest.mark.slow
     def test_what_is_wrong_is_one_line_and_leaves_nothing(self, begun, tmp_path, capsys):
         path, root = one_pool(tmp_path / "pool.jsonl"), tmp_path / "new"
         capsys.readouterr()
@@ -277,8 +300,31 @@ class TestOwnPool:
         assert "go on: at least the price" in told
         assert "in 36 simulated worlds the share of 20 labels that it foretold activedpo to save" in told
         assert "of activedpo-normalised is not known" in calibrated("activedpo-normalised", 20)
-        assert main([*base, "--out", str(tmp_path / "b.jsonl"), "--price", "99"]) == 1
-        assert "stop: less than the price" in capsys.readouterr().out
+        project = Project(tmp_path / "p")
+        assert main([*base, "--project", str(project.root), "--price", "99"]) == 1
+        told = capsys.readouterr().out
+        assert "stop: less than the price" in told
+        assert "no batch was written" in told
+        assert not project.exists
+        assert not project.batches
+        assert main([*base, "--project", str(project.root), "--price", "1e-6"]) == 0
+
+    @pytest.mark.slow
+    def test_the_rule_may_change_from_batch_to_batch(self, begun):
+        for strategy in ("random", "activedpo"):  # as the page advises where choosing saves little
+            answer_all(begun)
+            assert main(["select", "--project", str(begun.root), "--budget", "2", "--strategy", strategy]) == 0
+            assert begun.manifest()["settings"]["strategy"] == strategy
+            assert all((query.width is None) == (strategy == "random") for query in begun.read_queries(begun.batches))
+        answer_all(begun)
+        assert main(["select", "--project", str(begun.root), "--budget", "2"]) == 0
+        asked = [query.id for batch in range(1, 5) for query in begun.read_queries(batch)]
+        assert len(asked) == len({(q.prompt, q.first, q.second) for b in range(1, 5) for q in begun.read_queries(b)})
+
+    @pytest.mark.slow
+    def test_a_project_s_edited_queries_cannot_be_asked_again(self, begun, capsys):
+        assert main(["label", str(begun.root), "--terminal", "--again"]) == 2
+        assert "put back what was edited" in capsys.readouterr().err
 
 
 def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):

@@ -145,14 +145,17 @@ def test_training_above_kept_states_takes_the_same_steps(name, groups_of):
     assert all(torch.allclose(before[name], after[name], atol=2e-4) for name in before)
 
 
-def test_a_limit_on_memory_drops_the_oldest_and_changes_nothing(policy):
+@pytest.mark.parametrize("tokens", [1, 1024])
+def test_a_limit_on_memory_drops_the_oldest_and_changes_nothing(policy, tokens):
     policy.route, rows = Route(), rows_of(policy)
     want = policy.log_probs(rows, "test")
     policy.trunk.forget()
     policy.trunk.limit = 1
-    policy.batch_tokens = 1
+    policy.batch_tokens = tokens
     try:
-        assert torch.allclose(policy.log_probs(rows, "test"), want, atol=2e-5)
+        for some in (rows[:2], rows, rows[::-1]):  # in one pass some are kept and others new
+            at = [rows.index(row) for row in some]
+            assert torch.allclose(policy.log_probs(some, "test"), want[at], atol=2e-5)
     finally:
         policy.trunk.limit, policy.batch_tokens = 2 << 30, 1024
 

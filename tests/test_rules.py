@@ -16,7 +16,7 @@ from bandits.core.design import Design, GramDesign
 from bandits.core.duels import Duels, Truth
 from bandits.core.errors import InputError
 from bandits.core.greedy import gains
-from bandits.core.oracles import ORACLES
+from bandits.core.oracles import ORACLES, slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.loop import DesignState, Ridges, Schedule, check, play
@@ -207,6 +207,15 @@ class TestDecisive:
             picks.append(max(world.left(picks), key=lambda i: worth(H, i)))
             H = H + world.slopes[picks[-1]] * np.outer(world.phi[picks[-1]], world.phi[picks[-1]])
         assert select(world.pool(), DecisiveBALD(decisive=decisive), 4, LUCK).tolist() == picks
+
+    @given(seed=seeds)
+    def test_with_ties_an_answer_s_information_is_davidson_s(self, seed):
+        world = World(seed, fisher=True)
+        world.slopes = slope(torch.from_numpy(world.m), 1.5).numpy()
+        pool = dataclasses.replace(world.pool(), ties=1.5)
+        widths = torch.tensor([world.width(world.V, i) for i in range(len(world.m))], dtype=torch.float64)
+        rule = DecisiveBALD()
+        torch.testing.assert_close(rule.scores(pool, LUCK), rule.worth(pool.margins, widths), rtol=1e-9, atol=1e-12)
 
 
 class TestCeiling:

@@ -16,6 +16,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.directory import Ledger, Part, StoppedError
 from bandits.runs.execute import backend_of, gpu_of, in_words, remaining, side_by_side
+from bandits.runs.files import WriteError
 from bandits.runs.settings import afford
 
 TOY = Path(toy.__file__)
@@ -235,6 +236,15 @@ class TestPlaying:
         assert "table.csv is cut or altered" in capsys.readouterr().err
         assert not (only(tmp_path) / "index.html").exists()
         assert execute
+
+    def test_a_part_whose_page_cannot_be_written_says_so(self, tmp_path, monkeypatch, capsys):
+        def full(study, directory):
+            raise WriteError("cannot write the page: no space left")
+
+        monkeypatch.setattr(toy.ToyStudy, "finish", full)
+        assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1", "--cells", "1/2"]) == 0
+        assert toy.main(["smoke", "--output", str(tmp_path), "--jobs", "1", "--cells", "2/2"]) == 2
+        assert "no space left" in capsys.readouterr().err
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ from typing import Annotated
 import tyro
 from scipy import stats
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.runs.command import guard, read
 from bandits.runs.directory import RunDirectory
 from bandits.runs.execute import execute
-from bandits.runs.settings import unknown
 from theory_checks.checks import ERROR_RATE, Result
 from theory_checks.study import PRESETS, TheoryStudy, suite
 

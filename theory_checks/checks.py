@@ -74,11 +74,6 @@ class Check:
     expect: Literal["holds", "fails", "open"] = "holds"
     setting: str = ""
 
-    @property
-    def family(self) -> str:
-        """The family that it belongs to: its name up to the first slash."""
-        return self.name.partition("/")[0]
-
 
 @dataclass(frozen=True)
 class Result:

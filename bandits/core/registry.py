@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -21,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 
 T = TypeVar("T")
 
@@ -47,9 +46,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._parts:
-            near = difflib.get_close_matches(name, self._parts, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"unknown {self.kind} {name!r}; {hint}choose from {', '.join(self._parts)}")
+            raise unknown(self.kind, name, self._parts)
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

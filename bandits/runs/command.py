@@ -17,10 +17,10 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.runs.directory import Part, RunDirectory, StoppedError
 from bandits.runs.execute import Backend, Study, execute, wanted
-from bandits.runs.settings import afford, unknown
+from bandits.runs.settings import afford
 
 Settings = TypeVar("Settings")
 Parsed = TypeVar("Parsed")

@@ -46,6 +46,10 @@ VOLATILE = (TIMING, "timing.html")
 LEDGER = "ledger.json"
 
 
+class BusyError(InputError):
+    """Another process writes into the folder."""
+
+
 class StoppedError(Exception):
     """A run was stopped from outside (a killed worker, no memory); the same command goes on from there."""
 
@@ -469,13 +473,13 @@ class RunDirectory:
             _release(other, theirs)
         return [(mine, handle)]
 
-    def _busy(self, lock: Path) -> InputError:
+    def _busy(self, lock: Path) -> BusyError:
         owner = _owner(lock)
         since = ""
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
             since = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(float(owner["started"])))
         who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}{since}"
-        return InputError(f"{self.path} is being written by {who}; wait for it or choose another --output")
+        return BusyError(f"{self.path} is being written by {who}; wait for it or choose another --output")
 
     def _start_over(self, part: Part, locks: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
         """Rename the folder away, begin a new one, hold that, and delete the old."""

@@ -28,7 +28,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from bandits.core.errors import InputError
-from bandits.runs.directory import Identity, Ledger, Part, RunDirectory, StoppedError
+from bandits.runs.directory import BusyError, Identity, Ledger, Part, RunDirectory, StoppedError
 from bandits.runs.files import HOST, read_json
 from bandits.runs.settings import SHARE, machine_memory
 
@@ -145,7 +145,7 @@ def execute(
     if directory.missing(every):
         return False
     for _ in range(40):  # another part may be about to write the page
-        with contextlib.suppress(InputError), directory.held():
+        with contextlib.suppress(BusyError), directory.held():
             if not directory.complete(every):
                 _finish(study, directory)
             return True

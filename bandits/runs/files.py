@@ -111,11 +111,6 @@ def frame(content: bytes, name: object = "a table") -> pd.DataFrame:
         raise DamagedError(f"{name} is damaged: {str(error).strip()}") from None
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a CSV file; one that is no table is a ``DamagedError``."""
-    return frame(read_bytes(path), path)
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors whole, as safetensors."""
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

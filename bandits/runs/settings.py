@@ -10,12 +10,11 @@ The marks are those of ``annotated_types``, so that hypothesis draws valid setti
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import math
 import os
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,7 +25,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from bandits.core.errors import InputError
 
 __all__ = ["Count", "Distinct", "Ge", "Gt", "Le", "Lt", "MinLen", "Names", "Positive", "Probability", "Seed", "Whole"]
-__all__ += ["afford", "called", "check", "option", "under", "unknown"]
+__all__ += ["afford", "called", "check", "option", "under"]
 
 Count = Annotated[int, Ge(1), Le(10**9)]
 Whole = Annotated[int, Ge(0), Le(10**9)]
@@ -49,13 +48,6 @@ class Names:
     """Each value must pass a check, which raises ``InputError`` with what is wrong and what there is."""
 
     check: Callable[[str], object]
-
-
-def unknown(what: str, name: str, known: Collection[str]) -> InputError:
-    """Return the error for a name that there is not, with the nearest one that there is."""
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {name!r}; {hint}choose from {', '.join(known)}")
 
 
 def option(field: str, prefix: str = "") -> str:

@@ -845,9 +845,6 @@ def calibration(predicted: ArrayLike, realised: ArrayLike, level: float = LEVEL)
         return np.asarray(np.divide((x * y).sum(axis), spread, out=np.zeros_like(spread), where=spread > 1e-24))
 
     def rank(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        a, b = (stats.rankdata(v, axis=axis) for v in (x, y))
-        a, b = (v - v.mean(axis, keepdims=True) for v in (a, b))
-        size = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-        return np.asarray(np.divide((a * b).sum(axis), size, out=np.zeros_like(size), where=size > 0))
+        return np.nan_to_num(rank_correlation(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)))
 
     return bootstrap(pairs, rank, level), bootstrap(pairs, slope, level)

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.core.oracles import ORACLES, Davidson, Oracle, kappa
 from bandits.loop import Ridges, Schedule
-from bandits.runs.settings import Count, Distinct, Ge, Le, Lt, MinLen, Names, Probability, Seed, Whole, check, unknown
+from bandits.runs.settings import Count, Distinct, Ge, Le, Lt, MinLen, Names, Probability, Seed, Whole, check
 from bandits.selector import STRATEGIES
 from bandits.sim.audit import Bounds
 from bandits.sim.learners import LEARNERS

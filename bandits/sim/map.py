@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.core.oracles import kappa
 from bandits.core.rng import Key
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Study
 from bandits.runs.files import write_frame
-from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check, unknown
+from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
 from bandits.sim.config import Simulation, blocks, check_truth
 from bandits.sim.learners import LEARNERS, Learner

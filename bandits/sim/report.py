@@ -59,7 +59,7 @@ def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame
                     "claim": claim,
                     "verdict": verdict.word,
                     "reason": verdict.reason,
-                    "covered": round(estimate.value * estimate.n),
+                    "covered": 0 if np.isnan(estimate.value) else round(estimate.value * estimate.n),
                     "replicates": estimate.n,
                     "low": estimate.low,
                     "high": estimate.high,

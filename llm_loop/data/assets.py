@@ -25,7 +25,7 @@ from typing import IO, Annotated, Any
 
 import tyro
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.runs.command import guard, read
 from bandits.runs.text import dumps, lines, loads
 
@@ -142,7 +142,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        raise InputError(f"unknown asset {name!r}; choose from {', '.join(ASSETS)}")
+        raise unknown("asset", name, ASSETS)
     return ASSETS[name]
 
 

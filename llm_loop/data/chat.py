@@ -25,6 +25,14 @@ def to_json(prompt: Prompt) -> str | list[dict[str, str]]:
     return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
 
 
+def as_trl(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+    """Return a decided duel as TRL reads it: of a conversation, both sides are messages too."""
+    sides: dict[str, Any] = {"chosen": chosen, "rejected": rejected}
+    if not isinstance(prompt, str):
+        sides = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
+    return {"prompt": to_json(prompt), **sides}
+
+
 def from_json(value: Any) -> Prompt:
     """Return the prompt that ``to_json`` wrote; ``ValueError`` for anything else."""
     if isinstance(value, str):

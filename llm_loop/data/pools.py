@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +48,11 @@ class Pool:
     groups: tuple[Group, ...]
     files: Mapping[str, str]
     """SHA-256 of what was read, by file"""
-    rows: int = 0
-    """how many rows there were"""
 
     @property
     def drawn(self) -> bool:
         """Whether there are prompts alone."""
         return not any(group.responses for group in self.groups)
-
-    @cached_property
-    def items(self) -> int:
-        """How many responses."""
-        return sum(len(group.responses) for group in self.groups)
-
-    @cached_property
-    def duels(self) -> int:
-        """How many duels: pairs of responses to one prompt."""
-        return sum(len(group.responses) * (len(group.responses) - 1) // 2 for group in self.groups)
 
     @property
     def widest(self) -> int:
@@ -84,7 +71,6 @@ def read(path: Path, fields: Mapping[str, str] | None = None, dropped: Counter[s
     places: dict[Prompt, str] = {}
     ids: dict[str, str] = {}
     first: tuple[bool, str] | None = None
-    count = 0
     for row in found:
         try:
             with at(row):
@@ -100,13 +86,12 @@ def read(path: Path, fields: Mapping[str, str] | None = None, dropped: Counter[s
                 raise
             dropped["bad row"] += 1
             continue
-        count += 1
         groups.setdefault(prompt, {}).update(dict.fromkeys(responses))
         places.setdefault(prompt, row.place)
     if not groups:
         raise InputError(f"pool: {path} has no rows")
     kept = tuple(Group(prompt, tuple(texts), places[prompt]) for prompt, texts in groups.items())
-    return Pool(kept, hashes, count)
+    return Pool(kept, hashes)
 
 
 def offered(

@@ -21,7 +21,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from llm_loop.data import assets
 
 LABELLER = "sentiment-valence"
@@ -153,7 +153,7 @@ def load(name: str, device: str = "cpu") -> RewardModel:
     Raises ``InputError`` for another name, for weights that are missing or altered, and if MiniLM was not fetched.
     """
     if name not in (LABELLER, JUDGE):
-        raise InputError(f"unknown reward model {name!r}; choose from {LABELLER}, {JUDGE}")
+        raise unknown("reward model", name, (LABELLER, JUDGE))
     file = WEIGHTS / f"{name}.safetensors"
     try:
         content = file.read_bytes()

@@ -17,12 +17,13 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
+from bandits.core.errors import unknown
 from bandits.runs import command
 from bandits.runs.directory import Ledger, Part, RunDirectory
 from bandits.runs.execute import execute
 from bandits.runs.figures import png
 from bandits.runs.files import write_bytes, write_frame, write_text
-from bandits.runs.settings import afford, unknown
+from bandits.runs.settings import afford
 from llm_loop.__main__ import COMMAND, align
 from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import EVALUATIONS, MATRICES, PICKS, MatrixStudy

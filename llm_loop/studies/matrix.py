@@ -278,7 +278,8 @@ def choose(setup: Setup) -> tuple[Labelled[Completions], pd.DataFrame]:
     """Let a model, or chance, choose duels round by round, being fitted to their labels; return them, and a table."""
     alignment, arena = setup.alignment, setup.arena
     blind = not setup.strategy.reads
-    schedule = Schedule(alignment.rounds, alignment.batch, 1e9 if blind else 0.0)  # chance needs no fit between rounds
+    refit = 1e9 if blind else 0.0  # chance needs no fit between the first and the last
+    schedule = Schedule(alignment.rounds, alignment.batch, refit)
     rows: list[dict[str, Any]] = []
     past = Labelled[Completions]()
     for round in play(arena, setup.learner, setup.strategy, schedule, alignment.ridges, setup.key):

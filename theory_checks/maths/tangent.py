@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 
 from bandits.core.bounds import base_duels, gram_factor
 from bandits.core.duels import Duels
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, ItemRows
@@ -44,7 +44,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.truth not in (*TRUTHS, "aligned"):
-            raise InputError(f"unknown ground truth {self.truth!r}; choose from {', '.join((*TRUTHS, 'aligned'))}")
+            raise unknown("ground truth", self.truth, (*TRUTHS, "aligned"))
         if self.prompts < 1 or self.responses < 2:
             raise InputError(f"a table needs prompts and two responses, got {self.prompts} x {self.responses}")
         if not self.largest > 0:
