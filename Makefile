@@ -79,7 +79,7 @@ lint: $(DEV)  ## check style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-smoke: $(DEV)  ## run every smoke preset, from the command line to the page
+smoke: $(DEV)  ## run the smoke presets of the three experiments, from the command line to the page
 	$(BIN)/python -m bandits smoke --output results/smoke --force
 	$(BIN)/python -m bandits smoke-regret --output results/smoke --force
 	$(BIN)/python -m theory_checks smoke --output results/smoke --force

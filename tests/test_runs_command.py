@@ -35,6 +35,7 @@ class TestFrontDoor:
             (["simulate", "smoke", "--fit-iterations", "0"], "--fit-iterations must be at least 1"),
             (["theory", "smoke", "--exact.delta", "0"], "--exact.delta must be above 0 and below 1"),
             (["--completion", "tcsh"], "unknown shell 'tcsh'"),
+            (["simulate", "smoke", "--tyro-print-completion", "tcsh"], "is required for completion"),
         ],
     )
     def test_what_is_wrong_is_one_line(self, arguments, said, tmp_path, capsys):

@@ -123,6 +123,8 @@ def read(
         with contextlib.redirect_stderr(told):
             parsed: Parsed = tyro.cli(kind, args=list(arguments), prog=program, description=description, **given)
             return parsed
+    except ImportError as error:  # completion for a shell that needs a package
+        raise InputError(f"{program}: {str(error).partition(chr(10))[0]}") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.stderr.write(told.getvalue())
