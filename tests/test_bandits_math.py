@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
+from scipy.stats import norm
 
 from bandits.core import oracles as btl
 from bandits.core import rows as row_sets
@@ -54,6 +56,22 @@ class TestBTL:
         places = torch.tensor([[0, 1]]), torch.tensor([[1, 0]])
         for oracle in (btl.BTL(), btl.BTL(3.0), btl.Flipped(0.3), btl.Probit(), btl.Intransitive(), btl.Noiseless()):
             assert oracle.probability(margin, places, 3).sum() == pytest.approx(1.0, abs=1e-12)
+
+    @given(margin=margins, other=margins)
+    def test_probabilities_are_those_of_their_names(self, margin, other):
+        d = margin - other
+        x, places = torch.tensor([d], dtype=torch.float64), (torch.tensor([0]), torch.tensor([2]))
+        for oracle, want in (
+            (btl.BTL(), special.expit(d)),
+            (btl.BTL(4.0), special.expit(d / 4)),
+            (btl.Flipped(), special.expit(-d)),
+            (btl.Flipped(0.2), 0.8 * special.expit(d) + 0.2 * special.expit(-d)),
+            (btl.Probit(), norm.cdf(2 * d)),
+            (btl.Probit(0.6), norm.cdf(0.6 * d)),
+            (btl.Intransitive(), special.expit(d + 2 * math.sin(4 * math.pi / 3))),
+            (btl.Noiseless(), 0.5 if d == 0 else float(d > 0)),
+        ):
+            assert float(oracle.probability(x, places, 3)) == pytest.approx(want, rel=1e-9, abs=1e-14)
 
     @given(margin=margins)
     def test_slope_is_the_derivative_of_the_link_and_kappa_its_least_value(self, margin):

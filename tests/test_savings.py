@@ -267,6 +267,28 @@ class TestPooled:
             hits.append(found.low <= big <= found.high)
         assert np.mean(hits) >= least(200, level)
 
+    @given(seed=st.integers(0, 10**6))
+    def test_truths_pooled_are_the_middle_half_of_all_paired_ratios(self, seed):
+        rng, rows = np.random.default_rng(seed), []
+        ratios: dict[str, list[float]] = {"one": [], "two": []}
+        for truth, replicates in (("a", 9), ("b", 12)):
+            for replicate in range(replicates):
+                errors = {name: rng.lognormal(size=3) for name in ("random", *ratios)}
+                if replicate == 0:
+                    errors["two"] = errors["random"]  # a tie
+                rows += [(truth, name, replicate, k, v) for name, e in errors.items() for k, v in enumerate(e)]
+                for name, found in ratios.items():
+                    found.append(math.log(errors[name].mean() / errors["random"].mean()))
+        table = pd.DataFrame(rows, columns=["truth", "contender", "replicate", "labels", "error"])
+        for row in pool_truths(table, "error", "random").itertuples():
+            logs = np.sort(ratios[row.contender])
+            assert row.effect == pytest.approx(math.exp(logs[5:16].mean()))
+            assert row.improvement == pytest.approx(np.mean((np.abs(logs) < 1e-12) / 2 + (logs < -1e-12)))
+            level = 1 - 0.05 / 4
+            parts = [np.array(ratios[row.contender][:9]), np.array(ratios[row.contender][9:])]
+            again = pooled(parts, interquartile_mean, level)
+            assert (row.low, row.high) == pytest.approx((math.exp(again.low), math.exp(again.high)))
+
     @pytest.mark.slow
     def test_truths_are_pooled_by_paired_ratios(self):
         found = pool_truths(frame(32, gain=0.5, truths=2), "error", "random").iloc[0]

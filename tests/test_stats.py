@@ -18,6 +18,7 @@ from bandits.runs.stats import (
     Estimate,
     at_least,
     at_most,
+    bca,
     bootstrap,
     compare,
     covered,
@@ -35,6 +36,8 @@ from bandits.runs.stats import (
     replicates_needed,
     replicates_to_decide,
     share,
+    slopes,
+    summarise,
     unconverged,
     vacuous,
 )
@@ -49,6 +52,90 @@ def least(draws: int, level: float = 0.95) -> float:
 def coverage_of(estimate, truth: float, draws: int = DRAWS) -> float:
     found = [estimate() for _ in range(draws)]
     return float(np.mean([e.low <= truth <= e.high for e in found]))
+
+
+class TestAgainstSciPy:
+    """What the intervals are, beside their coverage, of which too wide ones would pass."""
+
+    @given(seed=st.integers(0, 10**6), n=st.integers(3, 40), level=st.sampled_from([0.9, 0.95, 0.99]))
+    def test_ratios_are_t_intervals_of_logs(self, seed, n, level):
+        a, b = np.random.default_rng(seed).lognormal(size=(2, n))
+        found, logs = log_ratio(a, b, level), np.log(a / b)
+        low, high = scipy_stats.ttest_1samp(logs, 0).confidence_interval(level)
+        assert (found.value, found.low, found.high) == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
+
+    @given(seed=st.integers(0, 10**6), n=st.integers(6, 60))
+    def test_medians_end_at_order_statistics_that_cover(self, seed, n):
+        values = np.random.default_rng(seed).lognormal(size=n)
+        found, ordered = median(values), np.sort(values)
+        assert found.value == np.median(values)
+        low, high = ordered.tolist().index(found.low), ordered.tolist().index(found.high)
+        assert high == n - 1 - low
+        inside = scipy_stats.binom(n, 0.5)
+        assert inside.cdf(high) - inside.cdf(low) >= 0.95  # of low + 1 to high values below the median
+        assert inside.cdf(high - 1) - inside.cdf(low + 1) < 0.95, "a narrower one would do"
+
+    @given(seed=st.integers(0, 10**6), n=st.integers(3, 12))
+    def test_slopes_within_replicates_are_t_intervals_of_fitted_lines(self, seed, n):
+        places = np.array([1.0, 2.0, 8.0])
+        curves = np.random.default_rng(seed).lognormal(size=(n, 3))
+        slopes = [np.polyfit(np.log(places), np.log(curve), 1)[0] for curve in curves]
+        found = log_slope(np.tile(places, n), curves.ravel(), np.repeat(np.arange(n), 3))
+        low, high = scipy_stats.ttest_1samp(slopes, 0).confidence_interval(0.95)
+        assert (found.value, found.low, found.high) == pytest.approx((np.mean(slopes), low, high))
+
+    @given(seed=st.integers(0, 10**6), n=st.integers(2, 12))
+    def test_slopes_over_independent_places_are_banerjee_s(self, seed, n):
+        places, rng = [1.0, 2.0, 8.0], np.random.default_rng(seed)
+        groups = [rng.lognormal(size=n + k) for k in range(3)]
+        found = log_slope(np.repeat(places, [len(g) for g in groups]), np.concatenate(groups))
+        means = [np.log(g).mean() for g in groups]
+        assert found.value == pytest.approx(np.polyfit(np.log(places), means, 1)[0])
+        moved = np.eye(3)  # what a place's mean adds to the slope
+        share = [np.polyfit(np.log(places), moved[k], 1)[0] for k in range(3)]
+        half = math.hypot(
+            *(
+                c * scipy_stats.t(len(g) - 1).ppf(0.975) * scipy_stats.sem(np.log(g))
+                for c, g in zip(share, groups, strict=True)
+            )
+        )
+        assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+
+    @given(seed=st.integers(0, 10**6), n=st.integers(5, 30))
+    def test_bca_of_draws_worked_out_elsewhere_is_scipy_s(self, seed, n):
+        values = np.random.default_rng(seed).lognormal(size=n)
+        theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=500, method="BCa", rng=seed)
+        left_out = [np.delete(values, i).mean() for i in range(n)]
+        found = bca(float(values.mean()), theirs.bootstrap_distribution, left_out)
+        assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval))
+
+    @given(seed=st.integers(0, 10**6))
+    def test_slopes_are_least_squares(self, seed):
+        x, y = np.random.default_rng(seed).normal(size=(2, 4, 9))
+        np.testing.assert_allclose(slopes(x, y), [np.polyfit(a, b, 1)[0] for a, b in zip(x, y, strict=True)])
+
+    def test_a_summary_has_each_groups_t_interval(self):
+        rng = np.random.default_rng(0)
+        table = pd.DataFrame({"a": np.repeat(["x", "y"], 6), "b": "z", "m": rng.normal(3, 2, 12), "w": rng.random(12)})
+        found = summarise(table, ["m", "w"], ["a", "b"])
+        assert list(found["a"] + found["measure"]) == ["xm", "xw", "ym", "yw"]
+        for row in found.itertuples():
+            values = table.loc[table["a"] == row.a, row.measure]
+            low, high = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert (row.mean, row.low, row.high, row.replicates) == pytest.approx((values.mean(), low, high, 6))
+
+    def test_compared_ratios_are_t_intervals_of_logs_at_the_joint_level(self):
+        rng = np.random.default_rng(1)
+        names = ["random", "one", "two"]
+        table = pd.DataFrame(
+            [("t", name, r, k, rng.lognormal()) for name in names for r in range(9) for k in range(2)],
+            columns=["truth", "contender", "replicate", "labels", "error"],
+        )
+        means = table.groupby(["contender", "replicate"])["error"].mean()
+        for row in compare(table, "error", "random", scale="ratio").itertuples():
+            logs = np.log(means[row.contender].to_numpy() / means["random"].to_numpy())
+            low, high = scipy_stats.ttest_1samp(logs, 0).confidence_interval(1 - 0.05 / 2)
+            assert (row.effect, row.low, row.high) == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
 
 
 class TestCoverage:

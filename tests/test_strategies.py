@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 
 import numpy as np
 import pytest
@@ -454,6 +455,41 @@ def test_colstim_cuts_its_perturbations(seed):
     """With a threshold near zero nothing is perturbed: CoLSTIM is UCB."""
     pool = make_pool(seed)
     assert torch.equal(select(pool, CoLSTIM(threshold=1e-300), 4, LUCK), select(pool, UCB(), 4, LUCK))
+
+
+@given(seed=st.integers(0, 10**6), nu=st.floats(0.1, 3))
+def test_colstim_is_that_of_its_source_arm_by_arm(seed, nu):
+    """On one prompt: first the best response by reward and Gumbel noise times width, then UCB against it."""
+    pool = make_pool(seed, selves=True, prompts=1)
+    pool = dataclasses.replace(pool, available=torch.ones(2, 6, dtype=torch.bool))
+    picks = select(pool, CoLSTIM(nu, threshold=1.5), 1, LUCK)
+    uniforms = LUCK.fold_in("strategy").fold_in("gumbel").uniform(RESPONSES)
+    for r in range(2):
+        rows = zip(pool.duels.first[r], pool.duels.second[r], pool.features.widths[r], strict=True)
+        width = {frozenset((int(a), int(b))): float(w) for a, b, w in rows}
+        reward, leader = pool.rewards[r].tolist(), int(np.argmax(pool.rewards[r]))
+        noise = [min(max(-math.log(-math.log(float(u))), -1.5), 1.5) for u in uniforms[r]]
+        seen = [reward[j] + noise[j] * nu * width[frozenset((leader, j))] for j in range(3)]
+        first = int(np.argmax(seen))
+        second = int(np.argmax([reward[j] + nu * width[frozenset((first, j))] for j in range(3)]))
+        pick = int(picks[r, 0])
+        assert {int(pool.duels.first[r, pick]), int(pool.duels.second[r, pick])} == {first, second}
+
+
+@pytest.mark.parametrize("rule", [UCB(0.7), DeltaUCB(0.7)])
+@given(seed=st.integers(0, 10**6))
+def test_proposals_of_several_prompts_are_asked_widest_first_and_then_the_next_ones(rule, seed):
+    pool = make_pool(seed)
+    picks = select(pool, rule, 7, LUCK)
+    worth = rule.preference(pool, LUCK)
+    for r in range(2):
+        free = [i for i in range(pool.duels.count) if pool.available[r, i]]
+        place = {}  # a duel's rank among those of its prompt that are free
+        for prompt in range(PROMPTS):
+            own = [i for i in free if int(pool.prompts[r, i]) == prompt]
+            place |= {i: rank for rank, i in enumerate(sorted(own, key=lambda i: -float(worth[r, i])))}
+        want = sorted(free, key=lambda i: (place[i], -float(pool.features.widths[r, i])))
+        assert picks[r].tolist() == want[:7]
 
 
 def test_bad_strategies_are_refused():

@@ -182,8 +182,8 @@ class Intransitive(Oracle):
 
     def probability(self, margin: Tensor, places: tuple[Tensor, Tensor], responses: int) -> Tensor:
         """Return ``σ(Δ + strength · c)``, ``c = sin(2π (place2 - place1) / responses)`` (antisymmetric)."""
-        turn = (places[1] - places[0]) * (2 * math.pi / responses)
-        return torch.sigmoid(margin + self.strength * torch.sin(turn.to(margin.dtype)))
+        turn = (places[1] - places[0]).to(margin.dtype) * (2 * math.pi / responses)
+        return torch.sigmoid(margin + self.strength * torch.sin(turn))
 
 
 @dataclass(frozen=True)

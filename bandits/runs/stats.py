@@ -161,6 +161,22 @@ def bootstrap(
     return Estimate(value, float(found.low), float(found.high), n)
 
 
+def bca(value: float, draws: ArrayLike, left_out: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Estimate a statistic from its bootstrap draws and from its values without each replicate: BCa (Efron 1987).
+
+    For statistics that are worked out for all draws at once, such as many of the same drawn replicates.
+    """
+    drawn, less = np.asarray(draws, dtype=np.float64), np.asarray(left_out, dtype=np.float64)
+    below = ((drawn < value).mean() + (drawn <= value).mean()) / 2
+    bias = special.ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
+    pull = less.mean() - less
+    size = float((pull**2).sum())
+    skew = float((pull**3).sum()) / (6 * size**1.5) if size > 0 else 0.0
+    ends = bias + special.ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(drawn, special.ndtr(bias + ends / (1 - skew * ends)))
+    return Estimate(value, float(low), float(high), len(less))
+
+
 def log_ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate:
     """Estimate how many times as large paired positive numbers are: ``exp(mean log a/b)``, t interval on the logs.
 
@@ -492,6 +508,19 @@ class Gaps:
         return Saving(budget, target, labels, saved, self)
 
 
+def share_saved(
+    labels: ArrayLike, rule: ArrayLike, baseline: ArrayLike, budget: float, lower_is_better: bool = True
+) -> np.ndarray:
+    """Return the share of labels saved (``labels_saved``) for each of many pairs of mean curves, a row each."""
+    at, sign = np.asarray(labels, dtype=np.float64), 1.0 if lower_is_better else -1.0
+    places = np.append(at[at < budget], budget)
+    ours, theirs = (_at(at, sign * np.atleast_2d(np.asarray(c, dtype=np.float64)), places) for c in (rule, baseline))
+    ahead = ours[:, -1] <= theirs[:, -1]
+    curves = np.where(ahead[:, None], ours, theirs)
+    reached = _reached(places, curves, np.where(ahead, theirs[:, -1], ours[:, -1])) / budget
+    return np.where(ahead, 1 - reached, reached - 1)
+
+
 def _at(labels: np.ndarray, curves: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return every row's curve at other numbers of labels, linear between the measured ones."""
     right = np.clip(np.searchsorted(labels, places), 1, len(labels) - 1)
@@ -499,13 +528,14 @@ def _at(labels: np.ndarray, curves: np.ndarray, places: np.ndarray) -> np.ndarra
     return np.asarray(curves[:, right - 1] * (1 - share) + curves[:, right] * share)
 
 
-def _reached(labels: np.ndarray, curve: np.ndarray, target: float) -> float:
-    """Return with how many labels a falling curve, linear between its places, first is at or below a target."""
-    place = int(np.argmax(curve <= target))  # who asks knows that it gets there
-    if place == 0:
-        return float(labels[0])
-    above, below = curve[place - 1], curve[place]
-    return float(labels[place - 1] + (labels[place] - labels[place - 1]) * (above - target) / (above - below))
+def _reached(labels: np.ndarray, curves: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return with how many labels every row's curve, linear between its places, first is at or below its target."""
+    place = (curves <= targets[:, None]).argmax(1)  # who asks knows that it gets there
+    before, row = np.maximum(place - 1, 0), np.arange(len(curves))
+    above, below = curves[row, before], curves[row, place]
+    fall = np.where(place > 0, above - below, 1.0)
+    part = np.where(place > 0, (above - targets) / fall, 0.0)
+    return np.asarray(labels[before] + (labels[place] - labels[before]) * part)
 
 
 def _needed(budget: float, share: float) -> float:
@@ -547,21 +577,15 @@ def labels_saved(
     if wrong:
         nothing = Estimate(math.nan, math.nan, math.nan, n, wrong)
         return Saving(total, math.nan, nothing, nothing)
-    places = np.append(at[at < total], total)
-    mine, other = _at(at, ours, places), _at(at, theirs, places)
-    ends = mine[:, -1].mean(), other[:, -1].mean()
     first = 1 - float(at[0]) / total
-    if ends[0] <= ends[1]:
-        share = 1 - _reached(places, mine.mean(0), ends[1]) / total
-    else:
-        share = _reached(places, other.mean(0), ends[0]) / total - 1
+    share = float(share_saved(at, ours.mean(0), theirs.mean(0), total)[0])
     shares = np.linspace(0.0, first, GRID + 1)
     forward = _at(at, ours, total * (1 - shares)) - _at(at, theirs, end)
     backward = _at(at, ours, end) - _at(at, theirs, total * (1 - shares[:0:-1]))
     gaps, grid = np.concatenate([backward, forward], 1), np.concatenate([-shares[:0:-1], shares])
     spread = gaps.std(0, ddof=1) if n > 1 else np.full(len(grid), math.nan)
     found = Gaps(grid, gaps.mean(0), spread, n, share, first)
-    return found.saving(total, sign * float(ends[1]), level)
+    return found.saving(total, sign * float(_at(at, theirs, end).mean()), level)
 
 
 def replicates_to_tell(saved: Estimate, margin: float, level: float = LEVEL, power: float = POWER) -> float:
@@ -831,20 +855,8 @@ def compare(
     return pd.DataFrame(rows, columns=COMPARISON)
 
 
-def calibration(predicted: ArrayLike, realised: ArrayLike, level: float = LEVEL) -> tuple[Estimate, Estimate]:
-    """Estimate how a prediction goes with what came: Spearman's rank correlation, and the least-squares slope.
-
-    The pairs are independent draws (worlds); intervals by BCa bootstrap over them.  A draw of equal predictions has
-    neither, and counts as 0.
-    """
-    pairs = np.asarray(predicted, dtype=np.float64), np.asarray(realised, dtype=np.float64)
-
-    def slope(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        x = x - x.mean(axis, keepdims=True)
-        spread = (x * x).sum(axis)
-        return np.asarray(np.divide((x * y).sum(axis), spread, out=np.zeros_like(spread), where=spread > 1e-24))
-
-    def rank(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.nan_to_num(rank_correlation(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)))
-
-    return bootstrap(pairs, rank, level), bootstrap(pairs, slope, level)
+def slopes(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Return the least-squares slopes of ``y`` on ``x`` over the last axis."""
+    places = np.asarray(x, dtype=np.float64)
+    places = places - places.mean(-1, keepdims=True)
+    return np.asarray((places * np.asarray(y)).sum(-1) / (places**2).sum(-1))

@@ -17,14 +17,17 @@ from bandits.runs.stats import (
     SAVES_NOT,
     UNDECIDED,
     Estimate,
-    calibration,
+    bca,
     joint_level,
     labels_saved,
     log_ratio,
     mean,
+    rank_correlation,
+    share_saved,
+    slopes,
     tell,
+    unconverged,
 )
-from bandits.runs.stats import share as shared
 
 if TYPE_CHECKING:
     from bandits.sim.map import Map
@@ -37,6 +40,13 @@ CALIBRATION = ["rule", "objective", "budget", "worlds"]
 CALIBRATION += ["rank", "rank_low", "rank_high", "slope", "slope_low", "slope_high"]
 CLAIMED, HARM = 0.30, 0.05
 """the target: where the meter says so much it is saved, and nowhere are so many more labels needed"""
+KNOBS = ("redundancy", "noise", "responses")
+ALL = "all"
+"""the knob of means over all worlds"""
+DRAWS = 2000
+"""of replicates, with replacement"""
+Key = tuple[str, str, int]
+"""rule, objective and budget"""
 
 
 def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
@@ -51,13 +61,15 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
             rule: {m: own.pivot(index="replicate", columns="labels", values=m) for m in OBJECTIVES}
             for rule, own in part.groupby("rule", sort=False)
         }
+        fits = {str(rule): unconverged(own["gradient_norm"]) for rule, own in part.groupby("rule", sort=False)}
         for rule in settings.rules:
+            unmet = ", ".join(f"{name}: {fits[name]}" for name in (rule, "random") if fits[name])
             for measure in OBJECTIVES:
                 less = measure == "error"
                 ours, theirs = tables[rule][measure], tables["random"][measure]
                 for budget in settings.budgets:
                     saving = labels_saved(ours.columns, ours, theirs, float(budget), less)
-                    saved, word = saving.saved, tell(saving.at(level).saved, settings.margin)[0]
+                    saved, word = saving.saved, tell(saving.at(level).saved.but(unmet=unmet), settings.margin)[0]
                     a, b = (tables[name]["error"][budget] for name in (rule, "random"))
                     ratio = log_ratio(a, b)
                     value = mean(tables[rule]["policy_value"][budget] - tables["random"]["policy_value"][budget])
@@ -71,15 +83,66 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibrated(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
-    """Return per rule, objective and budget how the meter's prediction goes with what was saved, over the worlds."""
+def redrawn(settings: Map, rounds: pd.DataFrame) -> dict[Key, np.ndarray]:
+    """Return the shares of labels saved, worlds × (1 + draws + replicates), had other replicates been played.
+
+    First with all replicates, then with those of each bootstrap draw, then without each one.  Replicate ``r`` is drawn
+    in all worlds together: there it has the same network and the same uniform numbers, and where K is equal the same
+    items, so worlds are no independent repetitions, and nor are they a sample of anything; replicates are.
+    """
+    n = settings.replicates
+    drawn = np.random.default_rng(settings.seed).multinomial(n, np.full(n, 1 / n), DRAWS)
+    weights = np.concatenate([np.full((1, n), 1 / n), drawn / n, (1 - np.eye(n)) / max(n - 1, 1)])
+    found: dict[Key, list[np.ndarray]] = {}
+    for _, part in rounds.groupby(WORLD, sort=False):
+        curves = {
+            (str(rule), m): own.pivot(index="replicate", columns="labels", values=m)
+            for rule, own in part.groupby("rule", sort=False)
+            for m in OBJECTIVES
+        }
+        means = {name: weights @ table.to_numpy() for name, table in curves.items()}
+        for rule in settings.rules:
+            for m in OBJECTIVES:
+                for budget in settings.budgets:
+                    pair = means[rule, m], means["random", m]
+                    saved = share_saved(curves[rule, m].columns, *pair, float(budget), m == "error")
+                    found.setdefault((rule, m, budget), []).append(saved)
+    return {key: np.stack(saved) for key, saved in found.items()}
+
+
+def _over(values: np.ndarray) -> Estimate:
+    """Return the estimate and its interval over replicates, from values as ``redrawn`` has them."""
+    return bca(float(values[0]), values[1 : 1 + DRAWS], values[1 + DRAWS :])
+
+
+def averaged(settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray]) -> pd.DataFrame:
+    """Return what rules save on average over all worlds, and over those that have a knob in common."""
+    groups = [(ALL, ALL, np.ones(len(worlds), dtype=bool))]
+    groups += [(knob, str(v), (worlds[knob] == v).to_numpy()) for knob in KNOBS for v in worlds[knob].unique()]
     rows = []
-    for (rule, objective, budget), part in table.groupby(["rule", "objective", "budget"], sort=False):
-        if len(part) < 3 or np.ptp(part["predicted"]) == 0:
+    for (rule, objective, budget), saved in shares.items():
+        for knob, value, inside in groups:
+            found = _over(saved[inside].mean(0))
+            rows.append(
+                {"rule": rule, "objective": objective, "budget": budget, "knob": knob, "value": value}
+                | {"worlds": int(inside.sum()), "saved": found.value, "low": found.low, "high": found.high}
+            )
+    return pd.DataFrame(rows)
+
+
+def calibrated(shares: dict[Key, np.ndarray], predicted: dict[int, np.ndarray]) -> pd.DataFrame:
+    """Return per rule, objective and budget how the meter's prediction goes with what was saved, over the worlds.
+
+    Intervals are over replicates: what the same worlds would have said, had others been played.
+    """
+    rows = []
+    for (rule, objective, budget), saved in shares.items():
+        told = np.broadcast_to(predicted[budget], saved.T.shape)
+        if len(saved) < 3 or np.ptp(predicted[budget]) == 0:
             continue
-        rank, slope = calibration(part["predicted"], part["saved"])
+        rank, slope = _over(np.nan_to_num(rank_correlation(told, saved.T))), _over(slopes(told, saved.T))
         rows.append(
-            {"rule": rule, "objective": objective, "budget": budget, "worlds": len(part)}
+            {"rule": rule, "objective": objective, "budget": budget, "worlds": len(saved)}
             | {"rank": rank.value, "rank_low": rank.low, "rank_high": rank.high}
             | {"slope": slope.value, "slope_low": slope.low, "slope_high": slope.high}
         )
@@ -110,11 +173,13 @@ def targets(settings: Map, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.DataFrame) -> list[str]:
+def sentences(
+    settings: Map, table: pd.DataFrame, means: pd.DataFrame, fit: pd.DataFrame, aims: pd.DataFrame
+) -> list[str]:
     """Say which rule to take when, every number from the tables, negative results included."""
     last, lines = max(settings.budgets), []
     for objective, words in OBJECTIVES.items():
-        ends = table[(table["objective"] == objective) & (table["budget"] == last)]
+        ends = means[(means["objective"] == objective) & (means["budget"] == last)]
         goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
         harmless = [row.rule for row in _rows(goals) if row.harmed_surely == 0 and row.mean_saved > HARM]
         losing = [row.rule for row in _rows(goals) if row.harmed_surely > 0]
@@ -123,20 +188,15 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
             f"world and budget surely needed over 5 % more than Random"
             + (f"; {', '.join(losing)} somewhere did." if losing else ".")
         )
-        over = {str(rule): mean(own["saved"]) for rule, own in ends.groupby("rule", sort=False)}
-        ranked = sorted(over.items(), key=lambda pair: -pair[1].value)
+        ranked = ends[ends["knob"] == ALL].sort_values("saved", ascending=False, kind="stable")
         lines.append(
             f"Saved of {last} labels, mean over {len(settings.worlds())} worlds ({words}): "
-            + "; ".join(f"{rule} {_percent(found)}" for rule, found in ranked)
+            + "; ".join(f"{row.rule} {_percent(row)}" for row in _rows(ranked))
             + "."
         )
-        first = ends[ends["rule"] == settings.rules[0]]
-        for knob, word in (("redundancy", "redundancy"), ("noise", "answers"), ("responses", "K =")):
-            parts = [
-                f"{word} {value}: {_percent(mean(own['saved']))}"
-                for value, own in first.groupby(knob, sort=False)
-                if len(own) > 1
-            ]
+        first = ends[(ends["rule"] == settings.rules[0]) & (ends["worlds"] > 1)]
+        for knob, word in zip(KNOBS, ("redundancy", "answers", "K ="), strict=True):
+            parts = [f"{word} {row.value}: {_percent(row)}" for row in _rows(first[first["knob"] == knob])]
             if len(parts) > 1:
                 lines.append(f"What {settings.rules[0]} saves of {last} labels ({words}): {'; '.join(parts)}.")
         lines += [
@@ -149,13 +209,11 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
         if own["used"].nunique() == 1:  # the meter never says no: choosing behind it is choosing
             own = own[own["policy"] == ALWAYS]
         for row in _rows(own):
-            kept = shared(row.kept, row.claimed) if row.claimed else None
             lines.append(
                 f"The target, {row.rule} {row.policy} ({words}): over 5 % more labels than Random in {row.harmed} of "
                 f"{row.places} places (surely in {row.harmed_surely}); where the meter predicts 30 % or more, "
-                f"{row.kept} of {row.claimed} save 30 % with an interval above 0"
-                + (f" ({_percent(kept)})" if kept else "")
-                + f"; on average it saves {100 * row.mean_saved:.0f} %, at worst {100 * row.worst:.0f} %."
+                f"{row.kept} of {row.claimed} save 30 % with an interval above 0; on average it saves "
+                f"{100 * row.mean_saved:.0f} %, at worst {100 * row.worst:.0f} %."
             )
     told = table["predicted"]
     lines.append(
@@ -180,7 +238,13 @@ def sentences(settings: Map, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.Da
 
 
 def page_text(
-    settings: Map, preset: str, table: pd.DataFrame, fit: pd.DataFrame, aims: pd.DataFrame, figure: str
+    settings: Map,
+    preset: str,
+    table: pd.DataFrame,
+    means: pd.DataFrame,
+    fit: pd.DataFrame,
+    aims: pd.DataFrame,
+    figure: str,
 ) -> str:
     """Return "Which rule when" as Markdown; ``figure`` is the folder of its figures."""
     last, worlds = max(settings.budgets), len(settings.worlds())
@@ -193,7 +257,9 @@ def page_text(
         f"{settings.prompts} prompts, {settings.replicates} replicates that all rules share,",
         f"up to {last} labels; learner `{settings.learner}`, truth `{settings.truth}`. *Labels saved* is the share of "
         "Random's labels",
-        "that a rule does without to be as good (below 0: it needs more); intervals are 95 %, verdicts joint 95 %.",
+        "that a rule does without to be as good (below 0: it needs more); intervals are 95 % over replicates, verdicts",
+        "joint 95 %. Intervals of what is said of several worlds (BCa bootstrap of the replicates, which all worlds",
+        "share) hold for these worlds.",
         "Redundancy is the share of prompts that are alike; sharp and plain: BTL at temperature ½ and 1; flips: a",
         "fifth of the answers turned round.",
         "",
@@ -201,7 +267,7 @@ def page_text(
         "",
         "## What was found",
         "",
-        *(f"- {line}" for line in sentences(settings, table, fit, aims)),
+        *(f"- {line}" for line in sentences(settings, table, means, fit, aims)),
     ]
     for objective, words in OBJECTIVES.items():
         ends = table[(table["objective"] == objective) & (table["budget"] == last)]
@@ -223,10 +289,12 @@ def page_text(
                 0
             ]
             line = _rows(fit[(fit["rule"] == rule) & (fit["objective"] == objective) & (fit["budget"] == last)])
+            over = means[(means["rule"] == rule) & (means["objective"] == objective) & (means["budget"] == last)]
+            (whole,) = _rows(over[over["knob"] == ALL])
             slope = f"{line[0].slope:.2f} [{line[0].slope_low:.2f}, {line[0].slope_high:.2f}]" if line else "–"
             out.append(
                 f"| `{rule}` | {counts.get(SAVES, 0)} / {counts.get(SAVES_NOT, 0)} / {counts.get(UNDECIDED, 0)} "
-                f"| {_percent(mean(own['saved']))} | {_place(best)} | {_place(worst)} | {goal.harmed} "
+                f"| {_percent(whole)} | {_place(best)} | {_place(worst)} | {goal.harmed} "
                 f"({goal.harmed_surely}) of {goal.places} | {goal.kept} of {goal.claimed} | {slope} |"
             )
         out += ["", f"![the meter's prediction and what was saved]({figure}/meter-{objective}.svg)"]
@@ -239,14 +307,14 @@ def page_text(
         "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not.",
         "- Kinds of answers and pools are a grid, not a sample: means over worlds weigh what is in the grid.",
         "",
-        "Tables: `results.csv` (a row per world, rule, objective and budget), `meter.csv`, `calibration.csv`,",
-        f"`target.csv`, in `{figure}/`.",
+        "Tables: `results.csv` (a row per world, rule, objective and budget), `means.csv`, `meter.csv`,",
+        f"`calibration.csv`, `target.csv`, in `{figure}/`.",
     ]
     return "\n".join(out) + "\n"
 
 
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+def _percent(row: Any) -> str:
+    return f"{100 * row.saved:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}]"
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:
@@ -255,10 +323,7 @@ def _rows(table: pd.DataFrame) -> list[Any]:
 
 
 def _place(row: Any) -> str:
-    return (
-        f"{100 * row.saved:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] (redundancy {row.redundancy:g}, "
-        f"{row.noise}, K = {row.responses})"
-    )
+    return f"{_percent(row)} (redundancy {row.redundancy:g}, {row.noise}, K = {row.responses})"
 
 
 def heat(settings: Map, table: pd.DataFrame, rule: str, objective: str) -> Figure:
@@ -297,9 +362,16 @@ def scatter(settings: Map, table: pd.DataFrame, objective: str) -> Figure:
 def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: pd.DataFrame) -> None:
     """Write tables, figures, "Which rule when", and the page."""
     table = results(settings, rounds).merge(meter.drop(columns="replicates"), on=[*WORLD, "budget"]).round(4)
-    fit, aims = calibrated(settings, table).round(4), targets(settings, table).round(4)
-    lines = sentences(settings, table, fit, aims)
-    for name, frame in (("results", table), ("meter", meter.round(4)), ("calibration", fit), ("target", aims)):
+    shares, worlds = redrawn(settings, rounds), rounds[WORLD].drop_duplicates()
+    means = averaged(settings, worlds, shares).round(4)
+    told = {
+        budget: worlds.merge(meter[meter["budget"] == budget], on=WORLD, how="left")["predicted"].to_numpy()
+        for budget in settings.budgets
+    }
+    fit, aims = calibrated(shares, told).round(4), targets(settings, table).round(4)
+    lines = sentences(settings, table, means, fit, aims)
+    tables = {"results": table, "means": means, "meter": meter.round(4), "calibration": fit, "target": aims}
+    for name, frame in tables.items():
         write_frame(directory.path / f"{name}.csv", frame)
     last = max(settings.budgets)
     pictures: list[Picture] = []
@@ -314,7 +386,7 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
         pictures.append(figures.picture(f"meter-{objective}", caption, scatter(settings, table, objective)))
     for picture in pictures:
         write_bytes(directory.path / "figures" / f"{picture.name}.{picture.kind}", picture.content)
-    text = page_text(settings, directory.manifest["preset"], table, fit, aims, "figures")
+    text = page_text(settings, directory.manifest["preset"], table, means, fit, aims, "figures")
     write_text(directory.path / "which-rule-when.md", text)
     write_json(directory.path / "findings.json", lines)
     page = render(
