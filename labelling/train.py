@@ -147,13 +147,17 @@ def _ties(past: Labelled[Completions]) -> int:
 
 
 def _agreement(learner: DPOLearner, past: Labelled[Completions], trained: int) -> stats.Estimate:
-    """Return the share of decided duels that the model's reward orders as people did; without a reward, half."""
+    """Return the share of decided duels that the model's reward orders as people did; without a reward, half.
+
+    A prompt's duels share responses, so the share is the mean over prompts of theirs, and so is its interval.
+    """
     decided = past.outcome != 0.5
-    if not trained:
-        return stats.share(int(decided.sum()) / 2, int(decided.sum()))
-    margins = past.duels.difference(_rewards(learner, past.items))
+    margins = past.duels.difference(_rewards(learner, past.items)) if trained else torch.zeros(len(past))
     right = torch.where(margins == 0, 0.5, ((margins > 0) == (past.outcome > 0.5)).double())
-    return stats.share(float(right[decided].sum()), int(decided.sum()))
+    found: dict[tuple[int, ...], list[float]] = {}
+    for first, value in zip(past.duels.first[decided].tolist(), right[decided].tolist(), strict=True):
+        found.setdefault(past.items.rows[first].prompt, []).append(value)
+    return stats.share(sum(sum(values) / len(values) for values in found.values()), len(found))
 
 
 def _rewards(learner: DPOLearner, items: Completions) -> Tensor:
@@ -206,7 +210,7 @@ def _health(work: Session) -> dict[str, float]:
 
 def _percent(estimate: stats.Estimate) -> str:
     value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.0f} % [{low:.0f}, {high:.0f}] of {estimate.n}"
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}] ({estimate.n} prompts)"
 
 
 def _plain(estimate: stats.Estimate) -> dict[str, float]:

@@ -32,6 +32,9 @@ from llm_loop.models import Policy, Row, trainer_settings
 from llm_loop.passes import read
 from llm_loop.seeding import seeded
 
+MOST = 10_000
+"""epochs, and duels per step: what goes beyond is a slip, and would take for ever"""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -67,8 +70,8 @@ class Training:
         if self.rate > 10:  # one step then moves every weight by 10
             raise InputError(f"--rate must be at most 10, got {self.rate}")
         for option, count in (("--epochs", self.epochs), ("--dpo-batch", self.batch)):
-            if count < 1:
-                raise InputError(f"{option} must be at least 1, got {count}")
+            if not 1 <= count <= MOST:
+                raise InputError(f"{option} must be at least 1 and at most {MOST}, got {count}")
         if not (self.regularisation >= 0 and math.isfinite(self.regularisation)):
             raise InputError(f"--regularisation must be finite and not negative, got {self.regularisation}")
         if self.ties is not None and not (self.ties >= 0 and math.isfinite(self.ties)):

@@ -25,6 +25,7 @@ from bandits.core.rng import Key
 from bandits.runs.text import dumps, loads
 from llm_loop import launch
 from llm_loop.data.chat import Prompt
+from llm_loop.learner import MOST
 from llm_loop.models import Adapter, Policy, Row, trainer_settings
 from llm_loop.seeding import seeded
 from llm_loop.shared import Shared
@@ -56,6 +57,8 @@ class Tuning:
         ):
             if count < least:
                 raise InputError(f"{option} must be at least {least}, got {count}")
+            if count > MOST and option != "--sft-examples":
+                raise InputError(f"{option} must be at most {MOST}, got {count}")
         if not (self.rate > 0 and math.isfinite(self.rate)):
             raise InputError(f"--sft-rate must be positive and finite, got {self.rate}")
 

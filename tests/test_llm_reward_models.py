@@ -221,7 +221,7 @@ def test_labeller_and_judge_learn_from_other_texts() -> None:
 @pytest.mark.campaign
 @needs_ratings
 def test_the_command_trains_ships_writes_the_card_and_does_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = training.data
     small = {name: replace(recipe, limit=24, rank=2, hidden=4) for name, recipe in training.RECIPES.items()}
@@ -248,6 +248,21 @@ def test_the_command_trains_ships_writes_the_card_and_does_nothing_twice(
     monkeypatch.setitem(small, LABELLER, replace(small[LABELLER], rate=1e-4))
     with pytest.raises(AssertionError, match="trained again"):  # another recipe is another model
         train(LABELLER, 5, tmp_path / "work")
-    assert training.main(["--seeds"]) == 2
-    assert "error: --seeds: name at least one" in capsys.readouterr().err
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--seeds"], "--seeds needs at least 1 value"),
+        (["--seeds", "-1"], "--seeds must be at least 0"),
+        (["--seeds", "1", "1"], "--seeds names 1 twice"),
+        (["--sedes", "1"], "did you mean --seeds?"),
+    ],
+)
+def test_bad_options_are_one_line(given, said, capsys):
+    assert training.main(given) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert said in told
+    assert told.count("\n") == 1

@@ -13,21 +13,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 import numpy as np
 import torch
-import tyro
 from jaxtyping import Float
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bandits.core.errors import InputError
 from bandits.core.rng import Key
+from bandits.runs.command import guard, read, say
 from bandits.runs.files import read_json, write_bytes, write_json, write_text
+from bandits.runs.settings import Distinct, MinLen, Seed, check
 from llm_loop.data import ratings
 from llm_loop.data.ratings import Ratings
 from llm_loop.rewards.models import (
@@ -92,7 +92,7 @@ PROBES = (
 class Options:
     """What to train and where to keep it."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], MinLen(1), Distinct()] = (0, 1, 2)
     """splits and initial values; the first seed's weights ship"""
     work: Path = Path("build/reward_models")
     """folder of finished (model, seed) pairs"""
@@ -280,27 +280,27 @@ def model_card(results: dict[str, list[dict[str, Any]]], labeller: RewardModel, 
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Train every (seed, model) that is not done, ship the first seed's weights, write the model card."""
-    options = tyro.cli(Options, args=arguments, prog="python -m llm_loop.rewards.train", description=__doc__)
+    options = read(Options, arguments, "python -m llm_loop.rewards.train", __doc__)
+    check(options)
     torch.set_num_threads(1)  # one thread sums in one order: the same weights on every run
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
-    try:
-        if not options.seeds:
-            raise InputError("--seeds: name at least one")
-        for seed in options.seeds:
-            for name in RECIPES:
-                result = train(name, seed, options.work)
-                results[name].append(result)
-                print(f"{name}, seed {seed}: correlation {result['heldout']['correlation']:.3f}", flush=True)
-                if seed == options.seeds[0]:
-                    ship(name, options.work, result)
-        write_text(options.card, model_card(results, load(LABELLER), load(JUDGE)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"model card: {options.card}")
+    for seed in options.seeds:
+        for name in RECIPES:
+            result = train(name, seed, options.work)
+            results[name].append(result)
+            say(f"{name}, seed {seed}: correlation {result['heldout']['correlation']:.3f}")
+            if seed == options.seeds[0]:
+                ship(name, options.work, result)
+    write_text(options.card, model_card(results, load(LABELLER), load(JUDGE)))
+    say(f"model card: {options.card}")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input is one line on standard error and exit status 2."""
+    return guard(run, arguments)
 
 
 if __name__ == "__main__":
