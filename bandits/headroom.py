@@ -216,7 +216,7 @@ def _compare(budget: int, chosen: np.ndarray, drawn: np.ndarray, note: str) -> H
             elif curve[-1] <= random[-1]:
                 saved[r, d] = 1 - np.interp(random[-1], curve[::-1], labels[::-1]) / budget
             else:
-                saved[r, d] = 1 - budget / max(np.interp(curve[-1], random[::-1], labels[::-1]), 1e-9)
+                saved[r, d] = np.interp(curve[-1], random[::-1], labels[::-1]) / budget - 1
 
     def over(values: np.ndarray) -> Estimate:
         return mean(values[0] if single else values.mean(1))

@@ -41,6 +41,7 @@ def test_every_column_is_what_its_formula_says(kind, network, key, arena):
         learner.fit(past)
         columns = audit.measure()
 
+    deciles, history = audit.calibration(), past
     every = Duels.within(12, 3)
 
     def phi(x: torch.Tensor, weights, r: int, pairs: Duels) -> torch.Tensor:
@@ -71,8 +72,35 @@ def test_every_column_is_what_its_formula_says(kind, network, key, arena):
             + (math.sqrt(information_now + 2 * math.log(20)) - math.sqrt(information + 2 * math.log(20))) / bounds.kappa
         )
         fitted = asked.difference(learner.rewards(shown)[r]).abs()
-        slopes = torch.sigmoid(torch.maximum(fitted, asked.difference(arena.rewards[r]).abs()))
+        asked_true = asked.difference(arena.rewards[r]).abs()
+        slopes = torch.sigmoid(torch.maximum(fitted, asked_true))
+        linear = logistic(past, history.outcome[r], 0.7)
+        tangent = now @ linear
+        ended = torch.sigmoid(torch.maximum((past @ linear).abs(), asked_true.repeat(2)))
+        kappa_tangent = float((ended * (1 - ended)).min())
+        statistical, gap = (tangent - true).abs().numpy(), (guess - tangent).abs().numpy()
+        noise = math.sqrt(information + 2 * math.log(20))
+        exact = noise / (2 * bounds.kappa) + norm * math.sqrt(0.7 / bounds.kappa)
+        safe = (noise / 2 + 0.7 * norm / math.sqrt(bounds.ridge)) / min(kappa_tangent, bounds.kappa)
         expected = {
+            "exact": exact,
+            "audited": safe,
+            "gamma_noise": noise / bounds.kappa,
+            "gamma_prior": norm * math.sqrt(0.7 / bounds.kappa),
+            "information_current": information_now,
+            "largest_margin": float(fitted.max()),
+            "kappa_tangent": kappa_tangent,
+            "statistical": math.sqrt((statistical**2).mean()),
+            "linearisation": math.sqrt((gap**2).mean()),
+            "epsilon": gap.max(),
+            "needed_current": (error / width_now).max(),
+            "needed_tangent": (statistical / width).max(),
+            "violations_tangent": (statistical > exact * width).sum(),
+            "violations_audited": (statistical > safe * width).sum(),
+            "sharpest_tangent": (exact * width / (2.0 + tangent.abs().numpy())).min(),
+            "sharpest_audited": (safe * width / (2.0 + tangent.abs().numpy())).min(),
+            "tightness_tangent": np.median(exact * width / statistical),
+            "rank_correlation_current": stats.spearmanr(width_now, error).statistic,
             "information": information,
             "norm": norm,
             "gamma": gamma,
@@ -90,7 +118,22 @@ def test_every_column_is_what_its_formula_says(kind, network, key, arena):
         }
         for name, value in expected.items():
             assert columns[name][r] == pytest.approx(value, rel=1e-5), name
+        assert columns.keys() - expected.keys() == {"gradient_tangent"}
+        parts = np.array_split(np.argsort(width), 10)
+        for part, found in zip(parts, deciles, strict=True):
+            assert found["width"][r] == pytest.approx(width[part].mean())
+            assert found["error"][r] == pytest.approx(math.sqrt((error[part] ** 2).mean()))
     assert bounds.largest_margin == pytest.approx(2.0)
+
+
+def logistic(rows: torch.Tensor, outcome: torch.Tensor, lam: float) -> torch.Tensor:
+    """The minimiser of ``Σ log(1 + e^m) - y m + λ/2 ‖θ‖²``, ``m = rows θ``, by Newton's steps."""
+    theta = torch.zeros(rows.shape[1]).double()
+    for _ in range(30):
+        share = torch.sigmoid(rows @ theta)
+        hessian = rows.T @ (rows * (share * (1 - share)).unsqueeze(1)) + lam * torch.eye(len(theta)).double()
+        theta = theta - torch.linalg.solve(hessian, rows.T @ (share - outcome) + lam * theta)
+    return theta
 
 
 def run(oracle: str, tmp_path, **changes) -> pd.DataFrame:

@@ -459,6 +459,12 @@ class TestBounds:
         assert float(paper.noise) == pytest.approx(2 * noise)
         assert float(paper.total) > float(exact.total)
 
+    @given(kappa=st.floats(0.01, 0.25), ridge=st.floats(0.1, 50), lam=st.floats(0.01, 10))
+    def test_the_exact_multiplier_with_any_ridge_and_curvature(self, kappa, ridge, lam):
+        found = linearised(torch.tensor([3.0]).double(), torch.tensor([2.0]).double(), kappa, ridge, lam, 0.05)
+        want = (math.sqrt(3.0 + 2 * math.log(20)) / 2 + lam * 2.0 / math.sqrt(ridge)) / kappa
+        assert float(found.total) == pytest.approx(want, rel=1e-9)
+
     @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, 2.0])
     def test_delta_is_a_probability(self, delta):
         one = torch.ones(1, dtype=torch.float64)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from bandits import Key, headroom
 from bandits.core.design import Design, GramDesign
@@ -12,6 +13,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.greedy import greedy_trace
 from bandits.core.rows import Dense, Factored
+from bandits.headroom import _compare
 
 
 def variance(rows: np.ndarray, picks: list[int], target: np.ndarray, v: np.ndarray) -> float:
@@ -99,6 +101,16 @@ class TestMeter:
         if max(chosen[-1] / drawn[:, -1]) < 1:
             share = 1 - np.array(needed) / budget
             assert abs(got.labels_saved.value - share.mean()) <= 6 * np.sqrt(2) * share.std() / np.sqrt(200) + 1e-12
+
+    def test_intervals_are_t_s_over_draws_and_a_worse_choice_costs_what_it_would_save(self):
+        """From curves alone: of three draws two end below the chosen design."""
+        chosen = np.array([1.0, 0.6, 0.4])
+        drawn = np.array([[1.0, 0.8, 0.5], [1.0, 0.5, 0.2], [1.0, 0.4, 0.3]])
+        found = _compare(2, chosen, drawn, "")
+        share = [1 - 1.5 / 2, (1 + 1 / 3) / 2 - 1, 1 / 2 - 1]  # the last two have 0.4 with 1 1/3 labels, and with 1
+        for estimate, values in ((found.labels_saved, share), (found.error_saved, 1 - 0.4 / drawn[:, -1])):
+            low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert (estimate.value, estimate.low, estimate.high) == pytest.approx((np.mean(values), low, high))
 
     def test_rows_that_never_form_gradients_give_the_same(self):
         """Factored duels in two replicates, each as if it were alone; the interval is then over replicates."""

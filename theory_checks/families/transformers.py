@@ -89,7 +89,7 @@ class Transformer:
             for part, shape in zip(theta.split([a * b for a, b in self.shapes]), self.shapes, strict=True)
         ]
         per, root = len(blocks) // (LAYERS * len(MODULES)), math.sqrt(self.width)
-        x = self.frozen["embed"][tokens] + self.frozen["place"]
+        x = self.frozen["embed"][tokens] + self.frozen["place"][: len(tokens)]
         mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
         for layer in range(LAYERS):
             h = layer_norm(x, (self.width,))
