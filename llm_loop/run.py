@@ -8,13 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Round, play
 from bandits.runs.directory import Identity, RunDirectory, config_of
@@ -80,9 +81,14 @@ class AlignmentStudy(Study):
             ("bandits", "llm_loop"),
             ("studies",),
             self.parts.fingerprint(),
-            inputs(self.alignment),
+            self.inputs,
             LIBRARIES,
         )
+
+    @cached_property
+    def inputs(self) -> dict[str, str | None]:
+        """SHA-256 of what the run reads, by name, as it was when the run began; it travels to the workers."""
+        return inputs(self.alignment)
 
     def memory(self) -> dict[str, float]:
         """Estimate a cell's bytes by the options that they grow with."""
@@ -118,6 +124,9 @@ class AlignmentStudy(Study):
             with launch.main_first():
                 kept = Shared.beside(folder, SFT, launch.is_main())
                 setup = build(self.alignment, self.parts, cell.strategy, cell.seed, kept)
+                for name, digest in setup.files.items():
+                    if self.inputs.get(name, digest) != digest:
+                        raise InputError(f"{name} was edited since the run began; put it back, or begin another run")
                 if setup.tuned:  # what is learned from here on belongs to the tuned model, in the run's folder
                     setup.policy.belongs = f"../../../../{SFT}/adapter"
                 journal = Journal(folder, self.alignment.rounds, launch.is_main())

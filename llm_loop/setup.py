@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -107,6 +107,8 @@ class Setup:
     """prompts that were left out, in a clause"""
     tuned: str = ""
     """how the model was tuned first, in a sentence"""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the prompts' files, as they were read"""
 
 
 def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Shared | None = None) -> Setup:
@@ -168,6 +170,7 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Sha
         key.fold_in("play"),
         texts.dropped_text,
         told.summary(alignment.tuning.data) if told else "",
+        texts.files,
     )
 
 

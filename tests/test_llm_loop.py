@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -716,6 +717,18 @@ class TestBroughtPool:
         assert "long" not in setup.arena.prompts
         assert "bad" not in setup.arena.prompts
         assert "with fewer than 3 responses" in setup.left_out
+
+    @pytest.mark.slow
+    def test_a_file_that_was_edited_since_the_run_began_is_refused(self, tmp_path):
+        path = tmp_path / "ours.jsonl"
+        brought(path, 20, ("responses",))
+        study = AlignmentStudy.of(replace(FEW, pool=str(path)))
+        study.identity()
+        study = pickle.loads(pickle.dumps(study))  # as it gets to a worker
+        path.write_text(path.read_text().replace("a", "b", 1))
+        with pytest.raises(InputError, match=r"ours\.jsonl was edited since the run began"):
+            study.play(Cell("random", 0), tmp_path / "cell")
+        assert not (tmp_path / "cell").exists()
 
 
 class TestLongTexts:
