@@ -27,7 +27,7 @@ from llm_loop.studies import __main__ as studies
 from llm_loop.studies import page
 from llm_loop.studies.matrix import MATRICES, MatrixStudy
 from llm_loop.studies.plans import STUDIES
-from llm_loop.studies.read import Found
+from llm_loop.studies.read import Found, read
 
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
 
@@ -163,6 +163,12 @@ def test_a_fixed_arena_offers_parts_of_its_pool_half_of_it_at_another_temperatur
             start = 6 * place.index(chosen)
             assert not bool(later.available[start : start + 2].any())
     assert bool(arena.offer(0).available[:2].all()) == bool(offer.available[:2].all())
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path):
+    table = pd.DataFrame({"part": ["256", "1024"], "commit": ["0680098", "12e4567"], "reward": [0.5, 1.0]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    pd.testing.assert_frame_equal(read(tmp_path / "t.csv"), table, check_dtype=False)
 
 
 @pytest.mark.campaign

@@ -84,9 +84,16 @@ def kept(part: Part, file: Path) -> Found:
     return Found(table if table.empty else table[table["part"].astype(str) == part.name].assign(part=part.name))
 
 
+NAMES = ("part", "strategy", "machine", "commit", "model", "chosen_by")
+"""columns of words, as far as a table has them"""
+
+
 def read(file: Path) -> pd.DataFrame:
     """Return a study's table; empty where none was written yet."""
-    return pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else pd.DataFrame()
+    if not file.exists():
+        return pd.DataFrame()
+    # Names may look like numbers: a projection's dimension, or the commit 0680098.
+    return pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(NAMES, str))
 
 
 def about(directory: RunDirectory) -> dict[str, str]:
