@@ -28,8 +28,8 @@ def _plain(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Yield every option of nested settings: its name, what it holds, and whether it holds several."""
+def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool, Sequence[Any]]]:
+    """Yield every option of nested settings: its name, what it holds, whether it holds several, and which there are."""
     hints = get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), called(field.name, hints[field.name])
@@ -38,11 +38,11 @@ def options(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from options(value, f"{prefix}{name}." if name else prefix)
         else:
-            yield option(name, prefix), *_plain(hints[field.name])
+            yield option(name, prefix), *_plain(hints[field.name]), value if isinstance(value, tuple) else ()
 
 
-def bad_values(kind: Any, several: bool) -> Iterator[tuple[str, ...]]:
-    """Yield values that most options of this kind cannot have; a few of them may be right for some."""
+def bad_values(kind: Any, several: bool, there: Sequence[Any] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield values that most options of this kind cannot have (``there``: what it has); some may be right for some."""
     if several:
         yield ()
     if kind is bool:
@@ -52,6 +52,8 @@ def bad_values(kind: Any, several: bool) -> Iterator[tuple[str, ...]]:
         yield (value,)
     if several:
         yield (single[-2], single[-2])
+        if there:
+            yield (str(there[0]), str(there[0]))  # one that there is, twice
 
 
 def _small(program: str, arguments: Sequence[str], name: str) -> list[str]:
@@ -75,9 +77,9 @@ def cases(program: str, arguments: Sequence[str], whole: bool) -> Iterator[Case]
     """
     command = importlib.import_module(PROGRAMS[program]).COMMAND
     preset, met = arguments[0], collections.Counter[str]()
-    for name, kind, several in options(command.presets[preset][1]):
+    for name, kind, several, there in options(command.presets[preset][1]):
         small = _small(program, arguments, name)
-        tried = list(bad_values(kind, several))
+        tried = list(bad_values(kind, several, there))
         turn = met[name.rpartition(".")[2]]
         met[name.rpartition(".")[2]] += 1
         if turn and not whole:

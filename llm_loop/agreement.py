@@ -26,6 +26,8 @@ TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.2, 0.2)}
 """By the weights' precision: nats a token that log π(y|x) may be off, and the relative error of a gradient."""
 TOKENS = 8
 """of a response that is compared"""
+STAGE = "check"
+"""what the seconds of the comparison are counted under; its tokens are no round's"""
 
 
 _FOUND: dict[tuple[object, ...], Route] = {}
@@ -71,7 +73,7 @@ def _compared(policy: Policy, prompts: Sequence[list[tuple[int, ...]]], decoding
             policy.route, states = Route(drawing, padded=False, shared=False, cached=False), dict[Row, Tensor]()
             try:
                 drawn = [
-                    sample(policy, part, 2, decoding, key.fold_in("draws", i), "check", states)
+                    sample(policy, part, 2, decoding, key.fold_in("draws", i), STAGE, states)
                     for i, part in enumerate(prompts)
                 ]
             except Exception as error:  # a fast way may break in any manner on a model it is not made for
@@ -103,9 +105,9 @@ def _compared(policy: Policy, prompts: Sequence[list[tuple[int, ...]]], decoding
         else:
             policy.route = replace(best, hooked=False)
     policy.trunk.forget()
-    for stage in ("check", "below"):
+    for stage in (STAGE, "below"):
         policy.meter.tokens.pop(stage, None)
-        policy.meter.seconds.pop(stage, None)
+    policy.meter.seconds[STAGE] += policy.meter.seconds.pop("below", 0.0)
     return policy.route
 
 
@@ -206,7 +208,7 @@ def _gradients(policy: Policy, rows: list[Row], key: Key) -> Tensor:
     """Return gradients by autograd, row by row, by the slowest way; ``InputError`` if the model has none."""
     policy.route = replace(policy.route, hooked=False, cached=False, fused=False, shared=False)
     try:
-        return Gradients(policy, 1.0, "shift", 1024, key)(rows, "check").values
+        return Gradients(policy, 1.0, "shift", 1024, key)(rows, STAGE).values
     except Exception as error:  # as above
         reason = str(error).partition("\n")[0][:120]
         raise InputError(f"the model cannot be trained ({type(error).__name__}: {reason})") from None
@@ -215,7 +217,7 @@ def _gradients(policy: Policy, rows: list[Row], key: Key) -> Tensor:
 def _hooks_agree(policy: Policy, rows: list[Row], want: Tensor, share: float, key: Key) -> bool:
     """Whether gradients of a batch, taken by hooks, are those of autograd; both through one sketch."""
     try:
-        found = Gradients(policy, 1.0, "shift", 1024, key)(rows, "check").values
+        found = Gradients(policy, 1.0, "shift", 1024, key)(rows, STAGE).values
     except Exception:  # as above
         return False
     norms = torch.linalg.vector_norm(want, dim=-1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from bandits.runs.directory import TIMING, Ledger, read_timing
 from bandits.runs.files import DamagedError, write_json, write_text
 from bandits.runs.text import dumps, loads
+from llm_loop.agreement import STAGE as CHECK
 from llm_loop.models import Policy
 
 Record = dict[str, Any]
@@ -66,7 +67,8 @@ class Journal:
         """Add the seconds of every stage; they are told, never relied on."""
         spent = read_timing(self.folder)
         seconds: dict[str, float] = dict(policy.meter.seconds)
-        seconds["other"] = time.perf_counter() - self._since - sum(seconds.values())
+        checked = seconds.get(CHECK, 0.0)  # before this journal was opened
+        seconds["other"] = time.perf_counter() - self._since - sum(seconds.values()) + checked
         total = {stage: round(spent.get(stage, 0.0) + s, 2) for stage, s in seconds.items()}
         write_json(self.folder / TIMING, spent | total)
         policy.meter.seconds.clear()

@@ -6,20 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from trl.data_utils import is_conversational
 
 from activedpo.__main__ import main
+from bandits.core.duels import Duels, Labelled
 from bandits.core.rng import Key
 from bandits.runs.files import WriteError
+from bandits.runs.stats import share
 from labelling import queries
+from labelling import train as training
 from labelling.answers import Answer, Answers
 from labelling.labelled import read_labels
 from labelling.project import Project
 from labelling.select import calibrated
 from labelling.store import Store
 from llm_loop.__main__ import main as align
+from llm_loop.arena import Completions
 from llm_loop.data.chat import Message, as_trl
-from llm_loop.models import byte_tokenizer, tiny_model
+from llm_loop.models import Row, byte_tokenizer, tiny_model
 
 TINY = ["--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"]
 TINY += ["--tokens", "8", "--rate", "1e-2", "--epochs", "4"]
@@ -325,6 +330,17 @@ class TestOwnPool:
     def test_a_project_s_edited_queries_cannot_be_asked_again(self, begun, capsys):
         assert main(["label", str(begun.root), "--terminal", "--again"]) == 2
         assert "put back what was edited" in capsys.readouterr().err
+
+
+def test_agreement_is_over_prompts(monkeypatch):
+    rows = [Row((1,), (n,)) for n in range(3)] + [Row((2,), (n,)) for n in range(2)]
+    items = Completions(tuple(rows), 1, torch.zeros(5))
+    duels = Duels(torch.tensor([0, 0, 1, 3, 3]), torch.tensor([1, 2, 2, 4, 4]))
+    past = Labelled.of(items, duels, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.5]), lasting=True)
+    monkeypatch.setattr(training, "_rewards", lambda *_: torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0]))
+    want = share((1 + 1 + 0) / 3 + 0.5, 2)  # the tie says nothing; a margin of 0 is half right
+    assert training._agreement(None, past, 1) == want
+    assert training._agreement(None, past, 0) == share(1.0, 2)
 
 
 def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):

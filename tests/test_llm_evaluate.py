@@ -177,6 +177,8 @@ def test_accuracies_count_signs_and_leave_out_true_ties() -> None:
             if scores:
                 by_prompt.append(sum(scores) / len(scores))
         assert found.loc[r, "accuracy"] == pytest.approx(np.mean(by_prompt))
+        want = share(sum(by_prompt), len(by_prompt))  # over prompts: a prompt's duels share responses
+        assert (found.loc[r, "low"], found.loc[r, "high"]) == pytest.approx((want.low, want.high))
         assert found.loc[r, "tied"] == sum(row["true_margin"] == 0 for row in rows if row["round"] == r)
     assert found.loc[0, "accuracy"] == 0.5
 

@@ -82,6 +82,11 @@ FAMILIES = {
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
         ("q_proj", "fc_in"),
     ),
+    "codegen": (
+        hf.CodeGenConfig,
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128, "n_ctx": 128},
+        ("qkv_proj", "fc_in"),
+    ),
     "bigcode": (
         hf.GPTBigCodeConfig,
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
@@ -281,6 +286,9 @@ def test_a_context_that_is_too_short_is_refused_before_and_in_drawing() -> None:
         with pytest.raises(InputError, match="need 129 positions, and the model has 128; lower --tokens"):
             refused()
     settle(policy, 100, 28)
+    rotary = family("llama")  # which would go on beyond its positions without a word
+    with pytest.raises(InputError, match=f"positions, and the model has {rotary.context}; lower --tokens"):
+        settle(rotary, rotary.context - 10, 11)
     assert family("bloom").context is None
 
 

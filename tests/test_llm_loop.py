@@ -435,6 +435,18 @@ def test_the_initial_model_answers_with_uniform_numbers_of_its_own(cell):
     assert first != second
 
 
+@pytest.mark.slow
+def test_width_is_compared_with_the_error_of_margins_in_log_odds(finished):
+    """From the table of candidates: ``|margin - Δ/temperature|`` over the duels on offer."""
+    cell = finished / "cells" / "activedpo-normalised--seed0"
+    rows = pd.DataFrame(map(vars, tables.read(tables.Candidate, cell)))
+    for number, own in rows[rows["offered"]].groupby("round"):
+        true = (own["reward_1"] - own["reward_2"]) / Alignment().label_temperature
+        want = own["width"].astype(float).corr((own["margin"].astype(float) - true).abs(), method="spearman")
+        found = tables.read(tables.Round, cell)[number].width_error_rank_correlation
+        assert found == pytest.approx(want)
+
+
 def test_records_are_strict_json(finished):
     """Where there is no number there is null, which every reader takes."""
 

@@ -15,7 +15,15 @@ from bandits.core.errors import InputError
 from bandits.runs import settings as kit
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Probability, check, option
 from bandits.sim.config import PRESETS, Simulation
+from bandits.sim.map import PRESETS as MAPS
 from bandits.sim.run import SimulationStudy, run_cell
+from labelling.settings import Settings
+from llm_loop.config import PRESETS as ALIGNMENTS
+from llm_loop.config import Sketch
+from llm_loop.learner import Training
+from llm_loop.models import Adapter
+from llm_loop.sampling import Decoding
+from llm_loop.tuning import Tuning
 from theory_checks.study import suite
 
 
@@ -160,6 +168,24 @@ class TestSimulation:
         monkeypatch.setattr(kit, "machine_memory", lambda: 4e9)
         for _, simulation in PRESETS.values():
             kit.afford(simulation.memory(), simulation.count(), "--replicates", 0, False)
+
+
+class TestOtherPrograms:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "made",
+        [MAPS["smoke"][1], ALIGNMENTS["smoke"][1], Settings(), Training(), Decoding(), Tuning(), Adapter(), Sketch()],
+        ids=lambda made: type(made).__name__,
+    )
+    @given(data=st.data())
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_a_random_setting_is_made_or_refused_by_an_option(self, made, data):
+        hints = get_type_hints(type(made), include_extras=True)
+        plain = [f.name for f in fields(made) if f.init and not dataclasses.is_dataclass(getattr(made, f.name))]
+        chosen = data.draw(st.lists(st.sampled_from(plain), min_size=1, max_size=3))
+        changes = {name: data.draw(values(hints[name])) for name in chosen}
+        changed, said = attempt(lambda: replace(made, **changes))
+        assert changed or re.search(r"--[a-z]", said), said
 
 
 def ends(hint: Any) -> list[float]:

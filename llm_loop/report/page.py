@@ -234,7 +234,7 @@ def why(run: Run) -> dict[str, Any]:
 
 
 def seconds(run: Run, folder: Path) -> pd.DataFrame:
-    """Return wall-clock seconds by strategy and stage, means over the seeds that have them, with their sum."""
+    """Return wall-clock seconds by strategy and stage, means over the seeds that have any, with their sum."""
     rows = []
     for name, seed in itertools.product(run.strategies, run.seeds):
         if found := read_timing(folder / "cells" / f"{name}--seed{seed}"):
@@ -242,7 +242,7 @@ def seconds(run: Run, folder: Path) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame(rows).set_index("strategy").apply(pd.to_numeric, errors="coerce")
-    table = table.groupby(level=0, sort=False).mean()
+    table = table.fillna(0.0).groupby(level=0, sort=False).mean()  # a stage that a cell had no need of
     return table.assign(total=table.sum(axis=1))
 
 
