@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,63 @@ def start(output: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         run, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def unprivileged(*arguments: str) -> tuple[int, str]:
+    """Run the toy as somebody whom permissions bind, which root is not; return its status and what it says."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        sys.stderr, status = os.fdopen(writing, "w", buffering=1), 99  # pytest's own would keep what is said
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            status = toy.main(list(arguments))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        said = told.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+
+
+class TestPermissions:
+    @pytest.fixture
+    def place(self):
+        """A folder that everybody gets to; pytest's own are its owner's.  What a run imports late is loaded before."""
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            assert toy.main(["smoke", "--output", f"{folder}/loaded", "--jobs", "1"]) == 0
+            yield Path(folder)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read only", "unreadable"])
+    def test_a_folder_of_results_that_is_not_ours_is_one_line(self, mode, place):
+        (place / "out").mkdir()
+        (place / "out").chmod(mode)
+        status, said = unprivileged("smoke", "--output", str(place / "out"), "--jobs", "1")
+        (place / "out").chmod(0o755)
+        assert status == 2, said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert not list((place / "out").iterdir())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read only", "unreadable"])
+    def test_a_run_folder_that_is_not_ours_is_one_line_with_force_too(self, mode, place):
+        out = place / "out"
+        assert toy.main(["smoke", "--output", str(out), "--jobs", "1"]) == 0
+        before = contents(only(out))
+        only(out).chmod(mode)
+        status, said = unprivileged("smoke", "--output", str(out), "--jobs", "1", "--force")
+        only(out).chmod(0o755)
+        assert status == 2, said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert contents(only(out)) == before
 
 
 class TestKills:

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,7 +404,9 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
     if name == "loky":
         if address:
             raise InputError("--address names a cluster's scheduler: give --backend dask or ray with it")
-        with joblib.parallel_config(backend="loky"):
+        with joblib.parallel_config(backend="loky"), warnings.catch_warnings():
+            # loky replaces a worker that has kept much memory, as the theory's wide networks do: no news for a user.
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
             yield
         return
     if importlib.util.find_spec(PACKAGE[name]) is None:
