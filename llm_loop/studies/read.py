@@ -81,7 +81,7 @@ def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Foun
 def kept(part: Part, file: Path) -> Found:
     """Return what a study's table has of a part: of a run that may be gone, or that other code played."""
     table = read(file)
-    return Found(table if table.empty else table[table["part"].astype(str) == part.name].assign(part=part.name))
+    return Found(table if table.empty else table[table["part"] == part.name])
 
 
 NAMES = ("part", "strategy", "machine", "commit", "model", "chosen_by")
