@@ -125,7 +125,7 @@ def differences(study: Study, parts: Sequence[Part], table: pd.DataFrame) -> lis
     found: list[dict[Hashable, Any]] = []
     for part in parts:
         own = table[table["part"] == part.name].assign(prompt_index=0)
-        if own.empty or BASELINE not in part.shown or len(part.shown) < 2:
+        if own.empty or BASELINE not in part.strategies or len(part.strategies) < 2:
             continue
         for measure in ("reward", "judge") if "reward" in study.measures else study.measures:
             rows = against(own, BASELINE, measure).to_dict("records")

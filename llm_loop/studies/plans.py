@@ -19,13 +19,6 @@ class Part:
     name: str
     options: tuple[str, ...]
     strategies: tuple[str, ...] = ALL
-    only: tuple[str, ...] = ()
-    """of the strategies that it plays, those that the study looks at; all, if none is named"""
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The strategies that the study looks at."""
-        return self.only or self.strategies
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,8 @@ class Study:
 
 def _tiny(part: Part) -> Part:
     """Return a run with the same strategies and switches on a tiny model."""
-    kept = [o for pair in zip(part.options[::2], part.options[1::2], strict=True) if pair[0] in SWITCHES for o in pair]
+    pairs = zip(part.options[::2], part.options[1::2], strict=True)
+    kept = [o for name, value in pairs if name in SWITCHES for o in (name, TINY.get(value, value))]
     small = ("--pool", "5", "--responses", "4") if "--pool" in part.options else ()
     return replace(part, options=(*kept, *small, "--seeds", "2"))
 
@@ -65,16 +59,23 @@ def _projected(size: int) -> tuple[str, ...]:
 
 EXACT = "exact"
 """The run whose gradients are not projected."""
-SWITCHES = ("--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
+TINY = {"gemma3-270m": "tiny-gemma"}
+"""What stands for a model in the smoke preset."""
+SWITCHES = ("--model", "--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
 ONCE = ("--rounds", "1", "--batch", "48", "--prompts-per-round", "24")
 REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
 RATES = ("1e-3", "1.5e-3", "2e-3")
 
+TASKS = (
+    Part("films", ("--prompts", "films", *FULL)),
+    Part("headlines", ("--prompts", "headlines", *FULL)),
+    Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
+)
 STUDIES: dict[str, Study] = {
     "1": Study(
         "Figure 1: held-out reward against labels",
         "Does choosing the duels buy more reward per label than asking blindly?",
-        (Part("films", ("--prompts", "films", *FULL)), Part("headlines", ("--prompts", "headlines", *FULL))),
+        TASKS,
     ),
     "3": Study(
         "Figure 3: normalised gradients",
@@ -86,16 +87,14 @@ STUDIES: dict[str, Study] = {
         "Figure 4: the dimension that gradients are projected to",
         "How small may the projection be before picks, and what is learned from them, differ?",
         (
-            *(Part(str(size), _projected(size), NORMALISED[1:2]) for size in (256, 1024)),
-            Part("8192", _projected(8192), NORMALISED, only=NORMALISED[1:2]),  # the run of Figure 3
-            Part("32768", _projected(32768), NORMALISED[1:2]),
+            *(Part(str(size), _projected(size), NORMALISED[1:2]) for size in (256, 1024, 8192, 32768)),
             Part(EXACT, (*FIXED, *FULL, "--sketch", "none"), NORMALISED[1:2]),
         ),
     ),
     "5": Study(
         "Figure 5: win rate against the initial model",
         "How often does a trained policy's response beat the initial model's, by the reward and by the judge?",
-        (Part("films", ("--prompts", "films", *FULL)), Part("headlines", ("--prompts", "headlines", *FULL))),
+        TASKS,
         ("wins", "judge_wins"),
     ),
     "redundant": Study(

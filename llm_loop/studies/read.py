@@ -75,7 +75,7 @@ def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Foun
     if widths:
         out = out.join(_first_widths(offered))
     out = out.reset_index().assign(part=part.name)
-    return Found(out[out["strategy"].isin(part.shown)].assign(model=study.alignment.model, **about(directory)))
+    return Found(out.assign(model=study.alignment.model, **about(directory)))
 
 
 def kept(part: Part, file: Path) -> Found:
