@@ -70,6 +70,9 @@ TASKS = (
     Part("films", ("--prompts", "films", *FULL)),
     Part("headlines", ("--prompts", "headlines", *FULL)),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
+    Part(
+        "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
+    ),
 )
 STUDIES: dict[str, Study] = {
     "1": Study(
