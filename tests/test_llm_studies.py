@@ -260,6 +260,47 @@ def gains(own: float, seeds: int = 8, noise: float = 0.01) -> pd.DataFrame:
     )
 
 
+def test_gains_are_differences_of_means_over_held_out_prompts():
+    """Every number again from plain lists; a seed of which one set is missing is left out."""
+    generator, names = np.random.default_rng(1), ("plots", "news")
+    measured = ("reward", "judge", "log_ratio", "reference_log_prob")
+    sets = [(chosen, seed) for chosen in (*names, "random") for seed in (0, 1) if (chosen, seed) != ("random", 1)]
+    evaluations = [
+        {"model": model, "chosen_by": chosen, "seed": seed, "stage": stage, "prompt_index": prompt}
+        | {"tokens": int(generator.integers(3, 20))}
+        | dict(zip(measured, generator.normal(size=4), strict=True))
+        for chosen, seed in sets
+        for model in names
+        for stage in ("before", "after")
+        for prompt in range(5)
+    ]
+    picks = [
+        {"chosen_by": chosen, "seed": seed, "prompt_index": 10 * k, "first": k, "second": k + 1, "prompt": text}
+        for chosen, seed in sets
+        for k, text in enumerate(("You are a film critic.", "Write a headline.", "Is this a good film?"))
+    ]
+    found = page.gains_of(pd.DataFrame(evaluations), pd.DataFrame(picks)).set_index(["model", "chosen_by"])
+    assert set(found["seed"]) == {0}
+    assert set(found.index) == {(model, chosen) for model in names for chosen in (*names, "random")}
+    for (model, chosen), row in found.iterrows():
+
+        def average(stage, value, model=model, chosen=chosen):
+            here = {"model": model, "chosen_by": chosen, "seed": 0, "stage": stage}
+            values = [value(one) for one in evaluations if here.items() <= one.items()]
+            return sum(values) / len(values)
+
+        after, before = (average(stage, lambda one: one["reward"]) for stage in ("after", "before"))
+        assert row["before"] == pytest.approx(before)
+        assert row["gain"] == pytest.approx(after - before)
+        after, before = (average(stage, lambda one: one["judge"]) for stage in ("after", "before"))
+        assert row["judge_gain"] == pytest.approx(after - before)
+        after, before = (average(s, lambda one: one["reference_log_prob"] / one["tokens"]) for s in ("after", "before"))
+        assert row["fluency_change"] == pytest.approx(after - before)
+        assert row["kl_per_token"] == pytest.approx(average("after", lambda one: one["log_ratio"] / one["tokens"]))
+        assert row["films"] == pytest.approx(2 / 3)
+        assert row["picks"] == "0:0-1 10:1-2 20:2-3"
+
+
 def test_a_matrix_is_told_by_whether_own_data_suits_more():
     assert page.fits(gains(0.2)).startswith("Each model learned more from what it chose itself")
     assert "+0.20" in page.fits(gains(0.2))

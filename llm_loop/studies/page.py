@@ -298,10 +298,15 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
 # --- Figure 2 -----------------------------------------------------------------------------------------------------
 
 
+OUTCOMES = 2 * 3
+"""outcomes of a seed: two models, each taught by three preference sets"""
+
+
 def gains_of(evaluations: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
     """Return how much each model gained by each preference set, seed by seed, and what the set is made of.
 
     Gains are differences of means over held-out prompts; ``films`` is the share of duels about films.
+    A seed of which a set is missing is left out.
     """
     rows = evaluations.assign(
         kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
@@ -324,7 +329,7 @@ def gains_of(evaluations: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
     films = picks["prompt"].str.contains("film critic|good film", regex=True)
     asked = picks.assign(picks=names, films=films).groupby(sets, sort=False)
     out = out.join(asked.agg({"films": "mean", "picks": " ".join}), on=sets)
-    whole = out.groupby("seed")["gain"].transform("size") == 6
+    whole = out.groupby("seed")["gain"].transform("size") == OUTCOMES
     return out[whole].reset_index(drop=True)
 
 
