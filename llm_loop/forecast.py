@@ -17,6 +17,7 @@ import torch
 from bandits.core.rng import Key
 from bandits.runs.execute import in_words, remaining, side_by_side
 from bandits.runs.settings import SHARE, machine_memory
+from llm_loop.agreement import STAGE
 from llm_loop.config import Alignment
 from llm_loop.learner import Preference, fit_dpo
 from llm_loop.models import Row
@@ -82,12 +83,12 @@ def seconds(setup: Setup) -> dict[str, float]:
 
     rows: list[Row] = []
     decoding = setup.alignment.decoding
-    timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), "check")[0]))
+    timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), STAGE)[0]))
     rows = rows[: 2 * PROBE]
     policy.together(rows)
     timed("below", len(rows), lambda: policy.go_below(rows) if policy.begins_above else None)
-    timed("score", len(rows), lambda: policy.log_probs(rows, "check"))
-    timed("features", len(rows), lambda: setup.learner.gradients(rows, "check"))
+    timed("score", len(rows), lambda: policy.log_probs(rows, STAGE))
+    timed("features", len(rows), lambda: setup.learner.gradients(rows, STAGE))
     pairs = [Preference(rows[i], rows[i + 1], 0.0, 0.0) for i in range(0, len(rows), 2)]
     fit_dpo(policy, pairs[:1], setup.learner.training, Key(0))  # what a first fit costs once is no pair's
     timed(

@@ -1,6 +1,7 @@
 """The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
 
 import json
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,13 @@ def hoarding(value: float, from_run: int):
         return {"value": value}
 
     return run
+
+
+def littering(told: str):
+    """A workload that leaves a temporary folder, and notes where."""
+    folder = tempfile.mkdtemp()
+    Path(told).write_text(folder)
+    return lambda: {"value": 1.0 if Path(folder).is_dir() else 0.0}
 
 
 def broken():
@@ -98,6 +106,11 @@ class TestMeasuring:
         got = measure(row(hoarding, {"value": 1.0, "from_run": from_run}), threads=1, profiled=True)
         plain = measure(row(settings={"value": 1.0}), threads=1, profiled=False)
         assert (got.timings["ours"].beside > plain.timings["ours"].beside + 0.3) == counts
+
+    def test_temporary_files_of_a_contender_go_with_its_process(self, tmp_path: Path):
+        got = measure(row(littering, {"told": str(tmp_path / "told")}), threads=1, profiled=False)
+        assert got.check.passed
+        assert not Path((tmp_path / "told").read_text()).exists()
 
     def test_the_machine_is_told_with_its_vector_instructions(self):
         assert hardware()["instructions"] == torch.backends.cpu.get_cpu_capability()

@@ -9,12 +9,14 @@ import importlib.util
 import multiprocessing
 import os
 import platform
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -128,8 +130,14 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def _serve(connection: Connection, contender: Contender, threads: int) -> None:
-    """Build and run a contender on request (the body of its process)."""
+    """Build and run a contender on request (the body of its process), whose temporary files go with it."""
     torch.set_num_threads(threads)
+    with TemporaryDirectory() as scratch:
+        tempfile.tempdir = scratch
+        _answer(connection, contender)
+
+
+def _answer(connection: Connection, contender: Contender) -> None:
     try:
         run = contender.build(**contender.settings)
         connection.send(("ready", None))
