@@ -335,7 +335,7 @@ def test_a_projection_is_compared_with_exact_gradients_round_one():
 
 @pytest.mark.slow
 def test_a_page_says_what_saves_labels_and_which_text_broke():
-    study = STUDIES["1"]
+    study = replace(STUDIES["1"], full=STUDIES["1"].full[:2])
     generator = np.random.default_rng(0)
     pace = {"activedpo-normalised": 2.0, "random": 1.0, "apo": 0.5, "aplp": 1.0}
     rows = [
@@ -371,6 +371,13 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     lines = page.written("1", study, study.full, found, saved, page.Told("figure-1", "full"))
     assert "Computed on: a machine." in lines
     assert any(line.startswith("- films: 4 finished paired seeds, 4 rounds of 16 labels, tiny") for line in lines)
+    assert not any("nothing was learned" in line for line in said)
+    flat = table["strategy"].eq("random") & table["part"].eq("headlines")
+    none = table.assign(reward=table["reward"].mask(flat, generator.normal(scale=0.05, size=len(table))))
+    said = page.verdicts(study, study.full, none, page.saved_of(study, none))
+    assert [line.partition(":")[0] for line in said if "with Random itself nothing was learned" in line] == [
+        "headlines"
+    ]
 
 
 def test_an_unknown_study_is_refused(capsys):

@@ -68,7 +68,9 @@ def verdicts(
 ) -> list[str]:
     """Say what was found, the answer to the question first."""
     several = len(parts) > 1
-    lines = [line for part in parts for line in levels(study, table[table["part"] == part.name])]
+    runs = [table[table["part"] == part.name] for part in parts]
+    lines = [line for own in runs for line in levels(study, own)]
+    lines += [line for own in runs for line in unlearned(study, own)]
     lines += besides(study, table)
     for row in differences(study, parts, table):
         where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
@@ -117,6 +119,22 @@ def levels(study: Study, table: pd.DataFrame) -> list[str]:
     return [
         f"{table['part'].iloc[0]}: {TITLES[measure]} {began}is, after {table['labels'].max()} labels, {told}; "
         f"{table['seed'].nunique()} seeds."
+    ]
+
+
+def unlearned(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say so where Random itself learned nothing that can be told: there is then nothing that choosing could save."""
+    own = table[table["strategy"] == BASELINE]
+    if own.empty or study.measures[0] != "reward" or table["strategy"].nunique() < 2:
+        return []
+    curve = own.pivot(index="seed", columns="round", values="reward")
+    gained = mean((curve[curve.columns.max()] - curve[0]).to_numpy())
+    if gained.low > 0:
+        return []
+    return [
+        f"{own['part'].iloc[0]}: with Random itself nothing was learned that can be told "
+        f"({number(gained.value)} {span(gained.low, gained.high)} of held-out reward, {gained.n} seeds), so shares of "
+        "labels saved mean nothing there."
     ]
 
 
