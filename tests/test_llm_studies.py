@@ -24,7 +24,7 @@ from llm_loop.rewards.scorers import load_scorer
 from llm_loop.sampling import Decoding
 from llm_loop.shared import Shared
 from llm_loop.studies import __main__ as studies
-from llm_loop.studies import page
+from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import MATRICES, MatrixStudy
 from llm_loop.studies.plans import STUDIES
 from llm_loop.studies.read import Found, read
@@ -378,6 +378,34 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     assert [line.partition(":")[0] for line in said if "with Random itself nothing was learned" in line] == [
         "headlines"
     ]
+
+
+def test_a_regime_names_the_best_setting_whose_text_stayed_language():
+    """The setting of the largest reward lost fluency; the next one is named, and each is drawn where it ended."""
+    study = STUDIES["regime"]
+    steps = {part.name: place for place, part in enumerate(study.full)}
+    table = pd.DataFrame(
+        [
+            {"part": name, "strategy": "random", "seed": seed, "round": number, "labels": 48 * number, "picks": "0:1"}
+            | {"reward": 0.2 + 0.01 * place * number + 0.001 * seed * number, "judge": 0.02 * number}
+            | {"kl_per_token": 0.05 * number, "fluency": -3.0 - number * (0.4 if place == 11 else 0.1)}
+            for name, place in steps.items()
+            for seed in (0, 1)
+            for number in (0, 1)
+        ]
+    )
+    said = page.verdicts(study, study.full, table, page.saved_of(study, table))
+    assert said[0].startswith(
+        f"Of the 11 of 12 settings within the limits, {list(steps)[10]} raised the reward most: by +0.10"
+    )
+    assert said[1].endswith(f"so that reward there is no gain: {list(steps)[11]}.")
+    drawing = figures.drawn(study, table, page.saved_of(study, table), page.sketched(table))
+    first = drawing.axes[0]
+    ends = {
+        line.get_label(): tuple(map(float, line.get_xydata()[0])) for line in first.lines if line.get_markersize() > 5
+    }
+    for name, place in steps.items():
+        assert ends[name] == pytest.approx((-0.4 if place == 11 else -0.1, 0.01 * place + 0.0005))
 
 
 def test_an_unknown_study_is_refused(capsys):

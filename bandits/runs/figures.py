@@ -190,7 +190,7 @@ def legend(axis: Axes) -> None:
     axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 
-def legend_below(figure: Figure, axis: Axes) -> None:
-    """Put one legend, of a panel's lines, under all panels."""
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5), frameon=False)
+def legend_below(figure: Figure, *axes: Axes) -> None:
+    """Put one legend, of these panels' lines, under all panels; what several panels have stands once."""
+    shown = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 5), frameon=False)

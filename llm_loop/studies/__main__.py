@@ -102,7 +102,7 @@ def write(
     table = pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True)
     saved = page.saved_of(study, table)
     told = page.Told(_stem(name), options.preset, forecasts)
-    drawing = figures.drawn(study.measures, table, saved, page.sketched(table))
+    drawing = figures.drawn(study, table, saved, page.sketched(table))
     lines = page.written(name, study, study.parts(options.preset), found, saved, told)
     return _written(told.stem, table, drawing, lines, options)
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bandits.runs.figures import BLUE, GREY, NEUTRAL, ORANGE, VERDICTS, curves, legend_below, looks, panels, student
-from llm_loop.studies.plans import EXACT
+from llm_loop.report.findings import FAR, FLUENCY
+from llm_loop.studies.plans import EXACT, Study
 
 TITLES = {
     "reward": "held-out reward",
@@ -21,17 +22,22 @@ TITLES = {
     "wins": "win rate by the reward",
     "judge_wins": "win rate by the judge",
 }
+COSTS = {"fluency": "reward", "kl_per_token": "judge"}
+"""What is paid, and what is drawn against it."""
+MARKS = "osD^vP"
 ACROSS = 3
 """panels side by side"""
 
 
-def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
+def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
     """Draw each measure against labels: panels for every run, a line a strategy; runs of one strategy share panels.
 
     Where labels saved are known, or what a projection changes in the first round, a panel has them: the last, or of
     several rows the first of the last one, where the strategies' names stand outside.
     """
-    several = table["strategy"].nunique() > 1
+    if study.settings:
+        return settings(table)
+    measures, several = study.measures, table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
     besides = _besides(saved, sketched)
     count = len(measures) + (besides is not None)
@@ -57,6 +63,31 @@ def drawn(measures: Sequence[str], table: pd.DataFrame, saved: pd.DataFrame, ske
             mine[0].set_ylabel(part, fontsize=10, fontweight="bold")
         for empty in mine[len(measures) :]:
             empty.remove()
+    legend_below(figure, *axes[::block])
+    return figure
+
+
+def settings(table: pd.DataFrame) -> Figure:
+    """Draw what every setting gained against what it cost: reward by fluency lost, the judge by KL."""
+    keys, last = ["part", "seed"], int(table["round"].max())
+    ends = [table[table["round"] == number].set_index(keys)[[*COSTS, *COSTS.values()]] for number in (0, last)]
+    change = (ends[1] - ends[0]).reset_index()
+    names = list(table["part"].unique())
+    look = looks(names)
+    figure, axes = panels(2, 2, 4.4, 3.6, legend=1.0)
+    for axis, (cost, gain), limit in zip(axes, COSTS.items(), (-FLUENCY, FAR), strict=True):
+        for place, name in enumerate(names):
+            own, style = (
+                change[change["part"] == name],
+                {"color": look[name]["color"], "marker": MARKS[place % len(MARKS)]},
+            )
+            axis.plot(own[cost], own[gain], ls="", ms=3, alpha=0.45, **style)
+            axis.plot(own[cost].mean(), own[gain].mean(), ls="", ms=7, label=name, **style)
+        axis.axvline(limit, color="black", lw=0.8, ls=":")
+        axis.axhline(0, color="0.7", lw=0.8)
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel(f"{TITLES[cost]}, change", fontsize=9)
+        axis.set_ylabel(f"{TITLES[gain]}, change", fontsize=9)
     legend_below(figure, axes[0])
     return figure
 

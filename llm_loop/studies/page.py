@@ -20,6 +20,13 @@ from llm_loop.studies.read import Found
 BASELINE = "random"
 
 
+SHOWN = {
+    False: "Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model.",
+    True: "Changes from the first to the last round: small marks are seeds, large ones means; dotted: the limits.",
+}
+"""What a figure shows: curves, or settings."""
+
+
 def saved_of(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Return what strategies save of Random's labels, run by run; intervals hold jointly over the whole study."""
     parts = [
@@ -41,7 +48,7 @@ def written(
     lines = [f"# {study.title}", "", study.question, "", "## What was found", ""]
     lines += [f"- {line}" for line in verdicts(study, parts, table, saved, told.forecasts)]
     lines += ["", f"![{study.title}]({told.stem}.png)", ""]
-    lines += ["Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model."]
+    lines += [SHOWN[study.settings]]
     if len(saved):
         lines += ["", "## Labels saved", "", *_savings(saved)]
     rows = differences(study, parts, table)
@@ -253,15 +260,14 @@ def healthy(study: Study, table: pd.DataFrame) -> list[str]:
     lines = [f"The text stayed language in all runs, by the means over seeds (limits: {limit})."]
     if broken:
         lines = [f"Beyond the limits ({limit}), so that reward there is no gain: {'; '.join(broken)}."]
-    settings = table["strategy"].nunique() == 1 and EXACT not in set(table["part"])  # a regime's
-    if well and len(changes) > 1 and settings:
+    if well and len(changes) > 1 and study.settings:
         name = max(well, key=lambda one: well[one]["reward"])
         best = well[name]
         lines.insert(
             0,
             f"Of the {len(well)} of {len(changes)} settings within the limits, {name} raised the reward most: by "
             f"{number(best['reward'])}, the judge by {number(best['judge'])}, at {number(best['kl'], sign=False)} nats "
-            "a token of KL.",
+            f"a token of KL; means over {table['seed'].nunique()} seeds, by which neighbours are not told apart.",
         )
     return lines
 
