@@ -267,6 +267,22 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize(("lost", "sign"), [(0.01, False), (0.2, True)])
+def test_repetition_is_a_sign_where_it_is_more_than_a_hundredth(lost: float, sign: bool, tmp_path: Path) -> None:
+    """The same for every response, so that the interval excludes 0 in either case."""
+    folder = made_up(tmp_path, {"random": 0.3})
+    for cell in (folder / "cells").iterdir():
+        rows = tables.read(tables.Evaluation, cell)
+        changed = [replace(row, distinct_2=0.9 - lost * (row.round == ROUNDS)) for row in rows]
+        tables.write(tables.Evaluation, cell, changed)
+        close(cell)
+    report.write(folder)
+    page = page_of(folder)
+    assert ("repeat themselves more" in page) == sign
+    assert ("There are signs of gaming in this run." in page) == sign
+
+
+@pytest.mark.campaign
 def test_a_gamed_reward_is_called_so(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3}, judge_follows=False, pool="ours.jsonl")
     for cell in (folder / "cells").iterdir():

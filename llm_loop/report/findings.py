@@ -19,6 +19,8 @@ FLUENCY, BROKEN = 0.3, 1.0
 """Nats a token that the initial model's log-probability of the responses may fall: still healthy, still language."""
 UNLEARNED = 0.1
 """Bits a byte of people's own texts that a policy may lose: what 0.3 nats a token are at some four bytes a token."""
+REPEATS = 0.05
+"""Share of a response's word pairs that may come to repeat, and of responses that may become empty or repetitive."""
 FAR = 0.5
 """Nats a token of KL within which a policy is near the initial model."""
 
@@ -286,7 +288,8 @@ def health(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return whether policies still write language, and the signs that one games its reward rather than earns it.
 
     The first line is the verdict.  Health is claimed only where the interval (over prompts) excludes a loss of fluency
-    of more than ``FLUENCY`` nats a token; a sign takes the number alone.
+    of more than ``FLUENCY`` nats a token.  A sign takes the number alone, and of repetition more than ``REPEATS`` too:
+    over many prompts an interval excludes 0 for a hundredth.
     """
     broken = [line for row in rows for line in _broken(row)]
     games = [line for row in rows for line in _games(row)]
@@ -341,9 +344,9 @@ def _games(row: dict[str, Any]) -> list[str]:
         )
     if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
         lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
-    if last["degenerate"]["change_low"] > 0:
+    if last["degenerate"]["change_low"] > 0 and last["degenerate"]["change"] > REPEATS:
         lines.append(f"{name}: more responses are empty or repetitive, {last['degenerate']['mean']:.0%} by the end.")
-    if last["distinct_2"]["change_high"] < 0:
+    if last["distinct_2"]["change_high"] < 0 and last["distinct_2"]["change"] < -REPEATS:
         lines.append(
             f"{name}: responses repeat themselves more, {number(last['distinct_2']['change'])} distinct pairs."
         )
