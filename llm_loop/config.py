@@ -124,9 +124,10 @@ class Alignment:
     """longest response allowed, of those that a pool's file has"""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding(tokens=28)
     reward: str = "sentiment-valence"
-    """labels duels and evaluates: sentiment-valence, lexical-letters, or a classifier's directory or hub id"""
+    """labels duels and evaluates: sentiment-valence, similarity (to what the user wrote), lexical-letters, or a
+    classifier's directory or hub id"""
     judge: str = "tweet-judge"
-    """evaluates only"""
+    """evaluates only: tweet-judge, word-overlap (with what the user wrote), or any reward"""
     long_texts: LongTexts = "refuse"
     """of a text that is longer than a classifier reads: refuse it, or cut, which scores its beginning and is counted"""
     labels: Annotated[str, Names(ORACLES.__getitem__)] = "btl"

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop.data.chat import Message
+from llm_loop.data.chat import Message, asked
 from llm_loop.models import byte_tokenizer, tiny_model
+from llm_loop.rewards.models import load_encoder
 from llm_loop.rewards.scorers import cut, load_scorer, weights_hash
 from llm_loop.seeding import seeded
 
@@ -164,6 +165,43 @@ def test_long_texts_are_refused_or_cut_at_the_models_positions_and_counted(tmp_p
     shipped, short = load_scorer("sentiment-valence", "cpu"), "good " * 62
     assert cut(shipped, ["", ""], [short, short + "bad"]) == [1]
     assert cut(load_scorer("lexical-letters", "cpu"), [""], ["x" * 999]) == []
+
+
+def test_what_the_user_wrote_last_is_what_a_response_is_compared_with():
+    turns = tuple(
+        Message(*turn) for turn in (("user", "first"), ("assistant", "no"), ("user", "second"), ("tool", "x"))
+    )
+    assert asked("a text") == "a text"
+    assert asked(turns) == "second"
+    assert asked((Message("system", "alone"),)) == "alone"
+
+
+def test_word_overlap_is_the_f1_of_distinct_words():
+    scorer = load_scorer("word-overlap", "cpu")
+    prompt = (Message("system", "words, words"), Message("user", "The cat sat; the dog sat."))
+    found = scorer([prompt] * 5, ["THE cat", "the cat sat the dog", "", "a bird", "cat cat cat hen"])
+    shares = [(2, 2), (4, 4), (0, 0), (0, 2), (1, 2)]  # shared, and the response's own; the prompt has 4
+    assert found.tolist() == pytest.approx([4 * 2 * shared / (4 + own) for shared, own in shares])
+
+
+@pytest.mark.slow
+def test_similarity_is_the_cosine_of_embeddings_read_alone():
+    """Against one text a pass, and in order of meaning: a copy, a paraphrase, another matter."""
+    scorer, encoder = load_scorer("similarity", "cpu"), load_encoder()
+    article = "The central bank raised interest rates on Tuesday to slow inflation."
+    responses = [
+        article,
+        "Rates go up as the bank fights rising prices",
+        "Local team wins the cup after extra time",
+        "",
+    ]
+    found = scorer([(Message("system", "You write headlines."), Message("user", article))] * 4, responses)
+    alone = [encoder([ids])[0].double() for text in (article, *responses) for ids in encoder.tokens([text])]
+    expected = [4 * float(alone[0] @ one / (alone[0].norm() * one.norm())) for one in alone[1:]]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert found[0] == pytest.approx(4)
+    assert found[0] > found[1] > found[2]
+    assert cut(scorer, [article, "word " * 90], ["short", "short"]) == [1]
 
 
 @pytest.mark.slow

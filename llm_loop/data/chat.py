@@ -56,6 +56,13 @@ def text_of(prompt: Prompt) -> str:
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
 
 
+def asked(prompt: Prompt) -> str:
+    """Return what the user wrote last; a text is the user's."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((message.content for message in reversed(prompt) if message.role == "user"), text_of(prompt))
+
+
 def continuable(prompt: Prompt) -> str:
     """Return a prompt as text that a model without a chat template goes on with: ``text_of``, and whose turn it is."""
     single = isinstance(prompt, str) or len(prompt) == 1

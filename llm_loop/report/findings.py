@@ -30,6 +30,10 @@ REWARDS = {
     "higher reward says that alignment to this oracle works, and nothing about better texts",
     "tweet-judge": "a small model of how positive people find a tweet, from −1 to 1. It shares its encoder with "
     "sentiment-valence, but learned from other people's labels of other texts",
+    "similarity": "how near a response is in meaning to what the user wrote, by MiniLM's sentence embeddings, from −4 "
+    "to 4. It says whether a headline or a summary keeps to its text, not whether it is well written; a copy scores 4",
+    "word-overlap": "how many words a response shares with what the user wrote (F₁ of distinct words), from 0 to 4: "
+    "counted, not learned, and a copy scores 4",
     "lexical-letters": "a toy that needs no file: the share of plain letters in a response, from −2 to 2. It serves "
     "tests of the loop; it says nothing about texts",
     "lexical-vowels": "a toy as well: the share of vowels in a response, from −2 to 2",

@@ -76,6 +76,14 @@ class Encoder:
         hidden: Tensor = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
         return (hidden * mask[..., None]).sum(1) / lengths[:, None]
 
+    @torch.no_grad()
+    def embeddings(self, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
+        """Return one row of length 1 per text, on the CPU, in float64."""
+        out = torch.empty(len(texts), self.model.config.hidden_size, dtype=torch.float64)
+        for rows, ids in batches(self.tokens(texts), ROWS):
+            out[rows] = self(ids).double().cpu()
+        return nn.functional.normalize(out, dim=-1)
+
 
 def load_encoder() -> Encoder:
     """Return MiniLM as it was published, in evaluation mode, without its unused pooler; no random number is drawn."""

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from bandits.core.errors import InputError
 from bandits.core.registry import Registry, fingerprint
 from bandits.runs.text import lines
 from llm_loop import folders
-from llm_loop.data.chat import Message, Prompt, text_of
+from llm_loop.data.chat import Message, Prompt, asked, text_of
 from llm_loop.models import batches, context_of
 from llm_loop.rewards import models as reward_models
 from llm_loop.templates import conversation
@@ -96,6 +97,46 @@ class Shipped:
     def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
         """Return the places of longer responses, whose beginnings are scored: that is how the model was trained."""
         return [i for i, encoding in enumerate(self.model.encoder.encoded(responses)) if encoding.overflowing]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How near a response is in meaning to what the user wrote, as a summary or a headline should be.
+
+    ``4 cos`` of MiniLM's sentence embeddings, so from −4 to 4 as the valence.  A copy of the user's words scores 4.
+    """
+
+    name: str
+    encoder: reward_models.Encoder
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """Compare each response with its prompt's last message of the user."""
+        read = self.encoder.embeddings([asked(prompt) for prompt in prompts])
+        return 4 * (read * self.encoder.embeddings(responses)).sum(-1)
+
+    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the places of the pairs of which either text is read in part."""
+        sides = self.encoder.encoded([asked(prompt) for prompt in prompts]), self.encoder.encoded(responses)
+        return [i for i, pair in enumerate(zip(*sides, strict=True)) if any(text.overflowing for text in pair)]
+
+
+@dataclass(frozen=True)
+class WordOverlap:
+    """``4 F₁`` of the distinct words that the response shares with what the user wrote (ROUGE-1 on sets): 0 to 4.
+
+    Counted, not learned, so it judges ``similarity`` by other means; a copy of the user's words scores 4 here too.
+    """
+
+    name: str
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """Compare each response with its prompt's last message of the user."""
+        pairs = [(_words(asked(p)), _words(r)) for p, r in zip(prompts, responses, strict=True)]
+        return torch.tensor([8 * len(a & b) / max(1, len(a) + len(b)) for a, b in pairs], dtype=torch.float64)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 @dataclass(frozen=True)
@@ -209,6 +250,18 @@ def _shipped(name: str, device: str) -> Scorer:
     return Shipped(name, reward_models.load(name, device))
 
 
+def _similarity(device: str) -> Scorer:
+    encoder = reward_models.load_encoder()
+    encoder.model.to(device)
+    return Similarity("similarity", encoder)
+
+
+def _word_overlap(device: str) -> Scorer:
+    return WordOverlap("word-overlap")
+
+
+SCORERS.register("similarity", _similarity)
+SCORERS.register("word-overlap", _word_overlap)
 for _name in (reward_models.LABELLER, reward_models.JUDGE):
     SCORERS.register(_name, partial(_shipped, _name))
 for _name in LEXICAL:

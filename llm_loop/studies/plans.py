@@ -84,6 +84,10 @@ SETTINGS = {
 TASKS = (
     Part("films", ("--prompts", "films", *FULL)),
     Part("headlines", ("--prompts", "headlines", *FULL)),
+    Part(
+        "headlines, near their articles",
+        ("--prompts", "headlines", "--reward", "similarity", "--judge", "word-overlap", *FULL),
+    ),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
     Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
