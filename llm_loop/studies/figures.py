@@ -27,6 +27,8 @@ COSTS = {"fluency": "reward", "kl_per_token": "judge"}
 MARKS = "osD^vP"
 ACROSS = 3
 """panels side by side"""
+MOST = 2
+"""measures that are drawn where there are several rows of panels; the page's tables have all"""
 
 
 def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
@@ -37,8 +39,9 @@ def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.D
     """
     if study.settings:
         return settings(table)
-    measures, several = study.measures, table["strategy"].nunique() > 1
+    several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
+    measures = study.measures[: MOST if len(rows) > 1 else None]
     besides = _besides(saved, sketched)
     count = len(measures) + (besides is not None)
     across = min(count, ACROSS)
