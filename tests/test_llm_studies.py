@@ -313,6 +313,17 @@ def test_a_matrix_is_told_by_whether_own_data_suits_more():
     assert found.loc[("news", "films", "random"), "verdict"] == "undecided"
 
 
+def test_every_seed_of_a_matrix_is_in_the_picture():
+    table = gains(0.2)
+    table.loc[table["model"] == "news", "gain"] += 3.0
+    drawing = figures.matrix(table, page.contrasts(table))
+    for axis, model in zip(drawing.axes, ("films", "news"), strict=False):
+        low, high = axis.get_ylim()
+        own = table.loc[table["model"] == model, "gain"]
+        assert low < own.min()
+        assert own.max() < high
+
+
 def test_a_projection_is_compared_with_exact_gradients_round_one():
     """Of 4 picks, 3 are kept; widths are off by 10, 20 and 30 %, so by 20 % in the middle; their order is kept."""
     rows = [

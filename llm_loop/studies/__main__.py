@@ -158,15 +158,20 @@ def write_matrix(study: MatrixStudy, found: Found, options: Options) -> Path:
     made = [
         f"`python -m llm_loop.studies {MATRIX} --preset {options.preset}` goes on where it stopped: "
         f"{found.seeds} of {a.seeds} paired seeds are finished. {a.model}, tuned on "
-        f"{' and on '.join(study.matrix.sets)} ({a.tuning.examples} answers of each at most, {a.tuning.epochs} times, "
-        f"LoRA at rate {a.tuning.rate:g}); a pool of {a.pool} prompts ({a.prompts}) with {a.responses} responses, half "
-        f"of them by either model; {a.rounds} rounds of {a.batch} labels, chosen by {a.strategies[0]}; then DPO of "
+        f"{' and on '.join(study.matrix.sets)} ({a.tuning.examples} answers of each at most, read "
+        f"{_times(a.tuning.epochs)}, LoRA at rate {a.tuning.rate:g}); a pool of {a.pool} prompts ({a.prompts}) with "
+        f"{a.responses} responses, half of them by either model; {a.rounds} rounds of {a.batch} labels, chosen by "
+        f"{a.strategies[0]}; then DPO of "
         "both models on all labels, each from where it began.",
         "",
         f"Computed on: {found.of_run('machine')}; commit {found.of_run('commit')}.",
     ]
     lines = page.matrix_page(MATRIX_TITLE, gains, comparison, made, _stem(MATRIX))
     return _written(_stem(MATRIX), gains, figures.matrix(gains, comparison), lines, options)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -160,6 +160,8 @@ def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
     models = list(gains["model"].unique())
     figure, axes = panels(len(models) + 1, 0, 4.1, 3.4, legend=0)
     for axis, model in zip(axes, models, strict=False):
+        if axis is not axes[0]:
+            axis.sharey(axes[0])  # before anything is drawn: what is shared later are the first panel's limits
         (other,) = (name for name in models if name != model)
         labels: list[str] = []
         for place, (chooser, label, colour) in enumerate(
@@ -174,7 +176,6 @@ def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
         axis.axhline(0, color="black", lw=0.8)
         axis.set(xticks=range(3), xticklabels=labels, xlim=(-0.5, 2.5), xlabel="preferences chosen by")
         axis.set_title(f"model tuned on {model}", fontsize=10)
-        axis.sharey(axes[0])
     axes[0].set_ylabel("held-out reward gained")
     last = axes[-1]
     names = []

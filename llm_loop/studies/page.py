@@ -388,11 +388,13 @@ def choices(gains: pd.DataFrame) -> list[str]:
     lines = []
     for a, b in ((first, second), (first, "random"), (second, "random")):
         shared = mean([len(x & y) / len(x) for x, y in zip(wide[a], wide[b], strict=True)])
-        lines.append(f"{a} and {b} share {_percent(shared)} of their duels")
-    said = "Sets compared: " + ", ".join(lines) + "."
+        lines.append(f"{a} and {b} {_percent(shared)}")
+    said = f"Duels that two sets share: {', '.join(lines)}."
     if sets["films"].any():
         shares = sets.groupby("chosen_by", sort=False)["films"].mean()
-        said += " About films were " + ", ".join(f"{share:.0%} of {name}'s" for name, share in shares.items()) + "."
+        said += (
+            " About films were " + ", ".join(f"{share:.0%} of those by {name}" for name, share in shares.items()) + "."
+        )
     return [said]
 
 
