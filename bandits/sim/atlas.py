@@ -57,22 +57,18 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     level = joint_level(len(settings.worlds()) * len(settings.rules) * len(settings.budgets))
     for world, part in rounds.groupby(WORLD, sort=False):
-        tables = {
-            rule: {m: own.pivot(index="replicate", columns="labels", values=m) for m in OBJECTIVES}
-            for rule, own in part.groupby("rule", sort=False)
-        }
+        curves = _curves(part)
         fits = {str(rule): unconverged(own["gradient_norm"]) for rule, own in part.groupby("rule", sort=False)}
         for rule in settings.rules:
             unmet = ", ".join(f"{name}: {fits[name]}" for name in (rule, "random") if fits[name])
             for measure in OBJECTIVES:
                 less = measure == "error"
-                ours, theirs = tables[rule][measure], tables["random"][measure]
+                ours, theirs = curves[rule, measure], curves["random", measure]
                 for budget in settings.budgets:
                     saving = labels_saved(ours.columns, ours, theirs, float(budget), less)
                     saved, word = saving.saved, tell(saving.at(level).saved.but(unmet=unmet), settings.margin)[0]
-                    a, b = (tables[name]["error"][budget] for name in (rule, "random"))
-                    ratio = log_ratio(a, b)
-                    value = mean(tables[rule]["policy_value"][budget] - tables["random"]["policy_value"][budget])
+                    ratio = log_ratio(curves[rule, "error"][budget], curves["random", "error"][budget])
+                    value = mean(curves[rule, "policy_value"][budget] - curves["random", "policy_value"][budget])
                     rows.append(
                         dict(zip(WORLD, world, strict=True))
                         | {"rule": rule, "objective": measure, "budget": budget, "replicates": len(ours)}
@@ -81,6 +77,15 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
                         | {"value_difference": value.value, "value_low": value.low, "value_high": value.high}
                     )
     return pd.DataFrame(rows)
+
+
+def _curves(part: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return a world's learning curves by rule and objective: a row a replicate, a column a number of labels."""
+    return {
+        (str(rule), m): own.pivot(index="replicate", columns="labels", values=m)
+        for rule, own in part.groupby("rule", sort=False)
+        for m in OBJECTIVES
+    }
 
 
 def redrawn(settings: Map, rounds: pd.DataFrame) -> dict[Key, np.ndarray]:
@@ -95,11 +100,7 @@ def redrawn(settings: Map, rounds: pd.DataFrame) -> dict[Key, np.ndarray]:
     weights = np.concatenate([np.full((1, n), 1 / n), drawn / n, (1 - np.eye(n)) / max(n - 1, 1)])
     found: dict[Key, list[np.ndarray]] = {}
     for _, part in rounds.groupby(WORLD, sort=False):
-        curves = {
-            (str(rule), m): own.pivot(index="replicate", columns="labels", values=m)
-            for rule, own in part.groupby("rule", sort=False)
-            for m in OBJECTIVES
-        }
+        curves = _curves(part)
         means = {name: weights @ table.to_numpy() for name, table in curves.items()}
         for rule in settings.rules:
             for m in OBJECTIVES:
