@@ -340,7 +340,7 @@ def test_a_projection_is_compared_with_exact_gradients_round_one():
     assert found["rank"].to_list() == [1.0, 1.0]
     said = " ".join(page.overlaps(table))
     assert "dimension 256: 75 %" in said
-    assert "off by 20 %" in said
+    assert "off by 20.0 %" in said
     assert page.sketched(table[table["part"] != "exact"]).empty
 
 

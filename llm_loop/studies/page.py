@@ -219,7 +219,7 @@ def overlaps(table: pd.DataFrame) -> list[str]:
         error, rank = mean(own["error"]), mean(own["rank"])
         lines.append(
             f"dimension {part}: {_percent(mean(own['picks']))} of the exact gradients' first picks; a width is off by "
-            f"{_percent(error)} (median over a pool's duels), rank correlation {rank.value:.2f}; {len(own)} seeds."
+            f"{_percent(error, 1)} (median over a pool's duels), rank correlation {rank.value:.2f}; {len(own)} seeds."
         )
     if EXACT not in set(table["part"]):
         return lines
@@ -237,10 +237,10 @@ def overlaps(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _percent(share: Estimate) -> str:
+def _percent(share: Estimate, digits: int = 0) -> str:
     """Return a share in per cent with its interval, which is cut at what a share can be."""
-    ends = "" if math.isnan(share.low) else f" [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"
-    return f"{100 * share.value:.0f} %{ends}"
+    low, value, high = (f"{100 * x:.{digits}f}" for x in (max(share.low, 0), share.value, min(share.high, 1)))
+    return f"{value} %" if math.isnan(share.low) else f"{value} % [{low}, {high}]"
 
 
 def healthy(study: Study, table: pd.DataFrame) -> list[str]:
