@@ -130,7 +130,7 @@ def levels(study: Study, table: pd.DataFrame) -> list[str]:
 
 
 def unlearned(study: Study, table: pd.DataFrame) -> list[str]:
-    """Say so where Random itself learned nothing that can be told: there is then nothing that choosing could save."""
+    """Say so where Random itself learned nothing that can be told: a share of its labels then measures nothing."""
     own = table[table["strategy"] == BASELINE]
     if own.empty or study.measures[0] != "reward" or table["strategy"].nunique() < 2:
         return []
@@ -140,8 +140,8 @@ def unlearned(study: Study, table: pd.DataFrame) -> list[str]:
         return []
     return [
         f"{own['part'].iloc[0]}: with Random itself nothing was learned that can be told "
-        f"({number(gained.value)} {span(gained.low, gained.high)} of held-out reward, {gained.n} seeds), so shares of "
-        "labels saved mean nothing there."
+        f"({number(gained.value)} {span(gained.low, gained.high)} of held-out reward, {gained.n} seeds), so a share "
+        "of its labels saved measures nothing there, and rewards are to be compared."
     ]
 
 
