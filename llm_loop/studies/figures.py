@@ -149,7 +149,7 @@ def _sketched(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_title("the first round, %", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.set_xlabel("dimension", fontsize=9)
-    axis.legend(fontsize=7.5, loc="center right", bbox_to_anchor=(1.0, 0.3))
+    axis.legend(fontsize=7.5, loc="center right", bbox_to_anchor=(1.0, 0.17))
 
 
 def matrix(gains: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
