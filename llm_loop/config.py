@@ -114,8 +114,8 @@ class Alignment:
     adapter: Annotated[Adapter, tyro.conf.arg(name="")] = Adapter(layers=4)
     tuning: Annotated[Tuning, tyro.conf.arg(name="")] = Tuning()
     prompts: str = "films"
-    """films and headlines (chat), both of them, redundant (nine in ten alike), plots and news (openings), tldr, webgpt,
-    builtin, or a file or folder of JSON lines, JSON or Parquet"""
+    """films, headlines and articles (chat), both (films and headlines), redundant (nine in ten alike), plots and news
+    (openings), tldr, webgpt, builtin, or a file or folder of JSON lines, JSON or Parquet"""
     skip_bad_rows: bool = False
     """drop and count rows of a prompt file that cannot be used or are too long, instead of stopping at the first"""
     prompt_tokens: Count = 160

@@ -18,7 +18,7 @@ from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop.data import files, prompts, ratings
 from llm_loop.data.assets import find
-from llm_loop.data.chat import Message, Prompt, text_of
+from llm_loop.data.chat import Message, Prompt, asked, text_of
 from llm_loop.data.files import hashes
 from llm_loop.data.prompts import SOURCES, Entry, load, part, register
 from llm_loop.data.rows import held_out, prompt_of
@@ -544,6 +544,9 @@ def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
     assert 0.05 < sum("Trump" in text_of(prompt) for prompt in skewed.heldout) / len(skewed.heldout) < 0.2
     assert not {prompt for prompt, _ in alone.demonstrations} & set(even.heldout)  # tuned on, never asked in the end
     assert len(alone.demonstrations) > 0.9 * len(alone.train)
+    bare = load("articles", LUCK)
+    found, same = ({asked(p) for p in (*one.train, *one.heldout)} for one in (alone, bare))
+    assert {text.removeprefix("Write a short headline for this article: ") for text in found} == same
     prompt, answer = alone.demonstrations[0]
     assert answer
     assert answer not in text_of(prompt)

@@ -266,6 +266,28 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
         assert word in set(verdicts)
 
 
+@pytest.mark.parametrize(
+    ("measure", "change", "words"),
+    [
+        ("degenerate", 0.04, ""),
+        ("degenerate", 0.06, "random: more responses are empty or repetitive, 7% by the end."),
+        ("distinct_2", -0.04, ""),
+        ("distinct_2", -0.06, "random: responses repeat themselves more, −0.06 distinct pairs."),
+    ],
+)
+def test_a_sign_of_repetition_takes_more_than_a_twentieth(measure: str, change: float, words: str) -> None:
+    """Each change lies beyond its interval."""
+    still = {"mean": 0.01, "change": 0.0, "change_low": 0.0, "change_high": 0.0}
+    names = ("kl_per_token", "degenerate", "distinct_2", "corpus_distinct_2", "tokens", "judge", "fluency")
+    last = dict.fromkeys(names, still) | {"reward": still | {"change_low": 0.1}, "judge": still | {"change_low": 0.1}}
+    last |= {measure: {"mean": 0.01 + change, "change": change, "change_low": change, "change_high": change}}
+    last["corpus_distinct_2"] = first = {"mean": 0.9}
+    row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}}
+    said = findings.health([row | {"bits": (1.2, 1.2), "start": {"tokens": 12.0}}])
+    assert said[1:] == ([words] if words else [])
+    assert said[0].startswith("There are signs of gaming" if words else "No sign of gaming in this run")
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize(("lost", "sign"), [(0.01, False), (0.2, True)])
 def test_repetition_is_a_sign_where_it_is_more_than_a_hundredth(lost: float, sign: bool, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
+from llm_loop import tables
+from llm_loop.__main__ import main
 from llm_loop.data.chat import Message, asked
 from llm_loop.models import byte_tokenizer, tiny_model
 from llm_loop.rewards.models import load_encoder
@@ -201,7 +203,19 @@ def test_similarity_is_the_cosine_of_embeddings_read_alone():
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     assert found[0] == pytest.approx(4)
     assert found[0] > found[1] > found[2]
-    assert cut(scorer, [article, "word " * 90], ["short", "short"]) == [1]
+    assert cut(scorer, [article, "word " * 250, "word " * 260], ["short"] * 3) == [2]
+
+
+@pytest.mark.campaign
+def test_a_loop_is_labelled_by_similarity_and_judged_by_words(tmp_path, capsys):
+    told = ["--reward", "similarity", "--judge", "word-overlap", "--seeds", "1", "--strategies", "random"]
+    assert main(["smoke", *told, "--output", str(tmp_path), "--jobs", "1"]) == 0
+    (folder,) = (tmp_path / "llm").iterdir()
+    rows = tables.frame(tables.Evaluation, folder / "cells" / "random--seed0")
+    assert rows["reward"].between(-4, 4).all()
+    assert rows["judge"].between(0, 4).all()
+    assert rows["reward"].nunique() > 1
+    assert "how near a response is in meaning" in (folder / "index.html").read_text()
 
 
 @pytest.mark.slow
@@ -312,6 +326,7 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
 def test_hashes_of_scorers_differ_as_they_do(tmp_path):
     one, other = classifier(tmp_path / "one"), classifier(tmp_path / "other", seed=1)
     copy = shutil.copytree(one, tmp_path / "copy")
-    names = ("sentiment-valence", "tweet-judge", "lexical-letters", "lexical-vowels", str(one), str(other))
+    shipped = ("sentiment-valence", "tweet-judge", "similarity", "word-overlap", "lexical-letters", "lexical-vowels")
+    names = (*shipped, str(one), str(other))
     assert len({weights_hash(name) for name in names}) == len(names)
     assert weights_hash(str(copy)) == weights_hash(str(one))

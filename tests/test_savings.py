@@ -15,9 +15,12 @@ from scipy import stats as scipy_stats
 
 from bandits.runs.stats import (
     Estimate,
+    compare,
     interquartile_mean,
     joint_level,
+    label_efficiency,
     labels_saved,
+    mean,
     pool_truths,
     pooled,
     replicates_to_tell,
@@ -185,6 +188,20 @@ class TestVerdicts:
         expected = labels_saved(LABELS, wide["rule"], wide["other"], 100.0, level=joint_level(6)).saved
         assert tuple(found.iloc[-1][["saved", "low", "high"]]) == (expected.value, expected.low, expected.high)
         assert found["budget"].tolist() == [200, 100] * 3
+
+    def test_truths_may_have_unlike_contenders(self):
+        """What only one of two truths has is judged there; all that is judged, is judged jointly."""
+        other = frame(12, seed=1).replace({"contender": {"rule": "other"}})
+        table = pd.concat([frame(12).assign(truth="one"), other.assign(truth="two")])
+        found = savings(table, "error", "random")
+        assert found[["truth", "contender"]].to_numpy().tolist() == [["one", "rule"], ["two", "other"]]
+        alone = savings(other.assign(truth="two"), "error", "random", level=1 - (1 - 0.95) / 2).iloc[0]
+        assert tuple(found.iloc[1][["saved", "low", "high"]]) == tuple(alone[["saved", "low", "high"]])
+        found = compare(table, "error", "random")
+        assert found[["truth", "contender"]].to_numpy().tolist() == [["one", "rule"], ["two", "other"]]
+        ours, theirs = (label_efficiency(other[other["contender"] == c], "error") for c in ("other", "random"))
+        alone = mean(ours["error"].to_numpy() - theirs["error"].to_numpy(), joint_level(2))
+        assert tuple(found.iloc[1][["effect", "low", "high"]]) == (alone.value, alone.low, alone.high)
 
     def test_without_the_baseline_there_is_nothing_to_say(self):
         assert savings(frame(3).query("contender == 'rule'"), "error", "random").empty

@@ -649,7 +649,7 @@ def savings(
     looks: Sequence[int] = (),
     level: float = LEVEL,
 ) -> pd.DataFrame:
-    """Say for every contender on every truth what it saves of a baseline's labels, replicate by replicate.
+    """Say for every contender what it saves of a baseline's labels, on every truth that has both.
 
     ``rounds`` has truth, contender, replicate, labels and the measure.  Targets are the baseline's mean at its last
     number of labels and at ``budgets``; ``more`` are further pairs of (contender, baseline).  Intervals hold at
@@ -668,10 +668,11 @@ def savings(
     names = list(rounds["contender"].unique())
     pairs = [*((name, baseline) for name in names if name != baseline), *more] if baseline in names else []
     wanted: list[float | None] = [None, *budgets]
-    tests = len(truths) * len(pairs) * len(wanted)
+    told = {truth: [pair for pair in pairs if set(pair) <= set(tables)] for truth, tables in truths.items()}
+    tests = sum(map(len, told.values())) * len(wanted)
     rows = []
     for truth, tables in truths.items():
-        for rival, against in pairs:
+        for rival, against in told[truth]:
             ours, theirs = tables[rival].align(tables[against], join="inner")
             shares = spending(looks) if len(looks) else np.ones(1)
             done = [n for n in looks if n <= len(ours)] or [len(ours)]
@@ -810,7 +811,7 @@ def compare(
     unmet: Mapping[tuple[str, str], str] | None = None,
     more: Sequence[tuple[str, str]] = (),
 ) -> pd.DataFrame:
-    """Compare every contender's label efficiency with a baseline's, replicate by replicate, on every truth.
+    """Compare every contender's label efficiency with a baseline's, replicate by replicate, on truths that have both.
 
     ``more`` are further pairs of (contender, baseline), judged jointly with the others.
 
@@ -825,11 +826,12 @@ def compare(
         for truth, group in scores.groupby("truth", sort=False)
     }
     pairs = [*((c, baseline) for c in scores["contender"].unique() if c != baseline), *more]
-    level = joint_level(len(wide) * len(pairs))
+    told = {truth: [pair for pair in pairs if set(pair) <= set(table.columns)] for truth, table in wide.items()}
+    level = joint_level(sum(map(len, told.values())))
     margin = math.log1p(EQUIVALENT) if scale == "ratio" else None
     rows = []
     for truth, table in wide.items():
-        for rival, against in pairs:
+        for rival, against in told[truth]:
             ours, theirs = table[rival].to_numpy(), table[against].to_numpy()
             with np.errstate(divide="ignore", invalid="ignore"):
                 effect = mean(np.log(ours) - np.log(theirs) if scale == "ratio" else ours - theirs, level)

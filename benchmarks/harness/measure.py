@@ -67,7 +67,9 @@ class _Worker:
         self.timing = Timing()
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender, threads), daemon=False)
+        self._scratch = TemporaryDirectory(prefix="bench-")
+        told = (theirs, contender, threads, self._scratch.name)
+        self._process = context.Process(target=_serve, args=told, daemon=False)
         self._process.start()
         theirs.close()
 
@@ -109,12 +111,14 @@ class _Worker:
         self.timing.beside = max(self.timing.beside, sizes.get("RssAnon", 0.0))
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process; its temporary files go with it."""
         if self._process.is_alive():
             self._connection.close()
             self._process.join(5)
             if self._process.is_alive():
                 self._process.kill()
+                self._process.join()
+        self._scratch.cleanup()
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -129,15 +133,10 @@ def memory(pid: int) -> dict[str, float]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e9 for line in status if line.endswith(" kB")}
 
 
-def _serve(connection: Connection, contender: Contender, threads: int) -> None:
-    """Build and run a contender on request (the body of its process), whose temporary files go with it."""
+def _serve(connection: Connection, contender: Contender, threads: int, scratch: str) -> None:
+    """Build and run a contender on request (the body of its process); it and what it starts write into ``scratch``."""
     torch.set_num_threads(threads)
-    with TemporaryDirectory() as scratch:
-        tempfile.tempdir = scratch
-        _answer(connection, contender)
-
-
-def _answer(connection: Connection, contender: Contender) -> None:
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
     try:
         run = contender.build(**contender.settings)
         connection.send(("ready", None))

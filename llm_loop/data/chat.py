@@ -57,7 +57,7 @@ def text_of(prompt: Prompt) -> str:
 
 
 def asked(prompt: Prompt) -> str:
-    """Return what the user wrote last; a text is the user's."""
+    """Return what the user wrote last: of a text all of it, of a conversation without a user ``text_of``."""
     if isinstance(prompt, str):
         return prompt
     return next((message.content for message in reversed(prompt) if message.role == "user"), text_of(prompt))

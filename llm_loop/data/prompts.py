@@ -272,13 +272,25 @@ def headlines(dropped: Counter[str]) -> list[Entry]:
     return _headlines(dropped)
 
 
-def _headlines(dropped: Counter[str]) -> list[Entry]:
+@register("articles")
+def articles(dropped: Counter[str]) -> list[Entry]:
+    """Read the same articles' first words as all that the user writes; what is asked for, the system says.
+
+    So a reward that compares the response with the user's words compares it with the article alone.
+    """
+    return _headlines(dropped, "Write a short headline for the user's article.", "{}...")
+
+
+def _headlines(
+    dropped: Counter[str],
+    system: str = "You write headlines.",
+    wording: str = "Write a short headline for this article: {}...",
+) -> list[Entry]:
     table = pd.read_csv(assets.find("news"), compression="zip", keep_default_na=False, encoding_errors="replace")
     plain = table[[_plain(text) for text in table["text"]]]
     dropped["dateline"] = len(table) - len(plain)
-    system = Message("system", "You write headlines.")
     found = without_known(openings(plain["text"], dropped, ARTICLE, plain["title"]), dropped)
-    return [_asked(entry, system, "Write a short headline for this article: {}...") for entry in found]
+    return [_asked(entry, Message("system", system), wording) for entry in found]
 
 
 @register("both")

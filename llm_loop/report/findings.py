@@ -31,9 +31,10 @@ REWARDS = {
     "tweet-judge": "a small model of how positive people find a tweet, from −1 to 1. It shares its encoder with "
     "sentiment-valence, but learned from other people's labels of other texts",
     "similarity": "how near a response is in meaning to what the user wrote, by MiniLM's sentence embeddings, from −4 "
-    "to 4. It says whether a headline or a summary keeps to its text, not whether it is well written; a copy scores 4",
+    "to 4. It says whether a headline or a summary keeps to its text, not whether it is well written; a copy scores 4, "
+    "and instructions among the user's words count as text",
     "word-overlap": "how many words a response shares with what the user wrote (F₁ of distinct words), from 0 to 4: "
-    "counted, not learned, and a copy scores 4",
+    "counted, not learned; a copy scores 4, and words like “the” count as others do",
     "lexical-letters": "a toy that needs no file: the share of plain letters in a response, from −2 to 2. It serves "
     "tests of the loop; it says nothing about texts",
     "lexical-vowels": "a toy as well: the share of vowels in a response, from −2 to 2",
@@ -314,8 +315,8 @@ def health(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows
     )
     return [
-        "No sign of gaming in this run: where the reward rose the judge did, responses became neither empty, "
-        "repetitive, alike, nor much longer or shorter, and the initial model finds them about as likely as its own "
+        "No sign of gaming in this run: where the reward rose the judge did, responses became neither much emptier, "
+        "more repetitive, more alike, longer nor shorter, and the initial model finds them about as likely as its own "
         f"(nats a token: {ends})."
     ]
 
@@ -389,7 +390,8 @@ def partly(rounds: pd.DataFrame) -> list[str]:
         return []
     return [
         f"Longer than what is read, so that their beginnings alone were scored: {pool} responses that duels were made "
-        f"of and {heldout} held-out answers by the reward model, {judge} held-out answers by the judge."
+        f"of and {heldout} held-out answers by the reward model, {judge} held-out answers by the judge (they, or where "
+        "prompts are read too, their prompts)."
     ]
 
 

@@ -99,11 +99,16 @@ class Shipped:
         return [i for i, encoding in enumerate(self.model.encoder.encoded(responses)) if encoding.overflowing]
 
 
+READ = 256
+"""Tokens of a text of which ``similarity`` takes the embedding: as many as MiniLM was made for."""
+
+
 @dataclass(frozen=True)
 class Similarity:
     """How near a response is in meaning to what the user wrote, as a summary or a headline should be.
 
-    ``4 cos`` of MiniLM's sentence embeddings, so from −4 to 4 as the valence.  A copy of the user's words scores 4.
+    ``4 cos`` of MiniLM's sentence embeddings, so from −4 to 4 as the valence.  A copy of the user's words scores 4, and
+    of an instruction among them too: what is asked for belongs into a system message (prompts ``articles``).
     """
 
     name: str
@@ -111,8 +116,11 @@ class Similarity:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
         """Compare each response with its prompt's last message of the user."""
-        read = self.encoder.embeddings([asked(prompt) for prompt in prompts])
-        return 4 * (read * self.encoder.embeddings(responses)).sum(-1)
+        read = [asked(prompt) for prompt in prompts]
+        once = list(dict.fromkeys(read))
+        places = {text: place for place, text in enumerate(once)}
+        rows = self.encoder.embeddings(once)[[places[text] for text in read]]
+        return 4 * (rows * self.encoder.embeddings(responses)).sum(-1)
 
     def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
         """Return the places of the pairs of which either text is read in part."""
@@ -124,7 +132,8 @@ class Similarity:
 class WordOverlap:
     """``4 F₁`` of the distinct words that the response shares with what the user wrote (ROUGE-1 on sets): 0 to 4.
 
-    Counted, not learned, so it judges ``similarity`` by other means; a copy of the user's words scores 4 here too.
+    Counted, not learned: a check on ``similarity`` by other means, no proof, since a copy of the user's words scores 4
+    here too, and words like "the" count as others do.
     """
 
     name: str
@@ -252,6 +261,7 @@ def _shipped(name: str, device: str) -> Scorer:
 
 def _similarity(device: str) -> Scorer:
     encoder = reward_models.load_encoder()
+    encoder.tokenizer.enable_truncation(READ)
     encoder.model.to(device)
     return Similarity("similarity", encoder)
 

@@ -8,7 +8,7 @@ nothing waits for the last cell.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,10 +101,19 @@ def write(
     """Write a study's table, figure and page; return the page."""
     table = pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True)
     saved = page.saved_of(study, table)
-    told = page.Told(_stem(name), options.preset, forecasts)
+    told = page.Told(_stem(name), options.preset, _lasting(forecasts, options.folder / f"{_stem(name)}-foretold.csv"))
     drawing = figures.drawn(study, table, saved, page.sketched(table))
     lines = page.written(name, study, study.parts(options.preset), found, saved, told)
     return _written(told.stem, table, drawing, lines, options)
+
+
+def _lasting(forecasts: Sequence[Mapping[str, Any]], file: Path) -> list[dict[Hashable, Any]]:
+    """Return what was foretold, which outlives its run as the study's table does, and write it down."""
+    made, kept = pd.DataFrame(forecasts), read(file)
+    lasting = kept if len(kept) > len(made) else made
+    if len(lasting):
+        write_frame(file, lasting)
+    return lasting.to_dict("records")
 
 
 def _stem(name: str) -> str:

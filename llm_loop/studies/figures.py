@@ -32,7 +32,9 @@ MOST = 2
 
 
 def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
-    """Draw each measure against labels: panels for every run, a line a strategy; runs of one strategy share panels.
+    """Draw measures against labels: panels for every run, a line a strategy; runs of one strategy share panels.
+
+    Of several runs with panels of their own the first ``MOST`` measures are drawn.
 
     Where labels saved are known, or what a projection changes in the first round, a panel has them: the last, or of
     several rows the first of the last one, where the strategies' names stand outside.

@@ -21,7 +21,8 @@ BASELINE = "random"
 
 
 SHOWN = {
-    False: "Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model.",
+    False: "Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model. KL and "
+    "fluency, where they are not drawn, stand in the tables.",
     True: "Changes from the first to the last round: small marks are seeds, large ones means; dotted: the limits.",
 }
 """What a figure shows: curves, or settings."""
@@ -61,7 +62,7 @@ def written(
 class Told:
     """What a page is told beside the tables."""
 
-    def __init__(self, stem: str, preset: str, forecasts: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, stem: str, preset: str, forecasts: Sequence[Mapping[Hashable, Any]] = ()) -> None:
         """Name the page's files, the preset, and what the meter foretold."""
         self.stem, self.preset, self.forecasts = stem, preset, forecasts
 
@@ -71,7 +72,7 @@ def verdicts(
     parts: Sequence[Part],
     table: pd.DataFrame,
     saved: pd.DataFrame,
-    forecasts: Sequence[Mapping[str, Any]] = (),
+    forecasts: Sequence[Mapping[Hashable, Any]] = (),
 ) -> list[str]:
     """Say what was found, the answer to the question first."""
     several = len(parts) > 1
@@ -130,18 +131,19 @@ def levels(study: Study, table: pd.DataFrame) -> list[str]:
 
 
 def unlearned(study: Study, table: pd.DataFrame) -> list[str]:
-    """Say so where Random itself learned nothing that can be told: a share of its labels then measures nothing."""
+    """Say so where it cannot be told that Random itself learned: a share of its labels then measures little."""
     own = table[table["strategy"] == BASELINE]
     if own.empty or study.measures[0] != "reward" or table["strategy"].nunique() < 2:
         return []
     curve = own.pivot(index="seed", columns="round", values="reward")
     gained = mean((curve[curve.columns.max()] - curve[0]).to_numpy())
-    if gained.low > 0:
+    if gained.low > 0 or math.isnan(gained.low):
         return []
+    word = "it got worse" if gained.high < 0 else "it cannot be told whether anything was learned"
     return [
-        f"{own['part'].iloc[0]}: with Random itself nothing was learned that can be told "
+        f"{own['part'].iloc[0]}: with Random itself {word} "
         f"({number(gained.value)} {span(gained.low, gained.high)} of held-out reward, {gained.n} seeds), so a share "
-        "of its labels saved measures nothing there, and rewards are to be compared."
+        "of its labels saved says little there, and rewards are to be compared."
     ]
 
 
@@ -176,7 +178,7 @@ def _differences(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
     ]
 
 
-def foreseen(forecasts: Sequence[Mapping[str, Any]]) -> str:
+def foreseen(forecasts: Sequence[Mapping[Hashable, Any]]) -> str:
     """Say what the headroom meter foretold, over its seeds."""
     found = mean([one["labels_saved"] for one in forecasts])
     seeds = f"{len(forecasts)} seed{'s' if len(forecasts) > 1 else ''}"
@@ -253,7 +255,7 @@ def healthy(study: Study, table: pd.DataFrame) -> list[str]:
         first, last = (own[own["round"] == number].mean(numeric_only=True) for number in (0, own["round"].max()))
         name = ", ".join(str({"part": part, "strategy": strategy}[column]) for column in several)
         changes[name] = {m: float(last[m] - first[m]) for m in ("fluency", "reward", "judge")}
-        changes[name]["kl"] = float(last["kl_per_token"])
+        changes[name] |= {"kl": float(last["kl_per_token"]), "seeds": own["seed"].nunique()}
     well = {name: row for name, row in changes.items() if row["fluency"] >= -FLUENCY and row["kl"] <= FAR}
     broken = [name for name in changes if name not in well]
     limit = f"{FLUENCY} nats a token of fluency lost, {FAR} of KL"
@@ -267,7 +269,7 @@ def healthy(study: Study, table: pd.DataFrame) -> list[str]:
             0,
             f"Of the {len(well)} of {len(changes)} settings within the limits, {name} raised the reward most: by "
             f"{number(best['reward'])}, the judge by {number(best['judge'])}, at {number(best['kl'], sign=False)} nats "
-            f"a token of KL; means over {table['seed'].nunique()} seeds, by which neighbours are not told apart.",
+            f"a token of KL; means over {best['seeds']:.0f} seeds, whose differences were not tested.",
         )
     return lines
 
@@ -373,8 +375,8 @@ def fits(gains: pd.DataFrame) -> str:
     word, reason = decide(found, lower_is_better=False)
     reason = reason.replace("replicates", "seeds").replace("one replicate", "one seed")
     said = {
-        "better": "Each model learned more from what it chose itself than from what the other chose",
-        "worse": "Each model learned less from what it chose itself than from what the other chose",
+        "better": "On average over both, a model learned more from what it chose itself than from what the other chose",
+        "worse": "On average over both, a model learned less from what it chose itself than from what the other chose",
     }.get(word, "Whether a preference set suits the model that chose it is undecided")
     size = f"{number(found.value)} {span(found.low, found.high)} of reward a model, {found.n} paired seeds"
     return f"{said}: {size}{f'; {reason}' if reason else ''}."

@@ -67,7 +67,11 @@ EXACT = "exact"
 """The run whose gradients are not projected."""
 TINY = {"gemma3-270m": "tiny-gemma"}
 """What stands for a model in the smoke preset."""
-SWITCHES = ("--model", "--sketch-size", "--sketch", "--pool-temperature", "--beta", "--lora-init")
+SWITCHES = (
+    *("--model", "--judge", "--sketch-size", "--sketch", "--beta", "--lora-init", "--epochs"),
+    *("--pool-temperature", "--sampling-temperature"),
+)
+"""The options that the smoke preset keeps: they need no file, and no larger pool."""
 ONCE = {"--rounds": "1", "--batch": "48", "--prompts-per-round": "24", "--seeds": "2"}
 REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
 SETTINGS = {
@@ -86,7 +90,7 @@ TASKS = (
     Part("headlines", ("--prompts", "headlines", *FULL)),
     Part(
         "headlines, near their articles",
-        ("--prompts", "headlines", "--reward", "similarity", "--judge", "word-overlap", *FULL),
+        ("--prompts", "articles", "--reward", "similarity", "--judge", "word-overlap", *FULL),
     ),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
     Part(
