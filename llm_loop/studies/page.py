@@ -311,7 +311,8 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
         about = ""
         if one.seeds:
             rounds, labels = one.table["round"].max(), one.table["labels"].max()
-            about = f", {rounds} round{'s' if rounds > 1 else ''} of {labels // rounds} labels, {one.of_run('model')}, commit {one.of_run('commit')}"
+            played = f"{rounds} round{'s' if rounds > 1 else ''} of {labels // rounds} labels"
+            about = f", {played}, {one.of_run('model')}, commit {one.of_run('commit')}"
         options = " ".join(part.options)
         lines.append(f"- {part.name}: {one.seeds} finished paired seeds{about} (`{options}`)")
     machines = sorted({one.of_run("machine") for one in found.values() if one.of_run("machine")})
