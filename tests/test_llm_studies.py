@@ -394,6 +394,7 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     found = {part.name: Found(told[told["part"] == part.name]) for part in study.full}
     lines = page.written("1", study, study.full, found, saved, page.Told("figure-1", "full"))
     assert "Computed on: a machine." in lines
+    assert any(line.endswith("In the tables alone: KL, nats a token; fluency, nats a token.") for line in lines)
     assert any(line.startswith("- films: 4 finished paired seeds, 4 rounds of 16 labels, tiny") for line in lines)
     assert not any("with Random itself" in line for line in said)
     assert set(names_of(figures.drawn(study, table, saved, page.sketched(table)))) == set(pace)

@@ -9,9 +9,9 @@ every interval is simulated in ``tests/test_stats.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -637,6 +637,13 @@ def spending(looks: Sequence[int]) -> np.ndarray:
     return np.diff([0, *looks]) / looks[-1]
 
 
+def _with_both(
+    pairs: Sequence[tuple[Any, Any]], truths: Mapping[Any, Iterable[Any]]
+) -> dict[Any, list[tuple[Any, Any]]]:
+    """Return the pairs of contenders that can be compared on each truth: those of which it has both."""
+    return {truth: [pair for pair in pairs if set(pair) <= set(names)] for truth, names in truths.items()}
+
+
 def savings(
     rounds: pd.DataFrame,
     measure: str,
@@ -668,7 +675,7 @@ def savings(
     names = list(rounds["contender"].unique())
     pairs = [*((name, baseline) for name in names if name != baseline), *more] if baseline in names else []
     wanted: list[float | None] = [None, *budgets]
-    told = {truth: [pair for pair in pairs if set(pair) <= set(tables)] for truth, tables in truths.items()}
+    told = _with_both(pairs, truths)
     tests = sum(map(len, told.values())) * len(wanted)
     rows = []
     for truth, tables in truths.items():
@@ -826,7 +833,7 @@ def compare(
         for truth, group in scores.groupby("truth", sort=False)
     }
     pairs = [*((c, baseline) for c in scores["contender"].unique() if c != baseline), *more]
-    told = {truth: [pair for pair in pairs if set(pair) <= set(table.columns)] for truth, table in wide.items()}
+    told = _with_both(pairs, wide)
     level = joint_level(sum(map(len, told.values())))
     margin = math.log1p(EQUIVALENT) if scale == "ratio" else None
     rows = []

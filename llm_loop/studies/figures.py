@@ -31,10 +31,14 @@ MOST = 2
 """measures that are drawn where there are several rows of panels; the page's tables have all"""
 
 
+def in_panels(study: Study, table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the measures that are drawn: all, or the first ``MOST`` where several runs have rows of their own."""
+    several = table["strategy"].nunique() > 1 and table["part"].nunique() > 1
+    return study.measures[:MOST] if several else study.measures
+
+
 def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.DataFrame) -> Figure:
     """Draw measures against labels: panels for every run, a line a strategy; runs of one strategy share panels.
-
-    Of several runs with panels of their own the first ``MOST`` measures are drawn.
 
     Where labels saved are known, or what a projection changes in the first round, a panel has them: the last, or of
     several rows the first of the last one, where the strategies' names stand outside.
@@ -43,7 +47,7 @@ def drawn(study: Study, table: pd.DataFrame, saved: pd.DataFrame, sketched: pd.D
         return settings(table)
     several = table["strategy"].nunique() > 1
     rows = list(table["part"].unique()) if several else [""]
-    measures = study.measures[: MOST if len(rows) > 1 else None]
+    measures = in_panels(study, table)
     besides = _besides(saved, sketched)
     count = len(measures) + (besides is not None)
     across = min(count, ACROSS)
@@ -82,10 +86,8 @@ def settings(table: pd.DataFrame) -> Figure:
     figure, axes = panels(2, 2, 4.4, 3.6, legend=1.0)
     for axis, (cost, gain), limit in zip(axes, COSTS.items(), (-FLUENCY, FAR), strict=True):
         for place, name in enumerate(names):
-            own, style = (
-                change[change["part"] == name],
-                {"color": look[name]["color"], "marker": MARKS[place % len(MARKS)]},
-            )
+            own = change[change["part"] == name]
+            style = {"color": look[name]["color"], "marker": MARKS[place % len(MARKS)]}
             axis.plot(own[cost], own[gain], ls="", ms=3, alpha=0.45, **style)
             axis.plot(own[cost].mean(), own[gain].mean(), ls="", ms=7, label=name, **style)
         axis.axvline(limit, color="black", lw=0.8, ls=":")

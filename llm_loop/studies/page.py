@@ -13,19 +13,11 @@ import scipy.stats
 from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
 from llm_loop.report.evaluate import against
 from llm_loop.report.findings import FAR, FLUENCY, compared, number, saving, share_saved, span
-from llm_loop.studies.figures import TITLES
+from llm_loop.studies.figures import TITLES, in_panels
 from llm_loop.studies.plans import EXACT, Part, Study
 from llm_loop.studies.read import Found
 
 BASELINE = "random"
-
-
-SHOWN = {
-    False: "Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model. KL and "
-    "fluency, where they are not drawn, stand in the tables.",
-    True: "Changes from the first to the last round: small marks are seeds, large ones means; dotted: the limits.",
-}
-"""What a figure shows: curves, or settings."""
 
 
 def saved_of(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +41,7 @@ def written(
     lines = [f"# {study.title}", "", study.question, "", "## What was found", ""]
     lines += [f"- {line}" for line in verdicts(study, parts, table, saved, told.forecasts)]
     lines += ["", f"![{study.title}]({told.stem}.png)", ""]
-    lines += [SHOWN[study.settings]]
+    lines += [_caption(study, table)]
     if len(saved):
         lines += ["", "## Labels saved", "", *_savings(saved)]
     rows = differences(study, parts, table)
@@ -57,6 +49,15 @@ def written(
         lines += ["", "## Against Random", "", *_differences(rows)]
     lines += ["", "## After the last round", "", *_final(study, table), "", "## How it was made", ""]
     return [*lines, *_made(name, parts, found, told)]
+
+
+def _caption(study: Study, table: pd.DataFrame) -> str:
+    """Return what a figure's marks are, and which measures the tables alone have."""
+    if study.settings:
+        return "Changes from the first to the last round: small marks are seeds, large ones means; dotted: the limits."
+    said = "Lines are means over seeds, bands their 95 % intervals (Student's t); round 0 is the initial model."
+    rest = [TITLES[measure] for measure in study.measures if measure not in in_panels(study, table)]
+    return f"{said} In the tables alone: {'; '.join(rest)}." if rest else said
 
 
 class Told:
@@ -323,7 +324,7 @@ def _made(name: str, parts: Sequence[Part], found: Mapping[str, Found], told: To
 # --- Figure 2 -----------------------------------------------------------------------------------------------------
 
 
-OUTCOMES = 2 * 3
+CELLS = 2 * 3
 """outcomes of a seed: two models, each taught by three preference sets"""
 
 
@@ -354,7 +355,7 @@ def gains_of(evaluations: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
     films = picks["prompt"].str.contains("film critic|good film", regex=True)
     asked = picks.assign(picks=names, films=films).groupby(sets, sort=False)
     out = out.join(asked.agg({"films": "mean", "picks": " ".join}), on=sets)
-    whole = out.groupby("seed")["gain"].transform("size") == OUTCOMES
+    whole = out.groupby("seed")["gain"].transform("size") == CELLS
     return out[whole].reset_index(drop=True)
 
 
@@ -393,9 +394,7 @@ def choices(gains: pd.DataFrame) -> list[str]:
     said = f"Duels that two sets share: {', '.join(lines)}."
     if sets["films"].any():
         shares = sets.groupby("chosen_by", sort=False)["films"].mean()
-        said += (
-            " About films were " + ", ".join(f"{share:.0%} of those by {name}" for name, share in shares.items()) + "."
-        )
+        said += f" About films were {', '.join(f'{share:.0%} of those by {name}' for name, share in shares.items())}."
     return [said]
 
 
