@@ -254,7 +254,7 @@ def play(
     schedule: Schedule,
     ridges: Ridges,
     key: Key,
-    replay: Sequence[tuple[Int64[Tensor, "*r b"], dict[str, Tensor] | None]] = (),
+    replay: Sequence[tuple[Int64[Tensor, "*r _"], dict[str, Tensor] | None]] = (),
     diagnostics: FeatureSpace | None = None,
 ) -> Iterator[Round[I, F]]:
     """Run the loop, yielding after every round.

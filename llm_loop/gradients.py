@@ -103,7 +103,7 @@ class Gradients:
                 done.zero[i] += self._sides[number] == "A" and not bool(gradient.any())
         return done
 
-    def plain(self, row: Row) -> list[Float[Tensor, "1 o i"]]:
+    def plain(self, row: Row) -> list[Float[Tensor, "1 _ _"]]:
         """Return one row's gradients by autograd, matrix by matrix."""
         weights = [matrix.weight for matrix in self._matrices]
         with torch.enable_grad():

@@ -303,7 +303,7 @@ class Trunk:
         self._bytes, self._prompt = 0, None
 
     @contextmanager
-    def watched(self, found: list[Float[Tensor, "n t d"]]) -> Iterator[None]:
+    def watched(self, found: list[Float[Tensor, "_ _ d"]]) -> Iterator[None]:
         """Add to a list, pass by pass, the hidden states that enter the lowest adapted layer."""
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -321,12 +321,12 @@ class _Seen:
 
     opening: int
     """tokens that the first pass read once for all prompts; 0: there was no such pass"""
-    passes: list[Float[Tensor, "n t d"]] = field(default_factory=list)
+    passes: list[Float[Tensor, "_ _ d"]] = field(default_factory=list)
     """of the opening, if any; of the prompts, padded on the left; then of a token of every row not yet dropped"""
-    alive: list[Int64[Tensor, " n"]] = field(default_factory=list)
+    alive: list[Int64[Tensor, " _"]] = field(default_factory=list)
     """of each such token, the rows"""
 
-    def of(self, rows: Sequence[Row], responses: int) -> list[Float[Tensor, "t d"]]:
+    def of(self, rows: Sequence[Row], responses: int) -> list[Float[Tensor, "_ d"]]:
         """Return the states of the rows that were drawn, zeros at their last tokens."""
         prompts, *steps = self.passes[1:] if self.opening else self.passes
         out = [prompts.new_zeros(row.tokens, prompts.shape[-1]) for row in rows]
