@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bandits.headroom import WORTH
 from bandits.runs import figures
 from bandits.runs.directory import RunDirectory
 from bandits.runs.files import write_bytes, write_frame, write_json, write_text
@@ -40,7 +42,8 @@ CALIBRATION = ["rule", "objective", "budget", "worlds"]
 CALIBRATION += ["rank", "rank_low", "rank_high", "slope", "slope_low", "slope_high"]
 CLAIMED, HARM = 0.30, 0.05
 """the target: where the meter says so much it is saved, and nowhere are so many more labels needed"""
-KNOBS = ("redundancy", "noise", "responses")
+KNOBS = {"redundancy": "redundancy", "noise": "answers", "responses": "K ="}
+"""what worlds differ in, and how a value is announced"""
 ALL = "all"
 """the knob of means over all worlds"""
 DRAWS = 2000
@@ -180,49 +183,54 @@ def sentences(
     """Say which rule to take when, every number from the tables, negative results included."""
     last, lines = max(settings.budgets), []
     for objective, words in OBJECTIVES.items():
-        ends = means[(means["objective"] == objective) & (means["budget"] == last)]
-        goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
-        harmless = [row.rule for row in _rows(goals) if row.harmed_surely == 0 and row.mean_saved > HARM]
-        losing = [row.rule for row in _rows(goals) if row.harmed_surely > 0]
+        ends = means[(means["objective"] == objective) & (means["budget"] == last) & (means["knob"] == ALL)]
+        ranked = _rows(ends.sort_values("saved", ascending=False, kind="stable"))
+        kinds = {
+            "saved labels": [row for row in ranked if row.low > 0],
+            "undecided": [row for row in ranked if row.low <= 0 <= row.high],
+            "cost labels": [row for row in ranked if row.high < 0],
+        }
         lines.append(
-            f"{words[0].upper()}{words[1:]}: {', '.join(harmless) or 'no rule'} saved labels on average and in no "
-            f"world and budget surely needed over 5 % more than Random"
-            + (f"; {', '.join(losing)} somewhere did." if losing else ".")
-        )
-        ranked = ends[ends["knob"] == ALL].sort_values("saved", ascending=False, kind="stable")
-        lines.append(
-            f"Saved of {last} labels, mean over {len(settings.worlds())} worlds ({words}): "
-            + "; ".join(f"{row.rule} {_percent(row)}" for row in _rows(ranked))
+            f"Share of {last} labels saved, mean over {len(settings.worlds())} worlds ({words}): "
+            + "; ".join(
+                f"{kind}: {', '.join(f'{row.rule} {_percent(row)}' for row in of)}" for kind, of in kinds.items() if of
+            )
             + "."
         )
-        first = ends[(ends["rule"] == settings.rules[0]) & (ends["worlds"] > 1)]
-        for knob, word in zip(KNOBS, ("redundancy", "answers", "K ="), strict=True):
-            parts = [f"{word} {row.value}: {_percent(row)}" for row in _rows(first[first["knob"] == knob])]
-            if len(parts) > 1:
-                lines.append(f"What {settings.rules[0]} saves of {last} labels ({words}): {'; '.join(parts)}.")
-        lines += [
-            f"The meter, asked before any label, against what {row.rule} then saved ({words}, {row.worlds} "
-            f"worlds): rank correlation {row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}], slope "
-            f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]."
-            for row in _rows(fit[(fit["objective"] == objective) & (fit["budget"] == last)])[:1]
-        ]
+        goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
+        losing = [f"{g.rule} (in {g.harmed_surely} of {g.places})" for g in _rows(goals) if g.harmed_surely > 0]
+        lines.append(
+            f"At some world and budget more than 105 % of Random's labels were needed, by an interval that excludes "
+            f"less ({words}): {', '.join(losing) or 'by no rule'}."
+        )
+        told = fit[(fit["objective"] == objective) & (fit["rule"] == settings.rules[0])].sort_values("budget")
+        if len(told):
+            lines.append(
+                f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
+                f"{len(settings.worlds())} worlds): "
+                + "; ".join(
+                    f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(told)
+                )
+                + "."
+            )
         own = aims[(aims["objective"] == objective) & (aims["rule"] == settings.rules[0])]
         if own["used"].nunique() == 1:  # the meter never says no: choosing behind it is choosing
             own = own[own["policy"] == ALWAYS]
-        for row in _rows(own):
-            lines.append(
-                f"The target, {row.rule} {row.policy} ({words}): over 5 % more labels than Random in {row.harmed} of "
-                f"{row.places} places (surely in {row.harmed_surely}); where the meter predicts 30 % or more, "
-                f"{row.kept} of {row.claimed} save 30 % with an interval above 0; on average it saves "
-                f"{100 * row.mean_saved:.0f} %, at worst {100 * row.worst:.0f} %."
-            )
+        lines += [
+            f"The target, {row.rule} {row.policy} ({words}): more than 105 % of Random's labels in {row.harmed} of "
+            f"{row.places} worlds and budgets (by its interval in {row.harmed_surely}); where the meter predicts 30 % "
+            f"or more, {row.kept} of {row.claimed} save 30 % with an interval above 0; over all budgets it saves "
+            f"{100 * row.mean_saved:.0f} % on average, at worst {100 * row.worst:.0f} %."
+            for row in _rows(own)
+        ]
     told = table["predicted"]
     lines.append(
-        f"Of these places the meter predicts from {100 * told.min():.0f} % to {100 * told.max():.0f} %"
+        f"Over these worlds and budgets the meter predicts from {100 * told.min():.0f} % to {100 * told.max():.0f} %"
         + (
-            ": that it is right where it says not to choose, this map cannot show; the map `spent` asks that."
+            ": whether it is right where it advises against choosing cannot be seen here; the map `spent` asks that."
             if told.min() >= settings.margin
-            else f"; where it predicts less than {100 * settings.margin:.0f} %, Random is taken."
+            else f"; where it predicts less than {100 * settings.margin:.0f} %, Random is used (`activedpo select` "
+            f"advises Random where less than {100 * WORTH:.0f} % is predicted)."
         )
     )
     for objective, words in OBJECTIVES.items():
@@ -231,9 +239,9 @@ def sentences(
         if len(no):
             saved, surely = 100 * no["saved"], int((no["low"] > settings.margin).sum())
             lines.append(
-                f"Where the meter says no ({words}, {len(no)} places): {settings.rules[0]} saves {saved.mean():.0f} % "
-                f"on average, from {saved.min():.0f} % to {saved.max():.0f} %; {surely} surely save over "
-                f"{100 * settings.margin:.0f} %."
+                f"Where the meter predicts less than {100 * settings.margin:.0f} % ({words}, {len(no)} worlds and "
+                f"budgets): {settings.rules[0]} saves {saved.mean():.0f} % on average, from {saved.min():.0f} % to "
+                f"{saved.max():.0f} %; more than {100 * settings.margin:.0f} % by its interval in {surely}."
             )
     return lines
 
@@ -249,26 +257,37 @@ def page_text(
 ) -> str:
     """Return "Which rule when" as Markdown; ``figure`` is the folder of its figures."""
     last, worlds = max(settings.budgets), len(settings.worlds())
+    duels = settings.prompts * math.comb(max(settings.responses), 2)
+    small = ["", f"The pool is small: {last} of at most {duels} duels are bought, so there is little to choose."]
+    small = small if duels < 2 * last else []
     out = [
         "# Which rule when" + ("" if preset == "full" else f": the map `{preset}`"),
         "",
         "Does it pay to choose which duels to label, on a pool like mine, and by which rule? Every number here is of",
-        f"one run, `python -m bandits.map {preset}`: {worlds} worlds ({len(settings.redundancy)} redundancies of the",
-        f"pool, {len(settings.noise)} kinds of answers, K = {', '.join(map(str, settings.responses))} responses each), "
-        f"{settings.prompts} prompts, {settings.replicates} replicates that all rules share,",
-        f"up to {last} labels; learner `{settings.learner}`, truth `{settings.truth}`. *Labels saved* is the share of "
-        "Random's labels",
-        "that a rule does without to be as good (below 0: it needs more); intervals are 95 % over replicates, verdicts",
-        "joint 95 %. Intervals of what is said of several worlds (BCa bootstrap of the replicates, which all worlds",
-        "share) hold for these worlds.",
-        "Redundancy is the share of prompts that are alike; sharp and plain: BTL at temperature ½ and 1; flips: a",
-        "fifth of the answers turned round.",
+        f"one run, `python -m bandits.map {preset}`: {worlds} *worlds* ({len(settings.redundancy)} redundancies of the",
+        f"pool, {len(settings.noise)} kinds of answers, K = {', '.join(map(str, settings.responses))} responses to "
+        f"each of {settings.prompts} prompts), in each",
+        f"{settings.replicates} replicates that all rules share, and budgets of "
+        f"{', '.join(map(str, sorted(settings.budgets)))} labels.",
         "",
-        "The meter is [`headroom`](api.md): it sees the pool's features and nothing else.",
+        *summary(settings, table, means),
+        "",
+        "*Labels saved* is the share of Random's labels that a rule does without to be as good (below 0: it needs",
+        "more). Intervals are 95 % over replicates, the verdicts on single worlds joint 95 %; what is said of several",
+        "worlds (BCa bootstrap of the replicates, which all worlds share) holds for these worlds. *Redundancy* is the",
+        "share of prompts that are near-duplicates. Answers: BTL at temperature ½ (*sharp*) or 1 (*plain*), or plain",
+        "with a fifth turned round (*flips*). *The meter*, [`headroom`](api.md), sees features alone. The learner "
+        f"(`{settings.learner}`)",
+        f"is linear, and can represent the truth (`{settings.truth}`).",
+        *small,
         "",
         "## What was found",
         "",
         *(f"- {line}" for line in sentences(settings, table, means, fit, aims)),
+        "",
+        f"What `{settings.rules[0]}` saves of {last} labels, by what a world is like:",
+        "",
+        *by_knob(settings, means),
     ]
     for objective, words in OBJECTIVES.items():
         ends = table[(table["objective"] == objective) & (table["budget"] == last)]
@@ -278,8 +297,10 @@ def page_text(
             "",
             f"![labels saved]({figure}/saved-{objective}.svg)",
             "",
-            "| rule | saves / not / undecided | mean over worlds | most | least | over 5 % more (surely) "
-            "| 30 % kept where foreseen | meter: slope |",
+            f"*{heated(settings, objective)}*",
+            "",
+            "| rule | worlds: saves / does not / undecided | mean over worlds | most | least "
+            "| needs over 105 % (by its interval) | saves 30 % where predicted | slope, saved on predicted |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for rule in settings.rules:
@@ -292,20 +313,26 @@ def page_text(
             line = _rows(fit[(fit["rule"] == rule) & (fit["objective"] == objective) & (fit["budget"] == last)])
             over = means[(means["rule"] == rule) & (means["objective"] == objective) & (means["budget"] == last)]
             (whole,) = _rows(over[over["knob"] == ALL])
-            slope = f"{line[0].slope:.2f} [{line[0].slope_low:.2f}, {line[0].slope_high:.2f}]" if line else "–"
+            slope = _slope(line[0]) if line else "–"
             out.append(
                 f"| `{rule}` | {counts.get(SAVES, 0)} / {counts.get(SAVES_NOT, 0)} / {counts.get(UNDECIDED, 0)} "
                 f"| {_percent(whole)} | {_place(best)} | {_place(worst)} | {goal.harmed} "
                 f"({goal.harmed_surely}) of {goal.places} | {goal.kept} of {goal.claimed} | {slope} |"
             )
-        out += ["", f"![the meter's prediction and what was saved]({figure}/meter-{objective}.svg)"]
+        out += [
+            "",
+            f"![the meter's prediction and what was saved]({figure}/meter-{objective}.svg)",
+            "",
+            f"*{metered(objective, last)}*",
+        ]
     out += [
         "",
         "## What this does not say",
         "",
         "- The learner is linear in its parameters and the truth is one that it can represent: with a network that is",
-        "  fitted, or a truth outside its space, what is saved may be less.",
-        "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not.",
+        "  fitted, or a truth outside its space, what is saved may be less ([findings](findings.md)).",
+        "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not. A pool of one's",
+        "  own names no such prompts, so `activedpo select` cannot use it.",
         "- Kinds of answers and pools are a grid, not a sample: means over worlds weigh what is in the grid.",
         "",
         "Tables: `results.csv` (a row per world, rule, objective and budget), `means.csv`, `meter.csv`,",
@@ -314,8 +341,49 @@ def page_text(
     return "\n".join(out) + "\n"
 
 
+def summary(settings: Map, table: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+    """Return the page's short answer, of the first rule, in lines."""
+    rule, last = settings.rules[0], max(settings.budgets)
+    own = means[(means["rule"] == rule) & (means["budget"] == last) & (means["knob"] == ALL)].set_index("objective")
+    mean_of = [f"{_percent(own.loc[objective])} at equal {words}" for objective, words in OBJECTIVES.items()]
+    ends = table[(table["rule"] == rule) & (table["budget"] == last)]
+    low, high = _whole(ends["saved"].min()), _whole(ends["saved"].max())
+    predicted = ends["predicted"]
+    return [
+        f"**In short.** Of {last} labels `{rule}` saves {' and '.join(mean_of)} on average over",
+        f"these worlds, from {low} to {high} % in single ones. The meter, which asks for no label, predicts from "
+        f"{_whole(predicted.min())} to {_whole(predicted.max())} %.",
+        "Ask it first (`activedpo select` prints it), and sample at random where it advises so. On language models no",
+        "saving has been shown yet ([findings](findings.md)).",
+    ]
+
+
+def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
+    """Return a table of what the first rule saves at the last budget, a row for every value that worlds differ in."""
+    own = means[(means["rule"] == settings.rules[0]) & (means["budget"] == max(settings.budgets))]
+    rows = [f"| | {' | '.join(OBJECTIVES.values())} |", "|---|---|---|"]
+    for knob, word in KNOBS.items():
+        part = own[own["knob"] == knob]
+        for value in part["value"].unique():
+            cells = [_rows(part[(part["value"] == value) & (part["objective"] == o)])[0] for o in OBJECTIVES]
+            rows.append(f"| {word} {value} | {' | '.join(map(_percent, cells))} |")
+    return rows
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f}".replace("-", "−")
+
+
 def _percent(row: Any) -> str:
-    return f"{100 * row.saved:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+    return f"{_whole(row.saved)} % [{_whole(row.low)}, {_whole(row.high)}]"
+
+
+def _rank(row: Any) -> str:
+    return f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}]".replace("-", "−")
+
+
+def _slope(row: Any) -> str:
+    return f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]".replace("-", "−")
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:
@@ -328,35 +396,54 @@ def _place(row: Any) -> str:
 
 
 def heat(settings: Map, table: pd.DataFrame, rule: str, objective: str) -> Figure:
-    """Draw what a rule saves at the last budget: redundancy against K, a panel per noise."""
+    """Draw what a rule saves at the last budget, redundancy against K, a panel per noise; in brackets if undecided."""
     last = max(settings.budgets)
     figure, axes = figures.panels(len(settings.noise), width=3.4, height=2.8, legend=0.8)
     shown = table[(table["rule"] == rule) & (table["objective"] == objective) & (table["budget"] == last)]
     for axis, noise in zip(axes, settings.noise, strict=True):
         part = shown[shown["noise"] == noise].pivot(index="responses", columns="redundancy", values="saved")
-        drawn = axis.imshow(part.to_numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", origin="lower")
+        verdicts = shown[shown["noise"] == noise].pivot(index="responses", columns="redundancy", values="verdict")
+        drawn = axis.imshow(100 * part.to_numpy(), cmap="RdBu", vmin=-100, vmax=100, aspect="auto", origin="lower")
         for (y, x), value in np.ndenumerate(part.to_numpy()):
-            axis.text(
-                x, y, f"{100 * value:.0f} %", ha="center", va="center", color="white" if abs(value) > 0.6 else "black"
-            )
+            said = f"({_whole(value)})" if verdicts.iloc[y, x] == UNDECIDED else _whole(value)
+            axis.text(x, y, said, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
         axis.set(title=noise, xlabel="redundancy", ylabel="responses K")
         axis.set(xticks=range(part.shape[1]), xticklabels=[f"{v:g}" for v in part.columns])
         axis.set(yticks=range(part.shape[0]), yticklabels=list(part.index))
-    figure.colorbar(drawn, ax=axes, label=f"share of labels {rule} saves")
+    figure.colorbar(drawn, ax=axes, label=f"labels that {rule} saves, %")
     return figure
+
+
+def heated(settings: Map, objective: str) -> str:
+    """Return the caption of ``heat``."""
+    return (
+        f"Share of labels, in %, that {settings.rules[0]} saves against Random's {OBJECTIVES[objective]} at "
+        f"{max(settings.budgets)} labels, world by world; in brackets where the world by itself is undecided."
+    )
+
+
+def metered(objective: str, last: int) -> str:
+    """Return the caption of ``scatter``."""
+    return (
+        f"Labels saved ({OBJECTIVES[objective]}, {last} labels, 95 % intervals) against the meter's prediction; a "
+        "point is a world, on the dashed line the meter is right."
+    )
 
 
 def scatter(settings: Map, table: pd.DataFrame, objective: str) -> Figure:
     """Draw what was saved against what the meter predicted, a panel per rule."""
     last = max(settings.budgets)
     figure, axes = figures.panels(len(settings.rules), columns=3, width=3.4, height=3.0, share=True, legend=0.2)
+    right = max(100 * table.loc[table["budget"] == last, "predicted"].max() + 5, 25)
     for axis, rule in zip(axes, settings.rules, strict=True):
         part = table[(table["rule"] == rule) & (table["objective"] == objective) & (table["budget"] == last)]
-        low, high = part["saved"] - part["low"], part["high"] - part["saved"]
-        axis.errorbar(part["predicted"], part["saved"], [low.clip(lower=0), high.clip(lower=0)], fmt="o", ms=3, lw=0.6)
+        low, high = 100 * (part["saved"] - part["low"]), 100 * (part["high"] - part["saved"])
+        bars = [low.clip(lower=0), high.clip(lower=0)]
+        axis.errorbar(100 * part["predicted"], 100 * part["saved"], bars, fmt="o", ms=3, lw=0.6)
         axis.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
         axis.axhline(0, color="black", lw=0.5)
-        axis.set(title=rule, xlabel="predicted by the meter", ylabel="labels saved", xlim=(-0.1, 1), ylim=(-1, 1))
+        axis.set(title=rule, xlabel="predicted by the meter, %", ylabel="labels saved, %", xlim=(-5, right))
+        axis.set(ylim=(-100, 100))
     return figure
 
 
@@ -376,14 +463,11 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
         write_frame(directory.path / f"{name}.csv", frame)
     last = max(settings.budgets)
     pictures: list[Picture] = []
-    for objective, words in OBJECTIVES.items():
+    for objective in OBJECTIVES:
         for rule in settings.rules[:1]:
-            caption = f"Share of labels that {rule} saves against Random's {words} at {last} labels, world by world."
+            caption = heated(settings, objective)
             pictures.append(figures.picture(f"saved-{objective}", caption, heat(settings, table, rule, objective)))
-        caption = (
-            f"Share of labels saved ({words}, {last} labels, 95 % intervals) against the meter's prediction; a point "
-            "is a world, on the dashed line the meter is right."
-        )
+        caption = metered(objective, last)
         pictures.append(figures.picture(f"meter-{objective}", caption, scatter(settings, table, objective)))
     for picture in pictures:
         write_bytes(directory.path / "figures" / f"{picture.name}.{picture.kind}", picture.content)
