@@ -203,13 +203,13 @@ def sentences(
             f"At some world and budget more than 105 % of Random's labels were needed, by an interval that excludes "
             f"less ({words}): {', '.join(losing) or 'by no rule'}."
         )
-        told = fit[(fit["objective"] == objective) & (fit["rule"] == settings.rules[0])].sort_values("budget")
-        if len(told):
+        lined = fit[(fit["objective"] == objective) & (fit["rule"] == settings.rules[0])].sort_values("budget")
+        if len(lined):
             lines.append(
                 f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
                 f"{len(settings.worlds())} worlds): "
                 + "; ".join(
-                    f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(told)
+                    f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(lined)
                 )
                 + "."
             )
