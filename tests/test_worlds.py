@@ -262,6 +262,8 @@ def test_means_and_the_meter_s_fit_are_over_worlds():
     means = means[(means["objective"] == "error") & (means["budget"] == 60)].set_index(["knob", "value"])
     assert means.loc[("all", "all"), "saved"] == pytest.approx(own["saved"].mean())
     assert means.loc[("redundancy", "0.5"), "saved"] == pytest.approx(own.loc[own["redundancy"] == 0.5, "saved"].mean())
+    rival = averaged(settings, worlds, shares | {("rival", "error", 60): shares["activedpo", "error", 60] - 0.1})
+    np.testing.assert_allclose(rival.loc[rival["rule"] == "rival", ["ahead", "ahead_low", "ahead_high"]], 0.1)
     told = np.array([0.3, 0.1, 0.4, 0.15, 0.9, 0.2])
     (fit,) = calibrated({("activedpo", "error", 60): shares["activedpo", "error", 60]}, {60: told}).itertuples()
     assert fit.rank == pytest.approx(scipy_stats.spearmanr(told, own["saved"]).statistic)

@@ -120,16 +120,21 @@ def _over(values: np.ndarray) -> Estimate:
 
 
 def averaged(settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray]) -> pd.DataFrame:
-    """Return what rules save on average over all worlds, and over those that have a knob in common."""
+    """Return what rules save on average over all worlds, and over those that have a knob in common.
+
+    ``ahead`` is what the map's first rule saves more than this one, with its paired interval: all share the replicates.
+    """
     groups = [(ALL, ALL, np.ones(len(worlds), dtype=bool))]
     groups += [(knob, str(v), (worlds[knob] == v).to_numpy()) for knob in KNOBS for v in worlds[knob].unique()]
     rows = []
     for (rule, objective, budget), saved in shares.items():
+        first = shares[settings.rules[0], objective, budget]
         for knob, value, inside in groups:
-            found = _over(saved[inside].mean(0))
+            found, ahead = _over(saved[inside].mean(0)), _over((first - saved)[inside].mean(0))
             rows.append(
                 {"rule": rule, "objective": objective, "budget": budget, "knob": knob, "value": value}
                 | {"worlds": int(inside.sum()), "saved": found.value, "low": found.low, "high": found.high}
+                | {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
             )
     return pd.DataFrame(rows)
 
@@ -197,6 +202,13 @@ def sentences(
             )
             + "."
         )
+        others = [row for row in ranked if row.rule != settings.rules[0]]
+        if others:
+            lines.append(
+                f"{settings.rules[0]} less each other rule, in pairs, 95 % each ({words}): "
+                + "; ".join(f"{row.rule} {_ahead(row)}" for row in others)
+                + "."
+            )
         goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
         losing = [f"{g.rule} (in {g.harmed_surely} of {g.places})" for g in _rows(goals) if g.harmed_surely > 0]
         lines.append(
@@ -370,12 +382,16 @@ def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
     return rows
 
 
-def _whole(share: float) -> str:
-    return f"{100 * share:.0f}".replace("-", "−")
+def _whole(share: float, sign: str = "") -> str:
+    return f"{round(100 * share) + 0:{sign}d}".replace("-", "−")
 
 
 def _percent(row: Any) -> str:
     return f"{_whole(row.saved)} % [{_whole(row.low)}, {_whole(row.high)}]"
+
+
+def _ahead(row: Any) -> str:
+    return f"{_whole(row.ahead, '+')} % [{_whole(row.ahead_low, '+')}, {_whole(row.ahead_high, '+')}]"
 
 
 def _rank(row: Any) -> str:
