@@ -1,7 +1,8 @@
 """Owns where duels of text come from, and that a scorer's BTL oracle labels them.
 
 ``TextArena``: the current policy answers the round's prompts.  ``FixedArena``: responses are there before the first
-label, the same for all strategies and seeds; ``DrawnArena``'s are the initial model's, ``GivenArena``'s from a file.
+label, the same for all strategies and seeds; ``DrawnArena``'s are drawn by the initial model, alone or beside others,
+``GivenArena``'s are from a file.
 Knows nothing of gradients, training or strategies.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,6 +56,36 @@ class Completions:
         """Return this table followed by the others."""
         rows = self.rows + tuple(row for other in others for row in other.rows)
         return Completions(rows, self.responses, torch.cat([self.log_probs, *(other.log_probs for other in others)]))
+
+
+T = TypeVar("T")
+
+
+def interleaved(columns: Sequence[tuple[int, Sequence[T]]]) -> list[T]:
+    """Return entries of lists that have so many a prompt, prompt by prompt, each list's own behind those before it."""
+    count, entries = columns[0]
+    prompts = range(len(entries) // count)
+    return [entries[i * count + k] for i in prompts for count, entries in columns for k in range(count)]
+
+
+def shares(responses: int, models: int) -> tuple[int, ...]:
+    """Return how many of a prompt's responses each of several models draws: equally many; the first takes the rest."""
+    share = responses // models
+    return responses - share * (models - 1), *[share] * (models - 1)
+
+
+def answers(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], draws: Sequence[tuple[int, Decoding]], key: Key
+) -> tuple[list[Row], Float[Tensor, " n"]]:
+    """Return what ``sample`` does, for some responses to each prompt by each of several ways of drawing."""
+    parts = [
+        sample(policy, prompts, count, decoding, key.fold_in("part", i), "generate")
+        for i, (count, decoding) in enumerate(draws)
+    ]
+    counts = [count for count, _ in draws]
+    rows = interleaved([(count, found) for count, (found, _) in zip(counts, parts, strict=True)])
+    logs = interleaved([(count, found.tolist()) for count, (_, found) in zip(counts, parts, strict=True)])
+    return rows, torch.tensor(logs, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,26 +156,13 @@ class TextArena(Arena[Completions]):
         )
         return self.scored(chosen, Completions(tuple(rows), self.responses, logs))
 
-    def answer(self, chosen: Sequence[int], draws: Sequence[tuple[int, Decoding]], key: Key) -> Table:
-        """Let the current policy answer training prompts: some responses each, by each of several ways of drawing."""
-        encoded = [self.encoded[i] for i in chosen]
-        parts = [
-            sample(self.policy, encoded, count, decoding, key.fold_in("part", i), "generate")
-            for i, (count, decoding) in enumerate(draws)
-        ]
-        counts = [count for count, _ in draws]
-        order = [(p, r * n + k) for r in range(len(chosen)) for p, n in enumerate(counts) for k in range(n)]
-        rows = tuple(parts[p][0][place] for p, place in order)
-        logs = torch.stack([parts[p][1][place] for p, place in order])
-        return self.scored(chosen, Completions(rows, sum(counts), logs))
-
-    def scored(self, chosen: Sequence[int], items: Completions) -> Table:
-        """Return a table of responses to training prompts, with their texts and true rewards."""
-        texts = tuple(self.policy.decode(row.response) for row in items.rows)
+    def scored(self, chosen: Sequence[int], items: Completions, texts: Sequence[str] | None = None) -> Table:
+        """Return a table of responses to training prompts, with their texts, if not given, and true rewards."""
+        texts = [self.policy.decode(row.response) for row in items.rows] if texts is None else texts
         asked = [self.prompts[i] for i in chosen for _ in range(items.responses)]
         with self.policy.meter.stage("reward"):
             rewards = checked(self.scorer, asked, texts)
-        return Table(items, texts, rewards, tuple(chosen))
+        return Table(items, tuple(texts), rewards, tuple(chosen))
 
     @property
     def table(self) -> Table:
@@ -206,13 +224,25 @@ class TextArena(Arena[Completions]):
 class FixedArena(TextArena):
     """Rounds of duels between responses that were there before any label was bought.
 
-    A round offers the duels of some of the prompts that were not asked before.
+    A round offers the duels of some of the prompts that were not asked before.  What the policy did not write, it reads
+    as text: a response's tokens are those of its own tokenizer, whoever wrote it.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         """Begin with nothing asked."""
         super().__init__(*args, **settings)
         self._asked: dict[int, set[tuple[int, int]]] = {}
+
+    def read(self, prompt: int, text: str, ended: bool = True) -> Row:
+        """Return a written response to a training prompt; one that was cut has no end token."""
+        return Row(self.encoded[prompt], self.policy.response_of(text, ended))
+
+    def written(self, chosen: Sequence[int], rows: Sequence[Row], texts: Sequence[str]) -> Table:
+        """Return a table of responses to training prompts, ``log_probs`` being the initial model's."""
+        self.policy.together(rows)  # before they are scored, or what is made of them here is made again
+        with self.policy.reference():
+            logs = self.policy.log_probs(rows, "score")
+        return self.scored(chosen, Completions(tuple(rows), self.responses, logs), texts)
 
     def offered(self) -> None:
         """Forget what was asked in this round and later ones, for a loop that begins anew."""
@@ -240,10 +270,10 @@ class FixedArena(TextArena):
 
 
 class DrawnArena(FixedArena):
-    """A pool that the initial model wrote: ``responses`` to each of ``pool`` training prompts.
+    """A pool that the initial model wrote, alone or with others: ``responses`` to each of ``pool`` training prompts.
 
-    Half of them are drawn at a temperature of their own (``spread``; 0: none), so that a prompt has answers of unlike
-    quality.  ``draw_pool`` makes them.
+    Half of a model's are drawn at a temperature of their own (``spread``; 0: none), so that a prompt has answers of
+    unlike quality.  ``draw_pool`` makes them.
     """
 
     def __init__(self, *args: Any, pool: int = 60, spread: float = 0.0, **settings: Any) -> None:
@@ -256,12 +286,35 @@ class DrawnArena(FixedArena):
         self.prompts, self.encoded, self.spread = self.prompts[:pool], self.encoded[:pool], spread
         self.pool_table: Table | None = None
 
-    def draw_pool(self, key: Key) -> Table:
-        """Let the policy, which must be the initial one, answer all prompts of the pool."""
-        other = self.responses // 2 if self.spread else 0
-        draws = [(self.responses - other, self.decoding)]
-        draws += [(other, replace(self.decoding, temperature=self.spread))] if other else []
-        return self.answer(range(len(self.prompts)), draws, key)
+    def draw_pool(self, key: Key, others: Sequence[Callable[[], Policy]] = ()) -> Table:
+        """Let the policy, which must be the initial one, answer all prompts of the pool, and ``others`` beside it.
+
+        Each has its ``shares`` of every prompt's responses, the policy's first; others are loaded one at a time.
+        """
+        chosen = range(len(self.prompts))
+        share, *rest = shares(self.responses, 1 + len(others))
+        rows, logs = answers(self.policy, self.encoded, self._draws(share), key)
+        if not others:
+            return self.scored(chosen, Completions(tuple(rows), share, logs))
+        columns = [(share, [(row, self.policy.decode(row.response)) for row in rows])]
+        for i, (load, count) in enumerate(zip(others, rest, strict=True)):
+            columns.append((count, self._by(load(), count, key.fold_in("model", i))))
+        found = interleaved(columns)
+        longest = max(len(row.response) for row, _ in found)
+        self.policy.check_context(max(map(len, self.encoded)), longest)
+        return self.written(chosen, [row for row, _ in found], [text for _, text in found])
+
+    def _draws(self, count: int) -> list[tuple[int, Decoding]]:
+        other = count // 2 if self.spread else 0
+        draws = [(count - other, self.decoding)]
+        return draws + ([(other, replace(self.decoding, temperature=self.spread))] if other else [])
+
+    def _by(self, policy: Policy, count: int, key: Key) -> list[tuple[Row, str]]:
+        """Let another policy answer all prompts of the pool; return its responses as this one reads them."""
+        prompts = [policy.tokens_of(prompt) for prompt in self.prompts]
+        rows, _ = answers(policy, prompts, self._draws(count), key)
+        found = [(policy.decode(row.response), row.response[-1] in policy.ends) for row in rows]
+        return [(self.read(i // count, text, ended), text) for i, (text, ended) in enumerate(found)]
 
     def draw(self, round: int) -> Table:
         """Return the part of the pool that the round offers."""
@@ -289,13 +342,5 @@ class GivenArena(FixedArena):
     def draw(self, round: int) -> Table:
         """Return the round's part of the pool, ``log_probs`` being the initial model's."""
         chosen = self.chosen_prompts(round)
-        asked = [self.prompts[i] for i in chosen for _ in range(self.responses)]
-        texts = tuple(text for i in chosen for text in self.given[self.prompts[i]])
-        encoded = [self.encoded[i] for i in chosen for _ in range(self.responses)]
-        rows = tuple(Row(p, self.policy.response_of(text)) for p, text in zip(encoded, texts, strict=True))
-        self.policy.together(rows)  # before they are scored, or what is made of them here is made again
-        with self.policy.reference():
-            logs = self.policy.log_probs(rows, "score")
-        with self.policy.meter.stage("reward"):
-            rewards = checked(self.scorer, asked, texts)
-        return Table(Completions(rows, self.responses, logs), texts, rewards, tuple(chosen))
+        found = [(i, text) for i in chosen for text in self.given[self.prompts[i]]]
+        return self.written(chosen, [self.read(i, text) for i, text in found], [text for _, text in found])

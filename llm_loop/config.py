@@ -104,7 +104,10 @@ class Alignment:
     initial model, for all rounds, strategies and seeds; a file: responses of its own (prompt and responses, or chosen
     and rejected), and its prompts in place of --prompts"""
     pool_temperature: Annotated[float, Ge(0)] = 0.0
-    """of a pool, at which half of each prompt's responses are drawn; 0: all at --sampling-temperature"""
+    """of a pool, at which half of each model's responses are drawn; 0: all at --sampling-temperature"""
+    pool_models: Annotated[tuple[str, ...], Distinct()] = ()
+    """of a pool that is drawn: models that draw equal shares of every prompt's responses beside the initial one, which
+    draws the rest; named as --model is"""
     model: str = "smollm2-135m"
     """a fetched asset, a tiny random model, a local directory or a hub id"""
     chat: Literal["auto", "yes", "no"] = "auto"
@@ -162,6 +165,8 @@ class Alignment:
             if self.prompts_per_round > self.pool:
                 raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
             self.check_pool(self.pool)
+        if self.pool_models:
+            self._check_authors()
         self.sketch.suits(self.adapter)
 
     def _bring(self, file: str) -> None:
@@ -170,9 +175,25 @@ class Alignment:
             raise InputError("--pool is empty; give a number of prompts or a file")
         if self.prompts != file and self.prompts not in SOURCES:
             raise InputError(f"--pool {file} has prompts of its own; leave --prompts {self.prompts} out")
-        if self.pool_temperature:
-            raise InputError("--pool-temperature is for a pool that is drawn, and a file's responses are there")
+        for option, given in (("--pool-temperature", self.pool_temperature), ("--pool-models", self.pool_models)):
+            if given:
+                raise InputError(f"{option} is for a pool that is drawn, and a file's responses are there")
         object.__setattr__(self, "prompts", file)  # frozen: nobody has seen it yet
+
+    def _check_authors(self) -> None:
+        """Raise ``InputError`` if a model cannot have its share of a pool."""
+        models = 1 + len(self.pool_models)
+        if not self.pool:
+            raise InputError("--pool-models is for a pool that is drawn; give --pool a number of prompts")
+        if self.model in self.pool_models:
+            raise InputError(f"--pool-models names {self.model}, the --model, which draws its share anyway")
+        least = 2 * models if self.pool_temperature else models
+        if self.responses < least:
+            halves = ", half of them at --pool-temperature" if self.pool_temperature else ""
+            raise InputError(
+                f"--responses {self.responses} cannot be shared by {models} models{halves}; raise it to {least} or "
+                "more, or name fewer --pool-models"
+            )
 
     def check_pool(self, prompts: int) -> None:
         """Raise ``InputError`` if a pool of so many prompts has fewer duels than labels are to be bought."""

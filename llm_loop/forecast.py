@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import joblib
@@ -18,13 +18,15 @@ from bandits.core.rng import Key
 from bandits.runs.execute import in_words, remaining, side_by_side
 from bandits.runs.settings import SHARE, machine_memory
 from llm_loop.agreement import STAGE
+from llm_loop.arena import shares
 from llm_loop.config import Alignment
+from llm_loop.data.chat import Prompt
 from llm_loop.learner import Preference, fit_dpo
-from llm_loop.models import Row
+from llm_loop.models import Policy, Row
 from llm_loop.passes import read_once
 from llm_loop.run import AlignmentStudy
-from llm_loop.sampling import sample
-from llm_loop.setup import Setup, build, check, demonstrations, quiet_libraries
+from llm_loop.sampling import Decoding, sample
+from llm_loop.setup import Setup, authors, build, check, demonstrations, quiet_libraries
 from llm_loop.tuning import tune
 
 DRAWN, PROBE = 24, 8
@@ -61,19 +63,54 @@ def work(alignment: Alignment, reads_width: bool) -> Work:
     return Work(drawn, below, scored, features, a.training.epochs * sum(fits))
 
 
-def of_pool(alignment: Alignment, pace: dict[str, float]) -> float:
+@dataclass(frozen=True)
+class Author:
+    """What a model takes that draws a pool beside the initial one."""
+
+    begun: float
+    """seconds until it can draw"""
+    draw: float
+    """seconds a response"""
+    size: int
+    """bytes of its weights"""
+
+    @classmethod
+    def of(cls, load: Callable[[], Policy], prompts: Sequence[Prompt], decoding: Decoding) -> Author:
+        """Load it and let it answer a few prompts."""
+        started = time.perf_counter()
+        policy = load()
+        begun = time.perf_counter()
+        sample(policy, [policy.tokens_of(prompt) for prompt in prompts], 2, decoding, Key(0), STAGE)
+        return cls(begun - started, (time.perf_counter() - begun) / (2 * len(prompts)), size_of(policy))
+
+
+def of_pool(alignment: Alignment, pace: dict[str, float], others: Sequence[Author] = ()) -> float:
     """Return the seconds that a pool takes before the first cell: its responses, and their states below the adapter.
 
-    Those of a file are not counted, for nobody has read it yet.
+    What others draw beside the initial model, this one scores.  Responses of a file are not counted, for nobody has
+    read it yet.
     """
     if isinstance(alignment.pool, str):
         return 0.0
-    return alignment.pool * alignment.responses * (pace["draw"] + pace["below"])
+    draws = zip(shares(alignment.responses, 1 + len(others)), (pace["draw"], *(o.draw for o in others)), strict=True)
+    each = alignment.responses * (pace["below"] + (pace["score"] if others else 0.0))
+    return alignment.pool * (each + sum(count * draw for count, draw in draws)) + sum(o.begun for o in others)
+
+
+def size_of(policy: Policy) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(p.numel() * p.element_size() for p in policy.model.parameters())
+
+
+def probed(decoding: Decoding) -> int:
+    """Return how many prompts are answered to see how long a response takes."""
+    return max(1, min(DRAWN, decoding.rows // 2))
 
 
 def seconds(setup: Setup) -> dict[str, float]:
     """Return how many seconds a response, or a pair, takes in each stage, by doing a little of it."""
-    policy, prompts = setup.policy, setup.arena.encoded[: max(1, min(DRAWN, setup.alignment.decoding.rows // 2))]
+    decoding = setup.alignment.decoding
+    policy, prompts = setup.policy, setup.arena.encoded[: probed(decoding)]
     spent: dict[str, float] = {}
 
     def timed(stage: str, count: int, do: Callable[[], object]) -> None:
@@ -82,7 +119,6 @@ def seconds(setup: Setup) -> dict[str, float]:
         spent[stage] = (time.perf_counter() - started) / count
 
     rows: list[Row] = []
-    decoding = setup.alignment.decoding
     timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), STAGE)[0]))
     rows = rows[: 2 * PROBE]
     policy.together(rows)
@@ -125,9 +161,11 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
             setup = build(alignment, study.parts, alignment.strategies[0], 0)
             begun = time.perf_counter() - started
             pace = seconds(setup)
-            pool = of_pool(alignment, pace)
-            model = sum(p.numel() * p.element_size() for p in setup.policy.model.parameters())
+            model, prompts = size_of(setup.policy), setup.arena.prompts
             del setup
+            few, found = prompts[: probed(alignment.decoding)], authors(alignment, study.parts, prompts)
+            others = [Author.of(load, few, alignment.decoding) for load in found]
+            pool = of_pool(alignment, pace, others)
             first = tuning_seconds(study)
     finally:
         torch.set_num_threads(threads)
@@ -139,9 +177,9 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
         parts = {stage: getattr(one, stage) * pace[stage] for stage in STAGES}
         whole = begun + sum(parts.values())
         costs += [whole] * alignment.seeds
-        shares = ", ".join(f"{stage} {in_words(part)}" for stage, part in parts.items() if part)
-        rows.append(f"  {name}: {alignment.seeds} cells of about {in_words(whole)} ({shares})")
-    memory = 2 * model + sum(study.memory().values())
+        told = ", ".join(f"{stage} {in_words(part)}" for stage, part in parts.items() if part)
+        rows.append(f"  {name}: {alignment.seeds} cells of about {in_words(whole)} ({told})")
+    memory = 2 * (model + max((one.size for one in others), default=0)) + sum(study.memory().values())
     most = max(1, min(len(costs), int(SHARE * machine_memory() / memory)))
     side = side_by_side(jobs, 0, joblib.cpu_count(), most)
     lines = [f"{len(costs)} cells; {pace['tokens']:.0f} tokens in a prompt with two responses", *rows]

@@ -370,7 +370,7 @@ class DPOLearner:
         """Return ``-mean log π_θ(y|x)`` over each prompt's responses: a Monte Carlo estimate of the policy's entropy.
 
         The estimate of APLP (Muldrew et al., arXiv 2402.08114), nats per response.  The responses are the policy's own
-        draws; of a pool that lasts, ``π`` is the initial model, which drew them.
+        draws; of a pool that lasts, ``π`` is the initial model, which need not have drawn them all.
         """
         return -items.log_probs.unflatten(-1, (-1, items.responses)).mean(-1)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bandits.loop import Round
 from bandits.runs.stats import rank_correlation
-from llm_loop.arena import Completions, Table
+from llm_loop.arena import Completions, Table, shares
+from llm_loop.config import Alignment
 from llm_loop.data.chat import Prompt, text_of, to_json
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
@@ -77,8 +78,20 @@ def fit_row(fit: Fit) -> Record:
     }
 
 
-def candidates(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[Record]:
-    """Return a row for every duel of the pool: what it would teach, what it is like, whether it was picked."""
+def drawn_by(alignment: Alignment) -> list[str]:
+    """Return which model drew each of a prompt's responses, by its name; nothing to tell where all are one model's."""
+    if not alignment.pool_models:
+        return [""] * alignment.responses
+    models = (alignment.model, *alignment.pool_models)
+    counts = shares(alignment.responses, len(models))
+    return [name for name, count in zip(models, counts, strict=True) for _ in range(count)]
+
+
+def candidates(round: Played, table: Table, prompts: Sequence[Prompt], drawn_by: Sequence[str]) -> list[Record]:
+    """Return a row for every duel of the pool: what it would teach, what it is like, whether it was picked.
+
+    ``drawn_by`` names the model that drew each of a prompt's responses.
+    """
     pool, k = round.pool, table.items.responses
     order = {pick: place for place, pick in enumerate(round.picks.tolist())}
     won = dict(zip(round.picks.tolist(), round.outcome.tolist(), strict=True))
@@ -98,6 +111,8 @@ def candidates(round: Played, table: Table, prompts: Sequence[Prompt]) -> list[R
                 "prompt": to_json(prompts[prompt]),
                 "response_1": table.texts[a],
                 "response_2": table.texts[b],
+                "model_1": drawn_by[a % k],
+                "model_2": drawn_by[b % k],
                 "reward_1": rewards[a],
                 "reward_2": rewards[b],
                 "tokens_1": len(table.items.rows[a].response),

@@ -328,9 +328,13 @@ class Policy:
             return (*self._opening, *plain(self.tokenizer, continuable(prompt)))
         return tuple(conversation(self.tokenizer, prompt, answer=True))
 
-    def response_of(self, text: str) -> tuple[int, ...]:
-        """Return a written response's tokens, and the end token behind them; what reads like a special one is text."""
-        return (*plain(self.tokenizer, text), self.end)
+    def response_of(self, text: str, ended: bool = True) -> tuple[int, ...]:
+        """Return a written response's tokens, and the end token behind them; what reads like a special one is text.
+
+        A response that was cut (not ``ended``) has no end token, unless it has no other.
+        """
+        tokens = tuple(plain(self.tokenizer, text))
+        return tokens if tokens and not ended else (*tokens, self.end)
 
     def as_response(self, text: str) -> Row:
         """Return a text as a response to nothing: after what the tokenizer puts before texts, or after an end token."""
@@ -604,7 +608,6 @@ def check_device(device: str) -> None:
         raise InputError(f"device {device!r} is not available here; use cpu")
 
 
-@naming("--model")
 def load_policy(
     name: str,
     adapter: Adapter,
@@ -614,32 +617,45 @@ def load_policy(
     chat: Literal["auto", "yes", "no"] = "no",
     trust: bool = False,
     weights: Key | None = None,
+    option: str = "--model",
 ) -> Policy:
     """Return the policy of a named asset, a local directory, a hub id, or a tiny random model (``TINY``).
 
     A hub id is looked up in the local hub cache first; the network is used only if it is not there.  A PEFT folder is
     merged into its model, which then is the reference.  ``weights`` draws a tiny model (default: ``key``, which draws
     the adapter); all seeds of a run begin with one model.  ``chat="auto"`` treats texts as messages where the tokenizer
-    has a chat template.  Raises ``InputError`` if there is no such model, its files are not right, it needs code of its
-    own and ``trust`` is not given, or it cannot be adapted.
+    has a chat template.  Raises ``InputError``, with the ``option`` that names the model, if there is none, its files
+    are not right, it needs code of its own and ``trust`` is not given, or it cannot be adapted.
     """
-    check_device(device)
-    if name in TINY:
-        tiny = tiny_model(name, (weights or key).fold_in("model")).to(DTYPES[dtype])
-        return Policy(tiny, byte_tokenizer(), adapter, key, device, "yes" if chat == "yes" else "no")
-    loaded = folders.load(AutoModelForCausalLM, _folder(name, trust), "model", dtype, trust)
-    if chat == "auto":
-        chat = "yes" if loaded.tokenizer.chat_template else "no"
-    try:
-        return Policy(loaded.model, loaded.tokenizer, adapter, key, device, chat)
-    except InputError as error:
-        raise InputError(f"model {name}: {error}") from None
+    with naming(option):
+        check_device(device)
+        if name in TINY:
+            tiny = tiny_model(name, (weights or key).fold_in("model")).to(DTYPES[dtype])
+            return Policy(tiny, byte_tokenizer(), adapter, key, device, "yes" if chat == "yes" else "no")
+        loaded = folders.load(AutoModelForCausalLM, _folder(name, trust), "model", dtype, trust)
+        if chat == "auto":
+            chat = "yes" if loaded.tokenizer.chat_template else "no"
+        try:
+            return Policy(loaded.model, loaded.tokenizer, adapter, key, device, chat)
+        except InputError as error:
+            raise InputError(f"model {name}: {error}") from None
 
 
-@naming("--model")
-def weights_hash(name: str, trust: bool = False) -> str:
+def weights_hash(name: str, trust: bool = False, option: str = "--model") -> str:
     """Return a SHA-256 of the files that ``load_policy`` reads for a name, or of the name of a tiny random model."""
-    return hashlib.sha256(name.encode()).hexdigest() if name in TINY else folders.fingerprint(_folder(name, trust))
+    with naming(option):
+        return hashlib.sha256(name.encode()).hexdigest() if name in TINY else folders.fingerprint(_folder(name, trust))
+
+
+def distinct(names: Sequence[str], trust: bool, option: str) -> None:
+    """Raise ``InputError`` if a name, which the option brought, is no model's, or two are one model's."""
+    places: dict[Path, str] = {}
+    for name in names:
+        with naming(option):
+            place = Path(name) if name in TINY else _folder(name, trust).resolve()
+        if place in places:
+            raise InputError(f"{option}: {name} and {places[place]} are the same model")
+        places[place] = name
 
 
 def _folder(name: str, trust: bool) -> Path:

@@ -30,7 +30,7 @@ from llm_loop.learner import Fit
 from llm_loop.measures import Fixed
 from llm_loop.models import Policy, Row
 from llm_loop.rewards.scorers import cut
-from llm_loop.setup import Parts, Setup, build, check, check_lengths, inputs, quiet_libraries
+from llm_loop.setup import Parts, Setup, authors, build, check, check_lengths, inputs, quiet_libraries
 from llm_loop.shared import Shared, clear, turns
 from llm_loop.tuning import FOLDER as SFT
 
@@ -108,8 +108,10 @@ class AlignmentStudy(Study):
         with quiet_libraries():
             setup = build(self.alignment, self.parts, self.alignment.strategies[0], 0)
             check_lengths(setup)
-            slow = setup.policy.route.summary
+            slow, asked = setup.policy.route.summary, setup.arena.prompts
             del setup
+            for load in authors(self.alignment, self.parts, asked):
+                load()
         gc.collect()  # the cells load their own; here the models would only take room
         if slow:
             print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
@@ -139,7 +141,7 @@ class AlignmentStudy(Study):
         """Give a cell what it shares with all others of the run: of a drawn pool, responses and their states below."""
         if isinstance(setup.arena, DrawnArena):
             shared = Shared.of_seed(folder, None, launch.is_main())
-            _lay_out(setup.arena, shared, setup)
+            _lay_out(setup.arena, shared, setup, authors(self.alignment, self.parts, setup.arena.prompts))
             if any(strategy.reads for strategy in self.parts.strategies.values()):
                 assert setup.arena.pool_table is not None
                 _share_states(shared, "states", setup.policy, setup.arena.pool_table.items.rows)
@@ -173,6 +175,7 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
     replay = [_recall(setup, journal, number) for number in range(1, len(journal.rounds))]
     # A width is judged against the margin's error, so a strategy that reads widths gets margins to be judged by.
     looks = alignment.diagnostics or "width" in setup.strategy.reads
+    drawn_by = measures.drawn_by(alignment)
     if looks:
         initial = last = _probe(setup, fixed, policy.initial)
         if replay:
@@ -205,9 +208,9 @@ def play_on(setup: Setup, journal: Journal, shared: Shared) -> None:
         record = {
             "row": row,
             "picks": round.picks.tolist(),
-            "candidates": measures.candidates(round, arena.table, arena.prompts),
+            "candidates": measures.candidates(round, arena.table, arena.prompts, drawn_by),
             "preferences": measures.preferences(round, arena.table, arena.prompts),
-            "table": _table(arena.table, learner.known_reference(arena.table.items.rows)),
+            "table": record_of(arena.table, learner.known_reference(arena.table.items.rows)),
         }
         answers = measures.answer(setup, fixed, last=round.number == alignment.rounds - 1)
         record["row"] |= answers.pop("row")
@@ -227,12 +230,12 @@ def _initial_answers(setup: Setup) -> Record:
     return {"fixed": fixed.record} | measures.answer(setup, fixed, initial=True)
 
 
-def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup) -> None:
+def _lay_out(arena: DrawnArena, shared: Shared, setup: Setup, others: Sequence[Callable[[], Policy]]) -> None:
     """Give an arena its drawn pool, which all cells share; its making is no cell's cost."""
     key = Key(setup.alignment.seed).fold_in("pool")
     with launch.main_first():
-        pool = shared.json("pool", partial(_counted, setup, lambda: _table(arena.draw_pool(key), None)))
-    arena.pool_table = _read_table(setup, pool["made"])
+        pool = shared.json("pool", partial(_counted, setup, lambda: record_of(arena.draw_pool(key, others))))
+    arena.pool_table = table_of(setup, pool["made"])
 
 
 def _share_states(shared: Shared, name: str, policy: Policy, given: Sequence[Row]) -> None:
@@ -261,8 +264,8 @@ def _begin(setup: Setup, shared: Shared, recorded: int) -> None:
     if recorded > 1 and not (reads and strategy.space.gradients == "initial"):
         return
     with launch.main_first():
-        pool = shared.json("round-1", partial(_counted, setup, lambda: _table(arena.draw(0), None)))
-    table = _read_table(setup, pool["made"])
+        pool = shared.json("round-1", partial(_counted, setup, lambda: record_of(arena.draw(0))))
+    table = table_of(setup, pool["made"])
     _share_states(shared, "states", setup.policy, table.items.rows)
     spent = Counter(setup.policy.meter.tokens)
     if recorded == 1:
@@ -306,7 +309,7 @@ def _probe(setup: Setup, fixed: Fixed, theta: Mapping[str, Tensor] | None = None
         return setup.learner.gradients(probes, "probe").values
 
 
-def _table(table: Table, reference: list[float | None] | None) -> Record:
+def record_of(table: Table, reference: list[float | None] | None = None) -> Record:
     """Return a round's table as JSON values, with the reference's log-probabilities as far as they are known."""
     return {
         "prompt_indices": list(table.prompt_indices),
@@ -318,8 +321,8 @@ def _table(table: Table, reference: list[float | None] | None) -> Record:
     }
 
 
-def _read_table(setup: Setup, record: Record) -> Table:
-    """Return the table that ``_table`` wrote."""
+def table_of(setup: Setup, record: Record) -> Table:
+    """Return the table that ``record_of`` wrote."""
     k = setup.alignment.responses
     encoded = [setup.arena.encoded[i] for i in record["prompt_indices"] for _ in range(k)]
     rows = tuple(Row(p, tuple(r)) for p, r in zip(encoded, record["responses"], strict=True))
@@ -330,7 +333,7 @@ def _read_table(setup: Setup, record: Record) -> Table:
 def _recall(setup: Setup, journal: Journal, number: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Put a recorded round's table back into the arena; return its picks and θ after it."""
     record = journal.rounds[number]
-    table = setup.arena.tables[number - 1] = _read_table(setup, record["table"])
+    table = setup.arena.tables[number - 1] = table_of(setup, record["table"])
     known = {r: v for r, v in zip(table.items.rows, record["table"]["reference"], strict=True) if v is not None}
     setup.learner.note(list(known), reference=torch.tensor(list(known.values()), dtype=torch.float64))
     return torch.tensor(record["picks"]), journal.theta(number, setup.policy)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Adapter, Policy, Row, check_device, load_policy, weights_hash
+from llm_loop.models import Adapter, Policy, Row, check_device, distinct, load_policy, weights_hash
 from llm_loop.rewards.scorers import SCORERS, Classifier, Scorer, load_scorer
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
@@ -208,6 +208,24 @@ def _load(alignment: Alignment, parts: Parts, adapter: Adapter, key: Key) -> Pol
     )
 
 
+AUTHOR = Adapter(rank=1, alpha=1.0, targets=())
+"""what a model is given that only draws: at the start, an adapter changes nothing"""
+
+
+def authors(alignment: Alignment, parts: Parts, prompts: Sequence[Prompt]) -> list[Callable[[], Policy]]:
+    """Return what loads each model that draws a pool of these prompts beside the initial one."""
+    return [partial(_author, alignment, parts, prompts, name) for name in alignment.pool_models]
+
+
+def _author(alignment: Alignment, parts: Parts, prompts: Sequence[Prompt], name: str) -> Policy:
+    key, option = Key(alignment.seed), "--pool-models"
+    where, trust = (alignment.device, alignment.dtype, _chat(alignment, parts)), alignment.trust_remote_code
+    policy = load_policy(name, AUTHOR, key, *where, trust, option=option)
+    with naming(f"{option} {name}"):
+        settle(policy, max(len(policy.tokens_of(prompt)) for prompt in prompts), alignment.decoding.tokens)
+    return policy
+
+
 def _offered(
     alignment: Alignment, texts: PromptSet, policy: Policy | None = None
 ) -> tuple[PromptSet, dict[Prompt, tuple[str, ...]]]:
@@ -275,6 +293,8 @@ def check(alignment: Alignment, parts: Parts) -> None:
     check_device(alignment.device)
     if alignment.model in assets.models():
         assets.find(alignment.model)
+    if alignment.pool_models:
+        distinct((alignment.model, *alignment.pool_models), alignment.trust_remote_code, "--pool-models")
     texts = parts.load_prompts(alignment)
     _check_prompts(alignment, texts)
     if isinstance(alignment.pool, str):
@@ -302,8 +322,9 @@ def inputs(alignment: Alignment) -> dict[str, str | None]:
     for name, option in ((alignment.reward, "--reward"), (alignment.judge, "--judge")):
         with naming(option):
             found[name] = scorer_hash(name, trust)
-    if alignment.model not in assets.models():
-        found[alignment.model] = weights_hash(alignment.model, trust)
+    for name in (alignment.model, *alignment.pool_models):
+        if name not in assets.models():
+            found[name] = weights_hash(name, trust, "--model" if name == alignment.model else "--pool-models")
     for name, use in ((alignment.prompts, "prompts"), (alignment.tuning.data, "sft")):
         if name in prompt_sets.SOURCES:  # a registered one may read what it likes
             texts = prompt_sets.load(name, Key(alignment.seed))

@@ -113,6 +113,9 @@ class Candidate(Row):
     prompt: Prompt
     response_1: str
     response_2: str
+    model_1: str = ""
+    """that drew response_1, of a pool that several models drew; else empty"""
+    model_2: str = ""
     reward_1: float
     reward_2: float
     tokens_1: int

@@ -14,6 +14,7 @@ from llm_loop.report.evaluate import (
     TOKENS,
     accuracies,
     against,
+    authors,
     check_balanced,
     corpus_distinct,
     degenerate,
@@ -343,3 +344,21 @@ def test_a_strategy_that_learns_twice_as_fast_saves_half_of_the_labels() -> None
     assert found.loc["slow", "saved"] == pytest.approx(-0.5, abs=0.05)
     assert found.loc["slow", "verdict"] == "does not save"
     assert labels_saved(curves[curves["strategy"] != "random"]).empty
+
+
+def test_authors_have_their_shares_of_what_was_offered_and_picked() -> None:
+    candidates = pd.DataFrame(
+        [
+            ("active", "a", "a", 1.0, 2.0, True, 0.0),
+            ("active", "a", "b", 1.0, 5.0, True, math.nan),
+            ("active", "a", "b", 2.0, 6.0, True, 1.0),
+            ("active", "b", "b", 9.0, 9.0, False, math.nan),  # a repeated response
+            ("random", "a", "b", 3.0, 4.0, True, 0.0),
+        ],
+        columns=["strategy", "model_1", "model_2", "reward_1", "reward_2", "offered", "picked_position"],
+    )
+    found = authors(candidates).set_index(["strategy", "model"])
+    assert found.loc[("active", "a")].tolist() == pytest.approx([4 / 6, 3 / 4, 6 / 4])
+    assert found.loc[("active", "b")].tolist() == pytest.approx([2 / 6, 1 / 4, 11 / 2])
+    assert found.loc[("random", "b")].tolist() == pytest.approx([1 / 2, 1 / 2, 4])
+    assert authors(candidates.assign(model_1="", model_2="")).empty

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,15 +13,18 @@ import torch
 from kept import contents, only
 from test_llm_loop import FEW, SMOKE, run_cell, smoke
 from test_llm_models import tiny
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from llm_loop import tables
-from llm_loop.arena import DrawnArena
-from llm_loop.forecast import work
-from llm_loop.models import Adapter
+from llm_loop import measures, tables
+from llm_loop.arena import DrawnArena, answers, shares
+from llm_loop.forecast import Author, of_pool, work
+from llm_loop.models import Adapter, Policy, byte_tokenizer, tiny_model
 from llm_loop.rewards.scorers import load_scorer
+from llm_loop.run import AlignmentStudy
 from llm_loop.sampling import Decoding
 from llm_loop.shared import Shared
 from llm_loop.studies import __main__ as studies
@@ -165,6 +169,185 @@ def test_a_fixed_arena_offers_parts_of_its_pool_half_of_it_at_another_temperatur
     assert bool(arena.offer(0).available[:2].all()) == bool(offer.available[:2].all())
 
 
+def stranger(seed: int = 5) -> Policy:
+    """Return a model whose tokenizer numbers the bytes from the other end."""
+    spec = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    vocabulary = spec["model"]["vocab"]
+    spec["model"]["vocab"] = {text: i if text == "<end>" else 255 - i for text, i in vocabulary.items()}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token="<end>", pad_token="<end>"
+    )
+    return Policy(tiny_model("tiny-gpt2", Key(seed)), tokenizer, Adapter(1, 1.0, ()), Key(0))
+
+
+def mixed_arena(responses: int = 7, spread: float = 0.0) -> DrawnArena:
+    return DrawnArena(
+        tiny("tiny-llama", moved=False),
+        load_scorer("lexical-letters", "cpu"),
+        ["a b c", "de", "f"],
+        key=Key(1),
+        prompts_per_round=2,
+        responses=responses,
+        decoding=Decoding(6),
+        pool=3,
+        spread=spread,
+    )
+
+
+class TestModelsBesideTheInitialOne:
+    def test_each_has_its_share_and_the_first_what_is_left(self):
+        assert shares(8, 1) == (8,)
+        assert shares(8, 2) == (4, 4)
+        assert shares(7, 3) == (3, 2, 2)
+        assert measures.drawn_by(replace(SMOKE, pool=5, responses=4, pool_models=("tiny-gpt2", "tiny-gemma"))) == [
+            *("tiny-llama", "tiny-llama", "tiny-gpt2", "tiny-gemma")
+        ]
+        assert measures.drawn_by(SMOKE) == ["", "", ""]
+
+    def test_what_another_model_draws_is_read_as_text_by_the_initial_one(self):
+        arena, other = mixed_arena(), stranger()
+        table = arena.draw_pool(Key(0), [lambda: other, stranger])
+        policy, drawn = arena.policy, []
+        for i in range(3):
+            share = slice(7 * i, 7 * i + 3)
+            for row, text in zip(table.items.rows[share], table.texts[share], strict=True):
+                assert policy.decode(row.response) == text
+            drawn += zip(table.items.rows[7 * i + 3 : 7 * i + 5], table.texts[7 * i + 3 : 7 * i + 5], strict=True)
+        prompts = [other.tokens_of(prompt) for prompt in arena.prompts]
+        key = Key(0).fold_in("model", 0)
+        assert prompts[0] != arena.encoded[0]  # the tokenizers are unlike
+        rows, _ = answers(other, prompts, [(2, arena.decoding)], key)
+        assert [text for _, text in drawn] == [other.decode(row.response) for row in rows]
+        for (row, text), own in zip(drawn, rows, strict=True):
+            ended = own.response[-1] in other.ends or not text
+            assert row.response == policy.response_of(text)[: None if ended else -1]
+        assert [row.prompt for row in table.items.rows] == [ids for ids in arena.encoded for _ in range(7)]
+        assert torch.allclose(policy.log_probs(table.items.rows, "test"), table.items.log_probs, atol=1e-4)
+        rewards = load_scorer("lexical-letters", "cpu")([""] * 21, table.texts)
+        assert torch.equal(table.rewards, rewards)
+
+    def test_alone_the_initial_model_draws_what_it_draws_beside_others(self):
+        alone = mixed_arena(3).draw_pool(Key(0))
+        beside = mixed_arena(5).draw_pool(Key(0), [stranger])
+        assert alone.texts == tuple(text for i in range(3) for text in beside.texts[5 * i : 5 * i + 3])
+
+    def test_half_of_each_models_responses_are_drawn_at_the_pools_temperature(self):
+        cold, hot = (mixed_arena(8, spread).draw_pool(Key(0), [stranger]) for spread in (1e-3, 50.0))
+        for i in range(3):
+            for first in (8 * i, 8 * i + 4):  # the initial model's, and the other's
+                assert cold.texts[first : first + 2] == hot.texts[first : first + 2]
+                assert cold.texts[first + 2] == cold.texts[first + 3]  # at no temperature, a model says one thing
+                assert hot.texts[first + 2] != hot.texts[first + 3]
+
+    def test_one_model_at_a_time_is_in_memory(self):
+        alive: list[weakref.ref] = []
+
+        def load() -> Policy:
+            assert not any(known() for known in alive)
+            policy = stranger(len(alive))
+            alive.append(weakref.ref(policy.model.get_base_model()))
+            return policy
+
+        mixed_arena(6).draw_pool(Key(0), [load, load])
+        assert len(alive) == 2
+        assert not any(known() for known in alive)
+
+    def test_a_response_too_long_for_the_initial_model_is_refused(self):
+        arena = mixed_arena(4)
+        arena.policy.context = max(map(len, arena.encoded)) + arena.decoding.tokens
+        with pytest.raises(InputError, match="positions, and the model has 11"):
+            arena.draw_pool(Key(0), [stranger])  # bytes that are no text become three each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--pool-models is for a pool that is drawn; give --pool a number of prompts"),
+        (("--pool", "ours.jsonl"), "--pool-models is for a pool that is drawn, and a file's responses are there"),
+        (("--pool", "5", "--pool-models", "tiny-gpt2", "tiny-gemma", "x"), "cannot be shared by 4 models; raise it"),
+        (("--pool", "5", "--pool-temperature", "2"), "2 models, half of them at --pool-temperature; raise it to 4"),
+        (("--pool", "5", "--pool-models", "tiny-gpt3"), r"'tiny-gpt3': did you mean tiny-gpt2\? .*\(--pool-models\)"),
+        (("--pool", "5", "--pool-models", "./none"), r"'\./none': there is no such directory.* \(--pool-models\)"),
+        (("--pool", "5", "--pool-models", "tiny-llama"), "--pool-models names tiny-llama, the --model, which draws"),
+        (("--pool", "5", "--pool-models", "tiny-gpt2", "tiny-gpt2"), "--pool-models names 'tiny-gpt2' twice"),
+    ],
+)
+def test_models_that_cannot_share_a_pool_are_one_line_and_none_is_loaded(options, words, tmp_path, capsys, monkeypatch):
+    def loaded(*arguments, **more):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("llm_loop.setup.load_policy", loaded)
+    given = options if "--pool-models" in options else (*options, "--pool-models", "tiny-gpt2")
+    for more in ((), ("--dry-run",)):
+        assert smoke(tmp_path / "out", *given, *more) == 2
+        error = capsys.readouterr().err
+        assert re.search(words, error), error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_one_model_by_two_names_is_refused(tmp_path, capsys):
+    tiny_model("tiny-gpt2", Key(0)).save_pretrained(tmp_path / "own")
+    byte_tokenizer().save_pretrained(tmp_path / "own")
+    names = str(tmp_path / "own"), str(tmp_path / "own" / ".." / "own")
+    assert smoke(tmp_path / "out", "--pool", "5", "--pool-models", *names) == 2
+    assert f"--pool-models: {names[1]} and {names[0]} are the same model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_that_draws_belongs_to_the_runs_identity(tmp_path):
+    tiny_model("tiny-gpt2", Key(0)).save_pretrained(tmp_path / "own")
+    byte_tokenizer().save_pretrained(tmp_path / "own")
+    alignment = replace(SMOKE, pool=5, pool_models=(str(tmp_path / "own"),))
+    before = AlignmentStudy.of(alignment).identity()
+    assert AlignmentStudy.of(alignment).identity() == before
+    tiny_model("tiny-gpt2", Key(1)).save_pretrained(tmp_path / "own")
+    assert AlignmentStudy.of(alignment).identity() != before
+
+
+MIXED = replace(FEW, pool=5, responses=5, pool_models=("tiny-gpt2",))
+
+
+@pytest.mark.campaign
+def test_a_pool_of_two_models_says_who_drew_what_and_goes_on_with_the_same_bytes(tmp_path):
+    options = ("--pool", "5", "--responses", "5", "--pool-models", "tiny-gpt2")
+    assert smoke(tmp_path, *options) == 0
+    run = only(tmp_path)
+    found = tables.frame(tables.Candidate, *sorted((run / "cells").iterdir()))
+    drew = found.drop_duplicates(["round", "strategy", "candidate"]).groupby(["model_1", "model_2"]).size()
+    assert (drew / drew.sum()).to_dict() == pytest.approx(
+        {("tiny-llama", "tiny-llama"): 0.3, ("tiny-llama", "tiny-gpt2"): 0.6, ("tiny-gpt2", "tiny-gpt2"): 0.1}
+    )
+    told = pd.read_csv(run / "authors.csv")
+    assert told.groupby("strategy")[["offered", "picked"]].sum().to_numpy() == pytest.approx(1)
+    assert "with tiny-gpt2 beside it, wrote 5 responses" in (run / "index.html").read_text()
+    whole = contents(run)
+    for name in ("ledger.json", "cells/random--seed0/records/round-02.json", "cells/random--seed0/rounds.jsonl"):
+        (run / name).unlink()
+    shutil.rmtree(run / "cells" / "activedpo-normalised--seed0")
+    assert smoke(tmp_path, *options) == 0
+    assert contents(run) == whole
+
+
+@pytest.mark.campaign
+def test_a_cell_that_finds_a_pool_of_two_models_has_the_bytes_of_one_that_draws_it(tmp_path):
+    cells = tmp_path / "run" / "cells"
+    run_cell(MIXED, "random", 0, cells / "random--seed0")
+    run_cell(MIXED, "activedpo-normalised", 0, cells / "active--seed0")
+    run_cell(MIXED, "activedpo-normalised", 0, tmp_path / "alone")
+    assert contents(cells / "active--seed0") == contents(tmp_path / "alone")
+
+
+def test_the_forecast_of_a_pool_counts_each_models_share():
+    alignment = replace(SMOKE, pool=10, responses=5, pool_models=("a", "b"))
+    pace = {"draw": 1.0, "below": 0.1, "score": 0.01}
+    assert of_pool(replace(alignment, pool_models=()), pace) == pytest.approx(10 * 5 * 1.1)
+    others = [Author(3.0, 100.0, 7), Author(4.0, 1000.0, 7)]
+    assert of_pool(alignment, pace, others) == pytest.approx(10 * (3 + 100 + 1000 + 5 * 0.11) + 7)
+
+
 def test_names_that_look_like_numbers_stay_names(tmp_path):
     table = pd.DataFrame({"part": ["256", "1024"], "commit": ["0680098", "12e4567"], "reward": [0.5, 1.0]})
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -240,8 +423,8 @@ def test_a_cell_of_the_matrix_shares_a_pool_and_plays_alike(tmp_path, capsys):
     assert contents(first) == contents(second)
     assert {path.name for path in (tmp_path / "one" / "sft").iterdir()} == {"toy-vowels", "toy-letters"}
     pool = json.loads((tmp_path / "one" / "shared" / "all" / "pool" / "pool.json").read_text())
-    texts = len(pool["texts"])
-    assert texts == 6 * 4 == len(pool["log_probs"]["toy-vowels"])
+    assert len(pool["table"]["texts"]) == 6 * 4 == len(pool["log_probs"]["toy-letters"])
+    assert pool["log_probs"]["toy-vowels"] == pool["table"]["log_probs"]
     assert pool["log_probs"]["toy-vowels"] != pool["log_probs"]["toy-letters"]
     rows = pd.read_csv(first / "evaluations.csv")
     assert rows.groupby(["model", "stage"]).size().tolist() == [6, 6, 6, 6]

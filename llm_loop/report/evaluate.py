@@ -285,3 +285,34 @@ def selection(candidates: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def authors(candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return, per strategy and model that drew part of the pool, its share of what was offered and of what was picked.
+
+    Responses count once a duel on offer, over all rounds and seeds; ``reward`` is the mean of those offered.  Empty
+    where one model drew them all.
+    """
+    table = candidates[candidates["offered"]]
+    sides = pd.concat(
+        [
+            table[["strategy"]].assign(
+                model=table[f"model_{side}"], reward=table[f"reward_{side}"], picked=table["picked_position"].notna()
+            )
+            for side in (1, 2)
+        ]
+    )
+    rows = []
+    for strategy, part in sides[sides["model"] != ""].groupby("strategy", sort=False):
+        picked = part.loc[part["picked"], "model"].value_counts(normalize=True)
+        for model, own in part.groupby("model", sort=False):
+            rows.append(
+                {
+                    "strategy": strategy,
+                    "model": model,
+                    "offered": len(own) / len(part),
+                    "picked": float(picked.get(model, 0.0)),
+                    "reward": float(own["reward"].mean()),
+                }
+            )
+    return pd.DataFrame(rows)

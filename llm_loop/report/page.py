@@ -35,6 +35,7 @@ from llm_loop.report.evaluate import (
     REPETITIVE,
     accuracies,
     against,
+    authors,
     check_balanced,
     corpus_distinct,
     degenerate,
@@ -342,6 +343,7 @@ def write(folder: Path) -> Path:
     table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
     saved = labels_saved(learning_curves(run.evaluations, run.rounds), BASELINE)
     rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
+    drew = authors(run.candidates)
     drawn = pictures(run, table, loop, comparison)
     labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
     health = words.health(rows)
@@ -380,6 +382,7 @@ def write(folder: Path) -> Path:
         means={c: words.REWARDS.get(c, "a reward model from elsewhere") for c in (config["reward"], config["judge"])},
         pictures={drawing.name: drawing for drawing in drawn},
         selection=chosen[chosen["round"] == run.last],
+        authors=drew.to_dict("records"),
         diagnostics=words.told(loop, run.strategies),
         why=why(run),
         samples=samples(run),
@@ -395,6 +398,7 @@ def write(folder: Path) -> Path:
     for name, frame in (
         *(("rounds", run.rounds), ("measures", table), ("comparison", comparison)),
         *(("savings", saved), ("selection", chosen)),
+        *([("authors", drew)] if len(drew) else []),
     ):
         write_frame(folder / f"{name}.csv", frame)
     for drawing in drawn:

@@ -30,13 +30,13 @@ from bandits.runs.files import sha256, write_frame
 from bandits.runs.settings import Distinct, MinLen, check
 from llm_loop import launch, measures
 from llm_loop import setup as cells
-from llm_loop.arena import Completions, DrawnArena, Table
+from llm_loop.arena import Completions, DrawnArena
 from llm_loop.config import LIBRARIES, PRESETS, Alignment, Evaluation
 from llm_loop.data.chat import text_of
 from llm_loop.forecast import seconds, tuning_seconds
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
-from llm_loop.run import AlignmentStudy
+from llm_loop.run import AlignmentStudy, record_of, table_of
 from llm_loop.setup import Parts, Setup, build, quiet_libraries
 from llm_loop.shared import Shared, clear, turns
 from llm_loop.tuning import FOLDER as SFT
@@ -73,6 +73,8 @@ class Matrix:
             raise InputError(f"--sets names the data of two models, got {len(self.sets)}")
         if not isinstance(self.alignment.pool, int) or self.alignment.pool < 1:
             raise InputError("both models answer the prompts of one pool: --pool must be a number of prompts, above 0")
+        if self.alignment.pool_models:
+            raise InputError("the two models that --sets tunes draw the pool; leave --pool-models out")
         if self.alignment.responses % 2:
             raise InputError(
                 f"each model writes half of --responses, which must be even, got {self.alignment.responses}"
@@ -245,33 +247,20 @@ class MatrixStudy:
 
 
 def write_pool(setups: dict[str, Setup]) -> dict[str, Any]:
-    """Let each model answer all prompts of the pool with its part of the responses; score all by both models."""
-    tables = []
-    for place, setup in enumerate(setups.values()):
-        alignment, arena = setup.alignment, setup.arena
-        key = Key(alignment.seed).fold_in("pool", place)
-        count = alignment.responses // len(setups)
-        tables.append((count, arena.answer(range(len(arena.prompts)), [(count, alignment.decoding)], key)))
-    prompts = range(len(next(iter(setups.values())).arena.prompts))
-    order = [(table, p * count + i) for p in prompts for count, table in tables for i in range(count)]
-    rows = [table.items.rows[place] for table, place in order]
-    return {
-        "prompts": [list(row.prompt) for row in rows],
-        "responses": [list(row.response) for row in rows],
-        "texts": [table.texts[place] for table, place in order],
-        "rewards": [float(table.rewards[place]) for table, place in order],
-        "log_probs": {name: setup.policy.log_probs(rows, "score").tolist() for name, setup in setups.items()},
-    }
+    """Let the two models draw the pool, half of each prompt's responses each; score all by both of them."""
+    first, second = setups.values()
+    assert isinstance(first.arena, DrawnArena)
+    table = first.arena.draw_pool(Key(first.alignment.seed).fold_in("pool"), [lambda: second.policy])
+    scores = table.items.log_probs, second.policy.log_probs(table.items.rows, "score")
+    return {"table": record_of(table), "log_probs": {n: s.tolist() for n, s in zip(setups, scores, strict=True)}}
 
 
 def lay_out(setup: Setup, pool: dict[str, Any], name: str) -> None:
     """Give a model's arena the pool, with what this model makes of it at the start."""
     assert isinstance(setup.arena, DrawnArena)
-    rows = tuple(Row(tuple(p), tuple(r)) for p, r in zip(pool["prompts"], pool["responses"], strict=True))
-    logs, rewards = (torch.tensor(values, dtype=torch.float64) for values in (pool["log_probs"][name], pool["rewards"]))
-    items = Completions(rows, setup.alignment.responses, logs)
-    setup.arena.pool_table = Table(items, tuple(pool["texts"]), rewards, tuple(range(len(setup.arena.prompts))))
-    setup.learner.note(rows, reference=logs)
+    table = table_of(setup, pool["table"] | {"log_probs": pool["log_probs"][name]})
+    setup.arena.pool_table = table
+    setup.learner.note(table.items.rows, reference=table.items.log_probs)
 
 
 def choose(setup: Setup) -> tuple[Labelled[Completions], pd.DataFrame]:
