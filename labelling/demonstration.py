@@ -31,10 +31,11 @@ from bandits.runs.settings import check
 from bandits.runs.stats import Estimate, mean
 from llm_loop import launch, tables
 from llm_loop.arena import DrawnArena
-from llm_loop.config import PRESETS, Evaluation
+from llm_loop.config import PRESETS, Alignment, Evaluation
 from llm_loop.forecast import forecast
 from llm_loop.gradients import Gradients
 from llm_loop.learner import Training
+from llm_loop.models import Adapter
 from llm_loop.report.evaluate import win_rates
 from llm_loop.run import AlignmentStudy, Cell, initial_features
 from llm_loop.setup import Setup
@@ -63,8 +64,11 @@ FULL = replace(
     responses=8,
     pool=250,
     pool_temperature=1.4,
+    adapter=Adapter(layers=8),
+    training=Training(rate=1e-3),
     evaluation=Evaluation(prompts=48, between=0, duels=48),
 )
+"""as the published table was measured, whatever the defaults have become"""
 SMOKE = replace(
     PRESETS["smoke"][1],
     strategies=ARMS,
@@ -331,13 +335,20 @@ def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFra
     right = (np.sign(duels["margin"]) * np.sign(duels["true_margin"]) + 1) / 2
     accuracy = right.groupby([duels[key] for key in keys]).mean()
     columns = [start, wins.rename("wins"), accuracy.rename("accuracy"), _picked(folders, keys)]
-    manifest, training, adapter = directory.manifest, study.alignment.training, study.alignment.adapter
-    settings = (
-        f"LoRA of rank {adapter.rank} on the uppermost {adapter.layers} layers, learning rate {training.rate:g}, "
-        f"{training.epochs} epochs, β = {training.beta:g}; {', '.join(map(str, manifest.get('machine', {}).values()))}"
-    )
+    manifest = directory.manifest
+    machine = ", ".join(map(str, manifest.get("machine", {}).values()))
+    settings = f"{trained(study.alignment)}; {machine}"
     out = out.join(columns).reset_index().assign(commit=str(manifest.get("commit", "")), settings=settings)
     return out, pd.DataFrame(told)
+
+
+def trained(alignment: Alignment) -> str:
+    """Say what is trained, and how."""
+    adapter, training = alignment.adapter, alignment.training
+    return (
+        f"LoRA of rank {adapter.rank} on the uppermost {adapter.layers} layers, learning rate {training.rate:g}, "
+        f"{training.epochs} epochs, β = {training.beta:g}"
+    )
 
 
 def _picked(folders: Sequence[Path], keys: list[str]) -> pd.DataFrame:

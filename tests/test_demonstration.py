@@ -7,7 +7,7 @@ import pytest
 
 from bandits.runs.files import read_json
 from labelling import demonstration
-from labelling.demonstration import TABLES, differences, main, page, shown
+from labelling.demonstration import FULL, TABLES, differences, main, page, shown, trained
 from llm_loop import tables
 
 
@@ -94,3 +94,10 @@ def test_the_published_page_is_what_its_tables_say():
     published = [docs / TABLES / f"{name}.csv" for name in ("own-pool", "foretold")]
     table, foretold = (pd.read_csv(path) if path.exists() else pd.DataFrame() for path in published)
     assert (docs / "demonstration.md").read_text() == page(table, foretold)
+
+
+def test_the_command_trains_as_what_is_published_was_trained():
+    published = pd.read_csv(Path(__file__).parents[1] / "docs" / TABLES / "own-pool.csv")
+    assert {settings.partition(";")[0] for settings in published["settings"]} == {trained(FULL)}
+    assert FULL.strategies == tuple(dict.fromkeys(published["strategy"]))
+    assert FULL.seeds == published["seed"].nunique()
