@@ -103,8 +103,8 @@ READ = """Reward and judge are mean scores of the answers to held-out prompts. *
 held-out duels that the trained model's implicit reward orders as the reward does; *win rate*, that of held-out answers
 with more reward than the initial model's; ties count half. *Fluency* is the initial model's log-probability of the
 answers; *KL*, how far the trained model is from the initial one. Differences are paired by seed."""
-CAPTION = f"""*A dot is a seed, a grey line joins a seed's two arms, a bar is the mean over seeds. Above: the mean paired
-difference, {ARMS[0]} less {ARMS[1]} [95 % interval].*"""
+CAPTION = f"""*A dot is a seed, a grey line joins a seed's two arms, a bar is the mean over seeds. Above: the mean
+paired difference, {ARMS[0]} less {ARMS[1]} [95 % interval].*"""
 FOOT = """
 ## What this does not say
 

@@ -303,7 +303,7 @@ class TestOwnPool:
         assert main([*base, "--out", str(tmp_path / "a.jsonl"), "--price", "1e-6"]) == 0
         told = capsys.readouterr().out
         assert "go on: at least the price" in told
-        assert "in 36 simulated worlds the share of 20 labels that it foretold activedpo to save" in told
+        assert "in 36 simulated worlds the share of 20 labels that activedpo was predicted to save" in told
         assert "of activedpo-normalised is not known" in calibrated("activedpo-normalised", 20)
         project = Project(tmp_path / "p")
         assert main([*base, "--project", str(project.root), "--price", "99"]) == 1

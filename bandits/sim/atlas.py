@@ -261,7 +261,7 @@ def page_text(
         "that a rule does without to be as good (below 0: it needs more); intervals are 95 % over replicates, verdicts",
         "joint 95 %. Intervals of what is said of several worlds (BCa bootstrap of the replicates, which all worlds",
         "share) hold for these worlds.",
-        "Redundancy is the share of prompts that are alike; sharp and plain: BTL at temperature ½ and 1; flips: a",
+        "Redundancy is the share of prompts near one plane; sharp and plain: BTL at temperature ½ and 1; flips: a",
         "fifth of the answers turned round.",
         "",
         "The meter is [`headroom`](api.md): it sees the pool's features and nothing else.",
@@ -279,7 +279,7 @@ def page_text(
             f"![labels saved]({figure}/saved-{objective}.svg)",
             "",
             "| rule | saves / not / undecided | mean over worlds | most | least | over 5 % more (surely) "
-            "| 30 % kept where foreseen | meter: slope |",
+            "| 30 % kept where predicted | meter: slope |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for rule in settings.rules:
