@@ -46,7 +46,7 @@ def usage() -> list[str]:
     return [
         "usage: activedpo PROGRAM ...\n\nprograms:",
         *(f"  {name:<10}{program.about}" for name, program in PROGRAMS.items()),
-        "\nactivedpo PROGRAM --help tells more; activedpo --version; activedpo --completion bash|zsh|fish prints a",
+        "\nactivedpo PROGRAM --help shows more; activedpo --version; activedpo --completion bash|zsh|fish prints a",
         "script that completes programs, presets and options.",
     ]
 

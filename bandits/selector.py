@@ -66,7 +66,7 @@ class FeatureSpace:
         words = {
             "response": "each response's gradient scaled to length 1 (the ActiveDPO paper's practice)",
             "duel": "each φ scaled to length 1",
-            "fisher": "φ scaled by √σ'(margin): duels whose label is foreseen count less",
+            "fisher": "φ scaled by √σ'(margin): duels whose label is predictable count less",
             "diagonal": "V's diagonal in place of V",
             "identity": "no V: V = ridge·I whatever was asked",
         }
@@ -761,7 +761,7 @@ class LabelEntropy(ScoreStrategy):
     """The duels whose answer is least certain: ``σ(margin)`` nearest ½."""
 
     reads = frozenset[Quantity](["reward"])
-    summary = "picks the duels whose label the learner's reward foresees least"
+    summary = "picks the duels whose label the learner's reward predicts least"
 
     def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return ``-|margin|``."""

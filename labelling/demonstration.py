@@ -31,28 +31,25 @@ from bandits.runs.settings import check
 from bandits.runs.stats import Estimate, mean
 from llm_loop import launch, tables
 from llm_loop.arena import DrawnArena
-from llm_loop.config import PRESETS, Evaluation
+from llm_loop.config import PRESETS, Alignment, Evaluation
 from llm_loop.forecast import forecast
 from llm_loop.gradients import Gradients
 from llm_loop.learner import Training
+from llm_loop.models import Adapter
 from llm_loop.report.evaluate import win_rates
+from llm_loop.report.findings import number, span
 from llm_loop.run import AlignmentStudy, Cell, initial_features
 from llm_loop.setup import Setup
 from llm_loop.shared import Shared
+from llm_loop.studies.figures import TITLES
 
 PROGRAM = "python -m labelling.demonstration"
 HEADROOM = "headroom.json"
 TABLES = "studies/own-pool"
 ARMS = ("activedpo", "random")
-COMPARED = {
-    "reward": "held-out reward, by who labelled",
-    "judge": "held-out score of the judge, who never labels",
-    "accuracy": "share of held-out duels ordered as the reward does",
-    "wins": "share of held-out answers with more reward than the initial model's",
-    "fluency": "the initial model's log-probability of the answers, nats a token",
-    "kl_per_token": "KL from the initial model, nats a token",
-}
+NAMES = TITLES | {"accuracy": "ordering accuracy"}
 DRAWN = ("reward", "judge", "accuracy", "wins")
+COMPARED = (*DRAWN, "fluency", "kl_per_token")
 FULL = replace(
     PRESETS["quick"][1],
     strategies=ARMS,
@@ -63,8 +60,11 @@ FULL = replace(
     responses=8,
     pool=250,
     pool_temperature=1.4,
+    adapter=Adapter(layers=8),
+    training=Training(rate=1e-3),
     evaluation=Evaluation(prompts=48, between=0, duels=48),
 )
+"""as the published table was measured, whatever the defaults have become"""
 SMOKE = replace(
     PRESETS["smoke"][1],
     strategies=ARMS,
@@ -93,16 +93,23 @@ make demonstration PRESET=full     # goes on where it was stopped; PRESET=smoke:
 
 The rule chooses once, before any label, so its duels are the same in every seed: the pool, its gradients at the first
 model and their sketch are made once. Seeds differ in the answers, in Random's draws, in the order of training and in
-the held-out answers; intervals (Student's t over seeds, 95 % each) are for this pool and this model. *Foretold* is what
-the [headroom meter](api.md) says of the pool alone.
+the held-out answers; intervals (Student's t over seeds, 95 % each) are for this pool and this model. *Predicted* is
+what the [headroom meter](api.md#headroom) says of the pool alone. The settings are pinned to those of the table below,
+whatever the defaults have become.
 
 ## What came out
 """
+READ = """Reward and judge are mean scores of the answers to held-out prompts. *Ordering accuracy* is the share of
+held-out duels that the trained model's implicit reward orders as the reward does; *win rate*, that of held-out answers
+with more reward than the initial model's; ties count half. *Fluency* is the initial model's log-probability of the
+answers; *KL*, how far the trained model is from the initial one. Differences are paired by seed."""
+CAPTION = f"""*A dot is a seed, a grey line joins a seed's two arms, a bar is the mean over seeds. Above: the mean
+paired difference, {ARMS[0]} less {ARMS[1]} [95 % interval].*"""
 FOOT = """
 ## What this does not say
 
 - *Undecided* is not *equal*: the interval says which differences these seeds leave open.
-- The reward is of sentiment. That the judge, who never labels, goes along is asked because a reward can be bought.
+- The reward is of sentiment. A reward can be gamed, so a judge that never labels is asked too.
 """
 
 
@@ -144,7 +151,7 @@ class Demonstration(AlignmentStudy):
 
 
 def _headroom(setup: Setup, arena: DrawnArena) -> dict[str, float | str]:
-    """Return what the meter foretells of a batch from the pool, before any label."""
+    """Return what the meter predicts of a batch from the pool, before any label."""
     table, alignment, space = arena.pool_table, setup.alignment, setup.strategy.space
     assert table is not None
     k = alignment.responses
@@ -214,51 +221,52 @@ def run(arguments: Sequence[str]) -> int:
     if not options.show and (status := command.run(COMMAND, [options.preset, *told])):
         return status
     directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
-    table, foretold = (frame.round(6) for frame in finished(study, directory))
+    table, predicted = (frame.round(6) for frame in finished(study, directory))
     home = options.pages or (Path("docs") if options.preset == "full" else options.output / "docs")
     if len(table):
         write_frame(home / TABLES / "own-pool.csv", table)
-        write_frame(home / TABLES / "foretold.csv", foretold)
+        write_frame(home / TABLES / "predicted.csv", predicted)
         write_bytes(home / TABLES / "own-pool.png", figures.png(drawn(table)))
-        command.say(*shown(table, foretold))
-    write_text(home / "demonstration.md", page(table, foretold))
+        command.say(*shown(table, predicted))
+    write_text(home / "demonstration.md", page(table, predicted))
     command.say(f"page: {home / 'demonstration.md'}")
     return 0
 
 
-def page(table: pd.DataFrame, foretold: pd.DataFrame) -> str:
+def page(table: pd.DataFrame, predicted: pd.DataFrame) -> str:
     """Return the page, in Markdown, with what the finished seeds show."""
     found = "No seed of the full run is finished yet, so nothing is said here of what it shows."
     if len(table):
-        found = "\n\n".join(shown(table, foretold))
-        found += f"\n\n![each arm's outcome, seed by seed]({TABLES}/own-pool.png)"
+        found = "\n\n".join(shown(table, predicted))
+        found += f"\n\n{READ}\n\n![each arm's outcome, seed by seed]({TABLES}/own-pool.png)\n\n{CAPTION}"
         found += (
             f"\n\nMeasured at commit `{table['commit'].iloc[0][:7]}`: {table['settings'].iloc[0]}. Tables: "
-            f"`own-pool.csv` (a row an arm and seed) and `foretold.csv`, in `{TABLES}/`."
+            f"`own-pool.csv` (a row an arm and seed) and `predicted.csv`, in `{TABLES}/`."
         )
     return f"{HEAD}\n{found}\n{FOOT}"
 
 
-def shown(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
+def shown(table: pd.DataFrame, predicted: pd.DataFrame) -> list[str]:
     """Say what the finished seeds show, a paragraph each, the verdict first: of the page, and of the terminal."""
-    return [verdict(table), asked(table), *believed(table, foretold), outcomes(table)]
+    return [verdict(table), asked(table), *believed(table, predicted), outcomes(table)]
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """Say which arm's model was the better one, or that these seeds cannot tell."""
+    """Say which arm's model was the better one, or that these seeds leave it undecided."""
     labels, seeds = int(table["labels"].iloc[0]), table["seed"].nunique()
     level = {arm: mean(own["reward"]) for arm, own in table.groupby("strategy", sort=False)}
-    lines = []
+    first, lines = table["reward_at_first"].mean(), []
     for arm, found in differences(table, "reward").items():
         said = {
             "better": f"Choosing by {arm} was worth it.",
             "worse": f"Choosing by {arm} did harm.",
-            "undecided": f"Whether choosing by {arm} is worth it, these seeds cannot tell.",
+            "undecided": f"Whether choosing by {arm} is worth it is undecided.",
         }[word(found)]
         lines.append(
-            f"**{said}** With {labels} labels the held-out reward rose from {table['reward_at_first'].mean():.2f} to "
-            f"{level[arm]} where duels were chosen and to {level['random']} where they were drawn at random: a "
-            f"difference of {found} over {seeds} paired seeds."
+            f"**{said}** With {labels} labels the held-out reward went from {number(first, sign=False)} to "
+            f"{_measured(level[arm])} where duels were chosen and to {_measured(level['random'])} where they were "
+            f"drawn at random: a difference of {_measured(found, sign=True)} over {seeds} paired "
+            f"seed{'s' if seeds > 1 else ''}."
         )
     return "\n\n".join(lines)
 
@@ -274,15 +282,19 @@ def asked(table: pd.DataFrame) -> str:
     return f"What was asked, on average: {each}."
 
 
-def believed(table: pd.DataFrame, foretold: pd.DataFrame) -> list[str]:
-    """Say what was foretold, and whether it was seen."""
+def believed(table: pd.DataFrame, predicted: pd.DataFrame) -> list[str]:
+    """Say what was predicted, and whether it was seen."""
     lines = []
-    for row in foretold.to_dict("records"):
-        found = differences(table, "reward")[row["strategy"]]
-        seen = "and a gain was seen" if found.low > 0 else "and no gain was seen"
+    for row in predicted.to_dict("records"):
+        seen = {
+            "better": "held-out reward was higher",
+            "worse": "held-out reward was lower",
+            "undecided": "whether held-out reward was higher is undecided",
+        }[word(differences(table, "reward")[row["strategy"]])]
         lines.append(
-            f"Foretold of {row['strategy']}: {row['verdict']}; {seen}. The meter counts the variance of a reward that "
-            "is estimated at the first model. It knows nothing of what DPO makes of the labels."
+            f"Predicted before any label, from {row['strategy']}'s features: {row['verdict']}. Seen: {seen}. The meter "
+            "counts the variance of a reward that is estimated at the first model. It knows nothing of what DPO makes "
+            "of the labels."
         )
     return lines
 
@@ -293,18 +305,18 @@ def outcomes(table: pd.DataFrame) -> str:
     chosen = [arm for arm in arms if arm != "random"]
     head = ["", "initial model", *arms, *(f"{arm} less random" for arm in chosen), ""]
     lines = [head, ["---"] * len(head)]
-    for measure, words in COMPARED.items():
+    for measure in COMPARED:
         start = f"{measure}_at_first"
-        first = f"{table[start].mean():.3g}" if start in table else ""
+        first = number(table[start].mean(), sign=False) if start in table else ""
         apart = differences(table, measure)
-        means = [str(mean(table.loc[table["strategy"] == arm, measure])) for arm in arms]
+        means = [_measured(mean(table.loc[table["strategy"] == arm, measure])) for arm in arms]
         told = ", ".join(word(apart[arm]) for arm in chosen) if measure in DRAWN else ""
-        lines.append([words, first, *means, *(str(apart[arm]) for arm in chosen), told])
+        lines.append([NAMES[measure], first, *means, *(_measured(apart[arm], sign=True) for arm in chosen), told])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row per arm and seed, of the seeds that are finished, and what the headroom meter foretold per arm."""
+    """Return a row per arm and seed, of the seeds that are finished, and what the headroom meter predicted per arm."""
     done = {cell: directory.cell(cell) for cell in study.cells() if Ledger(directory.cell(cell)).whole}
     arms = study.alignment.strategies
     seeds = [seed for seed in range(study.alignment.seeds) if sum(cell.seed == seed for cell in done) == len(arms)]
@@ -331,13 +343,20 @@ def finished(study: AlignmentStudy, directory: RunDirectory) -> tuple[pd.DataFra
     right = (np.sign(duels["margin"]) * np.sign(duels["true_margin"]) + 1) / 2
     accuracy = right.groupby([duels[key] for key in keys]).mean()
     columns = [start, wins.rename("wins"), accuracy.rename("accuracy"), _picked(folders, keys)]
-    manifest, training, adapter = directory.manifest, study.alignment.training, study.alignment.adapter
-    settings = (
-        f"LoRA of rank {adapter.rank} on the uppermost {adapter.layers} layers, learning rate {training.rate:g}, "
-        f"{training.epochs} epochs, β = {training.beta:g}; {', '.join(map(str, manifest.get('machine', {}).values()))}"
-    )
+    manifest = directory.manifest
+    machine = ", ".join(map(str, manifest.get("machine", {}).values()))
+    settings = f"{trained(study.alignment)}; {machine}"
     out = out.join(columns).reset_index().assign(commit=str(manifest.get("commit", "")), settings=settings)
     return out, pd.DataFrame(told)
+
+
+def trained(alignment: Alignment) -> str:
+    """Say what is trained, and how."""
+    adapter, training = alignment.adapter, alignment.training
+    return (
+        f"LoRA of rank {adapter.rank} on the uppermost {adapter.layers} layers, learning rate {training.rate:g}, "
+        f"{training.epochs} epochs, β = {training.beta:g}"
+    )
 
 
 def _picked(folders: Sequence[Path], keys: list[str]) -> pd.DataFrame:
@@ -362,8 +381,13 @@ def differences(table: pd.DataFrame, measure: str) -> dict[str, Estimate]:
     return {arm: mean(wide[arm] - wide["random"]) for arm in wide.columns if arm != "random"}
 
 
+def _measured(estimate: Estimate, sign: bool = False) -> str:
+    """Return a number with its interval, both to two digits behind the point."""
+    return f"{number(estimate.value, sign=sign)} {span(estimate.low, estimate.high, sign=sign)}"
+
+
 def word(difference: Estimate) -> str:
-    """Return what a difference from Random is said to be; of two that interval and seeds do not tell apart, neither."""
+    """Return what a difference from Random is said to be: undecided where its interval holds 0."""
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "undecided"
@@ -378,15 +402,13 @@ def drawn(table: pd.DataFrame) -> Figure:
         wide = table.pivot(index="seed", columns="strategy", values=measure)[arms]
         for values in wide.to_numpy():
             axis.plot(range(len(arms)), values, color="0.85", lw=0.8, zorder=0)
-        for number, arm in enumerate(arms):
-            axis.plot([number] * len(wide), wide[arm], "o", ms=4, color=look[arm]["color"], alpha=0.5)
-            axis.plot(number, wide[arm].mean(), "_", ms=22, mew=2, color=look[arm]["color"])
-        apart = [
-            f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            for found in differences(table, measure).values()
-        ]
-        axis.set_title("\n".join([measure, *apart]), fontsize="medium")
+        for place, arm in enumerate(arms):
+            axis.plot([place] * len(wide), wide[arm], "o", ms=4, color=look[arm]["color"], alpha=0.5)
+            axis.plot(place, wide[arm].mean(), "_", ms=22, mew=2, color=look[arm]["color"])
+        apart = (_measured(found, sign=True) for found in differences(table, measure).values())
+        axis.set_title("\n".join(apart), fontsize="medium")
         axis.set(xticks=range(len(arms)), xticklabels=[_broken(arm) for arm in arms], xlim=(-0.5, len(arms) - 0.5))
+        axis.set_ylabel(NAMES[measure])
     return figure
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from annotated_types import Ge
 
 from bandits.runs.command import guard, read, say
 from bandits.runs.files import read_json
 from bandits.runs.settings import Count, Positive, check
-from labelling.project import Project
+from labelling.project import Project, located
 
 PROGRAM = "activedpo loop"
 
@@ -22,7 +23,7 @@ PROGRAM = "activedpo loop"
 class Loop:
     """Say where a project stands and what its next command is; or go on with a reward model in place of people."""
 
-    project: Path
+    project: Annotated[Path, tyro.conf.Positional]
     """the project's directory"""
     simulate: Annotated[int, Ge(0)] = 0
     """batches to choose, have answered by --reward, and train on; 0: only say where the project stands"""
@@ -41,9 +42,7 @@ OPTIONS = Loop
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--project", *arguments]
-    options = read(Loop, arguments, PROGRAM, Loop.__doc__)
+    options = read(Loop, located(arguments), PROGRAM, Loop.__doc__)
     check(options)
     project = Project(options.project.expanduser())
     project.manifest()

@@ -9,6 +9,7 @@ Knows nothing of what is in them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,8 @@ class Project:
                     f"{self.root} is a project with another {name} ({before!r}, not {now!r}); leave the option out or "
                     "choose another --project"
                 )
+
+
+def located(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which the project is positional, where it may be ``--project``'s as for ``select``."""
+    return [word.removeprefix("--project=") for word in arguments if word != "--project"]

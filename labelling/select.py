@@ -323,7 +323,7 @@ def _worthless(worth: Headroom | None, price: float, strategy: str, told: list[s
 
 
 def calibrated(strategy: str, budget: int) -> str:
-    """Say how well variance alone foretold what a rule saved in the simulator's map, at the budget nearest to this one.
+    """Say how well variance alone predicted what a rule saved in the simulator's map, at the budget nearest to this.
 
     ``calibration.csv`` is the map's own table (``docs/studies/map``).
     """
@@ -331,15 +331,15 @@ def calibrated(strategy: str, budget: int) -> str:
         table = pd.read_csv(file)
     table = table[(table["rule"] == strategy) & (table["objective"] == "error")]
     if table.empty:
-        return f"how well that foretells real errors of {strategy} is not known"
+        return f"how well that predicts real errors of {strategy} is not known"
     found = table.iloc[int((table["budget"] - budget).abs().to_numpy().argmin())]
     rank, slope = (
         "{:.2f} [{:.2f}, {:.2f}]".format(*(found[name + end] for end in ("", "_low", "_high")))
         for name in ("rank", "slope")
     )
     return (
-        f"in {found['worlds']} simulated worlds the share of {found['budget']} labels that it foretold {strategy} to "
-        f"save and the share saved had rank correlation {rank} and slope {slope}"
+        f"in {found['worlds']} simulated worlds the share of {found['budget']} labels that {strategy} was predicted to "
+        f"save and the share that it saved had rank correlation {rank} and slope {slope}"
     )
 
 

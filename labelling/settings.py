@@ -32,7 +32,8 @@ class Settings:
     model: str = "smollm2-135m"
     """a fetched asset, a local directory (of a model or a PEFT adapter), a hub id, or a tiny random model"""
     strategy: Annotated[str, Names(STRATEGIES.__getitem__)] = "activedpo"
-    """registered rule of choice; activedpo asks where the model's own gradient is least known, random asks blindly"""
+    """registered rule of choice; activedpo asks where the model's own gradient is least known, activedpo-normalised
+    scales each response's gradient to length 1 first, random asks blindly"""
     seed: Seed = 0
     responses: Annotated[int, Ge(2), Le(10**6)] = 3
     """drawn per prompt, where the pool has prompts alone"""

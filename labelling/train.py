@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import tyro
 from annotated_types import Ge, Lt
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from bandits.runs.command import guard, read, say
 from bandits.runs.files import write_json
 from bandits.runs.settings import check
 from labelling import jsonl, labelled, session
-from labelling.project import Project
+from labelling.project import Project, located
 from labelling.session import Session
 from labelling.settings import Settings
 from llm_loop.arena import Completions
@@ -40,7 +41,7 @@ PROMPTS = 16
 class Train:
     """Train a project's model on all answered duels, from the reference, into a PEFT folder."""
 
-    project: Path
+    project: Annotated[Path, tyro.conf.Positional]
     """the project's directory"""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.2
     """share of prompts whose duels a second fit, for judgement alone, is not shown (0: none, no second fit)"""
@@ -53,9 +54,7 @@ OPTIONS = Train
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--project", *arguments]
-    options = read(Train, arguments, PROGRAM, Train.__doc__)
+    options = read(Train, located(arguments), PROGRAM, Train.__doc__)
     check(options)
     with quiet_libraries():
         say(*(f"• {line}" for line in train(Project(options.project.expanduser()), options.held_out, options.health)))

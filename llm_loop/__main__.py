@@ -15,7 +15,7 @@ COMMAND = command.Command(
     PRESETS,
     AlignmentStudy.of,
     "--strategies and --seeds",
-    "  First, once: python -m llm_loop.data.assets\n--dry-run tells what a run will take and runs nothing.",
+    "  First, once: activedpo assets\n--dry-run tells what a run will take and runs nothing.",
 )
 
 

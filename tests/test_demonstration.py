@@ -7,7 +7,7 @@ import pytest
 
 from bandits.runs.files import read_json
 from labelling import demonstration
-from labelling.demonstration import TABLES, differences, main, page, shown
+from labelling.demonstration import FULL, TABLES, differences, drawn, main, outcomes, page, shown, trained
 from llm_loop import tables
 
 
@@ -41,7 +41,7 @@ def test_arms_share_pool_and_answers_and_seeds_share_what_is_chosen(played):
 
 
 def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
-    table, foretold = (pd.read_csv(played / "docs" / TABLES / f"{name}.csv") for name in ("own-pool", "foretold"))
+    table, predicted = (pd.read_csv(played / "docs" / TABLES / f"{name}.csv") for name in ("own-pool", "predicted"))
     assert list(zip(table["strategy"], table["seed"], strict=True)) == [
         (arm, seed) for arm in ("activedpo", "random") for seed in (0, 1)
     ]
@@ -49,14 +49,14 @@ def test_the_table_has_a_row_an_arm_and_seed_and_the_words_are_its_own(played):
     evaluations = tables.frame(tables.Evaluation, cells(played)["random--seed1"])
     last = evaluations[evaluations["round"] == 1]["reward"].mean()
     assert table["reward"].iloc[-1] == pytest.approx(last, abs=1e-6)
-    told = shown(table, foretold)
+    told = shown(table, predicted)
     assert "With 6 labels" in told[0]
     assert "over 2 paired seeds" in told[0]
     wide = table.pivot(index="seed", columns="strategy", values="reward")
     assert differences(table, "reward")["activedpo"].value == pytest.approx((wide["activedpo"] - wide["random"]).mean())
     written = (played / "docs" / "demonstration.md").read_text()
     assert all(paragraph in written for paragraph in told)
-    assert f"Foretold of activedpo: {foretold['verdict'].iloc[0]}; and" in written
+    assert f"from activedpo's features: {predicted['verdict'].iloc[0]}. Seen:" in written
     assert "| initial model | activedpo | random | activedpo less random |" in written
     assert (played / "docs" / TABLES / "own-pool.png").read_bytes().startswith(b"\x89PNG")
 
@@ -68,10 +68,11 @@ def test_the_words_go_the_way_the_numbers_go():
         found = differences(base.assign(reward=[gap + n for n in noise] + noise[::-1]), "reward")["activedpo"]
         assert demonstration.word(found) == said
         table = base.assign(reward=[gap + n for n in noise] + noise[::-1], reward_at_first=0.0, labels=6)
-        want = {"better": "was worth it", "worse": "did harm", "undecided": "cannot tell"}[said]
+        want = {"better": "was worth it", "worse": "did harm", "undecided": "is undecided"}[said]
         assert want in demonstration.verdict(table)
         told = demonstration.believed(table, pd.DataFrame({"strategy": ["activedpo"], "verdict": ["saves 9 %"]}))
-        assert ("no gain was seen" in told[0]) == (gap <= 0)
+        seen = {"better": "was higher", "worse": "was lower", "undecided": "higher is undecided"}[said]
+        assert f"{seen}. The meter" in told[0]
 
 
 @pytest.mark.campaign
@@ -83,7 +84,7 @@ def test_it_goes_on_where_it_was_stopped_and_shows_what_is_finished(played, tmp_
         if path.is_file():
             path.unlink()
     assert main([*again, "--show-only"]) == 0
-    assert "1 paired seeds" in capsys.readouterr().out
+    assert "over 1 paired seed." in capsys.readouterr().out
     assert main(again) == 0
     assert {path.name: path.read_bytes() for path in victim.glob("*.jsonl")} == before
     assert read_json(cells(played)["activedpo--seed0"] / "headroom.json", dict)["duels"] > 6
@@ -91,6 +92,21 @@ def test_it_goes_on_where_it_was_stopped_and_shows_what_is_finished(played, tmp_
 
 def test_the_published_page_is_what_its_tables_say():
     docs = Path(__file__).parents[1] / "docs"
-    published = [docs / TABLES / f"{name}.csv" for name in ("own-pool", "foretold")]
-    table, foretold = (pd.read_csv(path) if path.exists() else pd.DataFrame() for path in published)
-    assert (docs / "demonstration.md").read_text() == page(table, foretold)
+    published = [docs / TABLES / f"{name}.csv" for name in ("own-pool", "predicted")]
+    table, predicted = (pd.read_csv(path) if path.exists() else pd.DataFrame() for path in published)
+    assert (docs / "demonstration.md").read_text() == page(table, predicted)
+
+
+def test_the_figure_has_the_tables_names_and_differences():
+    table = pd.read_csv(Path(__file__).parents[1] / "docs" / TABLES / "own-pool.csv")
+    rows = [[cell.strip() for cell in line.split("|")] for line in outcomes(table).splitlines()]
+    drawn_rows = {(axis.get_ylabel(), axis.get_title()) for axis in drawn(table).axes}
+    assert drawn_rows == {(row[1], row[5]) for row in rows if row[6] == "undecided"}
+    assert "-0" not in outcomes(table)  # minus signs are true ones
+
+
+def test_the_command_trains_as_what_is_published_was_trained():
+    published = pd.read_csv(Path(__file__).parents[1] / "docs" / TABLES / "own-pool.csv")
+    assert {settings.partition(";")[0] for settings in published["settings"]} == {trained(FULL)}
+    assert FULL.strategies == tuple(dict.fromkeys(published["strategy"]))
+    assert FULL.seeds == published["seed"].nunique()

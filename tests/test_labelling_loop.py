@@ -249,6 +249,22 @@ class TestOwnPool:
         assert not project.exists
         assert main(begin) == 0
 
+    @pytest.mark.parametrize("program", ["train", "loop"])
+    def test_the_project_is_positional_and_may_be_named(self, program, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            main([program, "--help"])
+        usage, _, told = capsys.readouterr().out.partition("positional arguments")
+        assert "--project" not in usage + told
+        assert "PATH" in told.partition("options")[0]
+        nowhere = str(tmp_path / "none")
+        for arguments in ([nowhere], ["--project", nowhere], [f"--project={nowhere}"]):
+            assert main([program, *arguments]) == 2
+            assert nowhere in capsys.readouterr().err
+        assert main([program]) == 2
+        error = capsys.readouterr().err
+        assert "PATH" in error
+        assert error.count("\n") == 1
+
     @pytest.mark.slow
     def test_what_is_wrong_is_one_line_and_leaves_nothing(self, begun, tmp_path, capsys):
         path, root = one_pool(tmp_path / "pool.jsonl"), tmp_path / "new"
@@ -303,7 +319,7 @@ class TestOwnPool:
         assert main([*base, "--out", str(tmp_path / "a.jsonl"), "--price", "1e-6"]) == 0
         told = capsys.readouterr().out
         assert "go on: at least the price" in told
-        assert "in 36 simulated worlds the share of 20 labels that it foretold activedpo to save" in told
+        assert "in 36 simulated worlds the share of 20 labels that activedpo was predicted to save" in told
         assert "of activedpo-normalised is not known" in calibrated("activedpo-normalised", 20)
         project = Project(tmp_path / "p")
         assert main([*base, "--project", str(project.root), "--price", "99"]) == 1

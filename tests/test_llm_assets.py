@@ -92,7 +92,7 @@ def test_an_asset_is_fetched_whole_once(asset: Asset, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("no_socket")
 def test_what_is_missing_cut_short_or_altered_is_refused(asset: Asset, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"asset twofold is not in .*; run: python -m llm_loop.data.assets twofold"):
+    with pytest.raises(InputError, match=r"asset twofold is not in .*; run: activedpo assets twofold"):
         assets.find("twofold")
     file = assets.cache() / "twofold" / "whole.bin"
     file.parent.mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_nothing_half_written(asset: Asset, monkeypatch: pyte
 def test_a_converted_model_is_checked_file_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asset = Asset("policy", "none", (), Converted(1, 1.0))
     monkeypatch.setitem(assets.ASSETS, "policy", asset)
-    with pytest.raises(InputError, match=r"run: python -m llm_loop\.data\.assets policy"):
+    with pytest.raises(InputError, match=r"run: activedpo assets policy"):
         assets.find("policy")
     folder = assets.cache() / "policy-safetensors"
     folder.mkdir(parents=True)

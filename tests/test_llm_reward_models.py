@@ -134,7 +134,7 @@ def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @needs_encoder
 def test_a_missing_encoder_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACTIVEDPO_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"python -m llm_loop\.data\.assets minilm"):
+    with pytest.raises(InputError, match=r"activedpo assets minilm"):
         load(LABELLER)
 
 

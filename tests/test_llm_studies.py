@@ -379,7 +379,7 @@ def test_a_positive_control_has_its_forecast_and_a_ceiling(tmp_path, capsys):
     options = ["--output", str(tmp_path), "--jobs", "1"]
     assert studies.main(["redundant", *options]) == 0
     page = (tmp_path / "studies" / "redundant.md").read_text()
-    assert "Foretold before any label, by variance alone (2 seeds, 30 duels in the pool" in page
+    assert "Predicted before any label, by variance alone (2 seeds, 30 duels in the pool" in page
     assert "| redundant pool | ceiling |" in page
     made = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("seed-*/*.json"))]
     assert studies.main(["redundant", *options]) == 0  # nothing is foretold anew

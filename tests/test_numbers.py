@@ -1,4 +1,4 @@
-"""The numbers that README and findings quote are listed with their commands, and the cheap ones are printed again."""
+"""The numbers that documents quote are listed with their commands, and the cheap ones are printed again; the index."""
 
 import pytest
 import quoted_numbers as numbers
@@ -16,6 +16,12 @@ def test_a_quote_stands_in_its_document(quote):
 def test_every_interval_of_a_complete_section_is_listed():
     assert numbers.complete()
     assert not numbers.unlisted()
+
+
+def test_the_index_leads_to_every_page():
+    pages = {path.name for path in (numbers.ROOT / "docs").glob("*.md")} - {"index.md"}
+    index = (numbers.ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert not {page for page in pages if f"]({page}" not in index}
 
 
 @pytest.mark.parametrize("command", sorted({quote.command for quote in QUOTES if quote.page}))

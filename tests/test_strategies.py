@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import strategies_table
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -514,3 +515,13 @@ def test_fisher_weights_are_the_slopes(key, network, items, arena):
     fisher = DesignState(FeatureSpace(weight="fisher"), 1.0, 1).rows(learner, items, duels).dense().values
     weights = slope(duels.difference(learner.rewards(items))).sqrt()
     torch.testing.assert_close(fisher, plain * weights.unsqueeze(-1))
+
+
+def test_the_documents_table_is_that_of_the_registry():
+    page = strategies_table.PAGE.read_text(encoding="utf-8")
+    assert page == strategies_table.written(page), "run: python tests/strategies_table.py"
+
+
+def test_no_two_strategies_are_described_alike():
+    told = [line.partition("` | ")[2] for line in strategies_table.table().splitlines()[2:]]
+    assert len(told) == len(set(told)) > 30

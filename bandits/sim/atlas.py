@@ -287,7 +287,7 @@ def page_text(
         "*Labels saved* is the share of Random's labels that a rule does without to be as good (below 0: it needs",
         "more). Intervals are 95 % over replicates, the verdicts on single worlds joint 95 %; what is said of several",
         "worlds (BCa bootstrap of the replicates, which all worlds share) holds for these worlds. *Redundancy* is the",
-        "share of prompts that are near-duplicates. Answers: BTL at temperature ½ (*sharp*) or 1 (*plain*), or plain",
+        "share of prompts that lie near one plane. Answers: BTL at temperature ½ (*sharp*) or 1 (*plain*), or plain",
         "with a fifth turned round (*flips*). *The meter*, [`headroom`](api.md), sees features alone. The learner "
         f"(`{settings.learner}`)",
         f"is linear, and can represent the truth (`{settings.truth}`).",

@@ -129,11 +129,11 @@ class Simulation:
     """held-out prompts"""
     dim: Count = 5
     inputs: InputShape = "sphere"
-    """skewed: most of the pool is alike (redundancy 0.9), the held-out prompts are not"""
+    """skewed: most of the pool is redundant (redundancy 0.9), the held-out prompts are not"""
     redundancy: Annotated[float, Ge(0), Le(1)] = 0.0
-    """share of the pool's prompts that are alike: their items lie near a plane, held-out ones anywhere"""
+    """share of the pool's prompts that are redundant: their items lie near one plane, held-out ones anywhere"""
     alike: Annotated[float, Ge(0), Le(1)] = 0.05
-    """how far alike prompts differ, as a share of what others do"""
+    """how far redundant prompts, or copies, differ, as a share of what others do"""
     clusters: Whole = 0
     """prompts are noisy copies of so many (0: all are of their own), the noise by --alike"""
     tail: Annotated[float, Ge(0), Le(100)] = 0.0
@@ -359,7 +359,7 @@ FEW_DUELS = Simulation(
 
 PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": (
-        "how many labels choosing saves: an even and a redundant pool, 2 truths; a bound that can be told",
+        "how many labels choosing saves: an even and a redundant pool, 2 truths; a bound that can be checked",
         Simulation(
             contenders=("random", "activedpo", "label-entropy"),
             truths=("ntk", "ntk+redundant", "square", "square+redundant"),
@@ -379,7 +379,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "skewed": (
-        "a pool of which most is alike, V ablated",
+        "a pool of which most is redundant, V ablated",
         Simulation(
             contenders=("random", "activedpo", "activedpo-identity", "activedpo-top-b", "apo", "label-entropy"),
             truths=("ntk", "mlp"),

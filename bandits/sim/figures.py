@@ -41,7 +41,7 @@ def learning_curves(rounds: pd.DataFrame, measure: str, label: str, log: bool = 
 def saved(rounds: pd.DataFrame, savings: pd.DataFrame, margin: float, foreseen: Mapping[str, float]) -> Figure:
     """Draw, per truth, the mean error with where each strategy has Random's final one, and below it what that saves.
 
-    Shaded: what counts as no saving; dotted: what the best choice was foreseen to save.
+    Shaded: what counts as no saving; dotted: what the best choice is predicted to save.
     """
     truths = list(savings["truth"].unique())
     names = list(rounds["contender"].unique())

@@ -100,7 +100,7 @@ class Map:
     """
 
     redundancy: Annotated[tuple[float, ...], MinLen(1), Distinct(), Ge(0), Le(1)] = (0.0, 0.5, 0.9, 0.97)
-    """shares of alike prompts in the pool"""
+    """shares of the pool's prompts that lie near one plane"""
     noise: Annotated[tuple[str, ...], MinLen(1), Distinct(), Names(_check_noise)] = ("sharp", "plain", "flips")
     """sharp, plain, blurred, flips, ties"""
     responses: Annotated[tuple[int, ...], MinLen(1), Distinct(), Ge(2), Le(64)] = (2, 4, 8)

@@ -171,7 +171,7 @@ def pool_named(pool: Hashable) -> str:
 def foreseen(meter: pd.DataFrame) -> list[str]:
     """Say what choosing can save, before any label."""
     return [
-        f"Foreseen before any label: the best choice from {pool_named(row['pool'])} can save "
+        f"Predicted before any label: the best choice from {pool_named(row['pool'])} can save "
         f"{share(row, 'labels_saved')} of {row['budget']} labels by variance alone."
         for row in meter.to_dict("records")
     ]
@@ -379,7 +379,7 @@ def finish(
             "saved",
             "Above: mean error on held-out duels; a dot marks where a strategy has Random's final error. Below: the "
             "share of labels that saves, with joint 95 % intervals; hollow: undecided; shaded: counts as no saving"
-            + ("; dotted: what the best choice was foreseen to save." if len(meter) else "."),
+            + ("; dotted: what the best choice is predicted to save." if len(meter) else "."),
             plots.saved(rounds, whole, simulation.margin, predicted),
         )
     show(

@@ -29,6 +29,7 @@ from bandits.core.errors import InputError, unknown
 from bandits.runs.command import guard, read
 from bandits.runs.text import dumps, lines, loads
 
+PROGRAM = "activedpo assets"
 REFERENCE_TEXT = """\
 The committee met on a wet Tuesday in 1987, at 8:45 sharp, and nobody had read the minutes. "We owe £3,402.17," said
 the treasurer; the naïve chairman asked (twice!) whether that was much. Outside, two dogs argued about a sandwich --
@@ -243,11 +244,11 @@ def _converted_hashes(folder: Path, name: str) -> dict[str, str]:
 
 
 def _absent(folder: Path, name: str) -> InputError:
-    return InputError(f"asset {name} is not in {folder}; run: python -m llm_loop.data.assets {name}")
+    return InputError(f"asset {name} is not in {folder}; run: {PROGRAM} {name}")
 
 
 def _repair(folder: Path, name: str) -> str:
-    return f"delete {folder} and run: python -m llm_loop.data.assets {name}"
+    return f"delete {folder} and run: {PROGRAM} {name}"
 
 
 def _check(folder: Path, hashes: Mapping[str, str], name: str) -> None:
@@ -338,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(given: Sequence[str]) -> int:
         about = f"Fetch third-party files.\n\nnames: {', '.join(ASSETS)}\n\nkept in: {cache()}"
-        names = read(Options, given, "python -m llm_loop.data.assets", about).names
+        names = read(Options, given, PROGRAM, about).names
         for asset in [_asset(name) for name in names] or [asset for asset in ASSETS.values() if asset.default]:
             fetch(asset.name, print)
         return 0

@@ -185,7 +185,7 @@ def foreseen(forecasts: Sequence[Mapping[Hashable, Any]]) -> str:
     seeds = f"{len(forecasts)} seed{'s' if len(forecasts) > 1 else ''}"
     interval = "" if math.isnan(found.low) else f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
     return (
-        f"Foretold before any label, by variance alone ({seeds}, {forecasts[0]['duels']} duels in the pool, "
+        f"Predicted before any label, by variance alone ({seeds}, {forecasts[0]['duels']} duels in the pool, "
         f"{forecasts[0]['targets']} held-out ones): the best choice can save {100 * found.value:.0f} %{interval} of "
         f"{forecasts[0]['budget']} labels. "
     ).strip()

@@ -125,8 +125,8 @@ STUDIES: dict[str, Study] = {
     ),
     "redundant": Study(
         "Positive control: a redundant pool",
-        "Nine in ten prompts are alike (headlines about one man), the held-out ones are films and headlines of all "
-        "topics.  Does choosing save labels here, as much as foretold?  What would a rule save that knows the truth?",
+        "Nine in ten prompts are headlines about one man, the held-out ones are films and headlines of all "
+        "topics.  Does choosing save labels here, as much as predicted?  What would a rule save that knows the truth?",
         (
             Part(
                 "redundant pool",
