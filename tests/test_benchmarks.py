@@ -1,6 +1,10 @@
 """The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -18,8 +22,9 @@ from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.core.sketches import ShiftSketch
+from bandits.selector import STRATEGIES
 from benchmarks import __main__ as command
-from benchmarks.harness import report
+from benchmarks.harness import commands, report
 from benchmarks.harness.measure import AbsentError, Measured, Timing, hardware, measure, prepare
 from benchmarks.harness.row import Check, Contender, Row, Target
 from benchmarks.rows import fits, growth, llm, simulator, sketches, widths
@@ -49,6 +54,43 @@ def littering(told: str):
     folder = tempfile.mkdtemp()
     Path(told).write_text(folder)
     return lambda: {"value": 1.0 if Path(folder).is_dir() else 0.0}
+
+
+SLEEPER = """
+import os, pathlib, sys, time
+pathlib.Path("pid.part").write_text(str(os.getpid()))
+pathlib.Path("pid.part").rename("pid")
+time.sleep(120)
+"""
+BENCH = """
+import sys, tempfile
+from pathlib import Path
+from benchmarks.harness import commands
+from benchmarks.harness.measure import measure
+from benchmarks.harness.row import Check, Contender, Row, Target
+
+def build():
+    return lambda: {"peak": commands.run("sleeper", (), Path(tempfile.mkdtemp()), Path(sys.argv[1]))}
+
+if __name__ == "__main__":
+    targets = (Target("seconds", 1.0, "soon"),)
+    measure(Row("asleep", "Asleep", "sleep", Contender("ours", build), lambda answers: Check(True, ""), targets), 1)
+"""
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs, or would (one that was ended and that nobody asked after is listed still)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def soon(happens, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.1)
+    return happens()
 
 
 def broken():
@@ -111,6 +153,38 @@ class TestMeasuring:
         got = measure(row(littering, {"told": str(tmp_path / "told")}), threads=1, profiled=False)
         assert got.check.passed
         assert not Path((tmp_path / "told").read_text()).exists()
+
+    @pytest.mark.campaign
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+    def test_a_command_and_its_files_end_with_benchmarks_that_are_stopped(self, how, tmp_path: Path):
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        (tmp_path / "sleeper.py").write_text(SLEEPER)
+        (tmp_path / "bench.py").write_text(BENCH)
+        environment = os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(commands.ROOT)}
+        told = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        bench = subprocess.Popen([sys.executable, tmp_path / "bench.py", tmp_path], env=environment, **told)
+        try:
+            assert soon((tmp_path / "pid").exists)
+            asleep = int((tmp_path / "pid").read_text())
+            assert lives(asleep)
+            assert list(scratch.glob("bench-*"))
+            bench.send_signal(how)
+            assert soon(lambda: not lives(asleep))
+            assert soon(lambda: not list(scratch.glob("bench-*")))
+        finally:
+            bench.kill()
+            bench.wait()
+
+    def test_a_command_that_fails_is_told_by_its_last_line(self, tmp_path: Path):
+        (tmp_path / "failing.py").write_text("raise SystemExit('first line\\nerror: no such thing')")
+        with pytest.raises(AbsentError, match=r"^error: no such thing$"):
+            commands.run("failing", (), tmp_path, tmp_path)
+
+    def test_a_commit_that_is_not_there_is_told_in_plain_words(self, tmp_path: Path):
+        with pytest.raises(AbsentError, match="commit 0123456 is not in this checkout's history"):
+            commands.unpack("0123456", tmp_path)
 
     def test_the_machine_is_told_with_its_vector_instructions(self):
         assert hardware()["instructions"] == torch.backends.cpu.get_cpu_capability()
@@ -337,6 +411,29 @@ class TestFastPaths:
     def test_a_sketch_of_no_size_is_refused(self):
         with pytest.raises(InputError, match="size >= 1"):
             ShiftSketch.draw(4, 0, Key(0))
+
+
+class TestCells:
+    """The row that plays cells of the past, on a tiny model."""
+
+    @pytest.mark.slow
+    def test_the_same_work_must_be_done_by_all(self):
+        whole = {"rounds": 6.0, "labels": 18.0, "cells": np.array([1.0, 2.0]), "gigabytes": 0.5}
+        assert llm.cells_check({"ours": whole, "past": whole}, "smoke").passed
+        for short in ({"rounds": 5.0}, {"labels": 12.0}):
+            assert not llm.cells_check({"ours": whole, "past": whole | short}, "smoke").passed
+
+    @pytest.mark.campaign
+    def test_both_commits_play_the_same_cells(self, tmp_path: Path, monkeypatch):
+        """One of the past's rules has another name by now, so this one's code would not know it."""
+        assert "adpo+" not in STRATEGIES
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        try:
+            past = llm.cells(("smoke", "--jobs", "1", "--strategies", "adpo+", "random"), llm.BEFORE)
+        except AbsentError as reason:
+            pytest.skip(str(reason))
+        ours = llm.cells(("smoke", "--jobs", "1"))
+        assert llm.cells_check({"ours": ours(), "past": past()}, "smoke").passed
 
 
 class TestReferences:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from bandits.core.rng import Key
 from bandits.core.sketches import ShiftSketch
+from benchmarks.harness import commands
 from benchmarks.harness.row import Answer, Check, Contender, Row, Target, register
 
 SIZE, BETA = 8192, 0.1
 LOOP = ("transformers", "peft", "trl")
 RATE = 5e-4  # of ours, TRL's and the one written out
 TRAINED = 2  # steps of a DPO fit
+OFF = 1e-4  # nats by which losses may differ from the reference's
 
 
 def _policy(layers: int = 0) -> Any:
@@ -472,6 +474,58 @@ def loop_check(answers: Mapping[str, Answer]) -> Check:
     )
 
 
+BEFORE = "a01fed7"  # the loop before its cells were made cheaper
+CELL = ("quick", "--seeds", "1", "--prompts", "plots", "--tokens", "20", "--rate", "1.5e-3", "--jobs", "1")
+
+
+def cells(options: tuple[str, ...], commit: str = "") -> Callable[[], Answer]:
+    """Run ``python -m llm_loop OPTIONS`` as a user does, here or at a commit of the past."""
+    from bandits.runs.files import read_json
+
+    tree = commands.ROOT
+    if commit:
+        tree = Path(tempfile.mkdtemp(prefix="tree-"))  # in the contender's own folder, which goes with it
+        commands.unpack(commit, tree)
+
+    def run() -> Answer:
+        with tempfile.TemporaryDirectory() as scratch:
+            peak = commands.run("llm_loop", options, Path(scratch), tree)
+            (folder,) = Path(scratch).glob("llm/*")
+            records = [read_json(path)["row"] for path in folder.glob("cells/*/records/round-*.json")]
+            stages = [read_json(path) for path in sorted(folder.glob("cells/*/timing.json"))]
+        return {
+            "gigabytes": peak,
+            "rounds": float(len(records)),
+            "labels": float(sum(row["labels"] for row in records)),
+            "cells": np.array([sum(spent.values()) for spent in stages]),
+        }
+
+    return run
+
+
+def cells_check(answers: Mapping[str, Answer], preset: str) -> Check:
+    """Each played and recorded as many rounds, and bought as many labels, as the preset has, with one seed.
+
+    A round's record has the labels so far: ``batch · (0 + 1 + ... + rounds)`` in all of a cell's.
+    """
+    from llm_loop.config import PRESETS
+
+    alignment = PRESETS[preset][1]
+    count, rounds = len(alignment.strategies), alignment.rounds
+    want = (count * (rounds + 1), count * alignment.batch * rounds * (rounds + 1) / 2)
+    passed = all((answer["rounds"], answer["labels"]) == want for answer in answers.values())
+    told = "; ".join(
+        f"{name} {' + '.join(f'{seconds:.0f}' for seconds in answer['cells'])} s in the stages of the cells, "
+        f"{answer['gigabytes']:.1f} GB in all processes together"
+        for name, answer in answers.items()
+    )
+    return Check(
+        passed,
+        f"{'each' if passed else 'NOT each'} played {count} cells, all rounds of them, with {rounds * alignment.batch} "
+        f"labels a cell: {told}",
+    )
+
+
 UPPER = 8
 
 
@@ -570,6 +624,20 @@ register(
         (Target("figure", 0.05, "at most 5 % of the time outside model passes", "outside"),),
         repetitions=1,
         warm=False,
+        profiled=False,
+    ),
+    Row(
+        "llm-cell",
+        "A cell beside one of the past",
+        f"python -m llm_loop {' '.join(CELL)}, loading and page included: ActiveDPO and Random on one seed, one after "
+        "the other; layers that train and prompts answered between rounds as each commit has them by default",
+        Contender("ours", cells, {"options": CELL}, LOOP),
+        partial(cells_check, preset="quick"),
+        (Target("peer", 3, f"at least 3 times as fast as at commit {BEFORE}"),),
+        (Contender(f"at commit {BEFORE}", cells, {"options": CELL, "commit": BEFORE}, LOOP),),
+        repetitions=1,
+        warm=False,
+        long=True,
         profiled=False,
     ),
 )
