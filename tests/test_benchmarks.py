@@ -413,6 +413,34 @@ class TestFastPaths:
             ShiftSketch.draw(4, 0, Key(0))
 
 
+@pytest.mark.slow
+class TestSteps:
+    """The rows of a DPO step, on a tiny model."""
+
+    @pytest.fixture(autouse=True)
+    def _tiny(self, monkeypatch):
+        from llm_loop.models import Adapter, Row, load_policy
+
+        def policy(layers=0):
+            return load_policy("tiny-llama", Adapter(rank=4, layers=layers), Key(0))
+
+        def rows(policy, count, length):
+            ids = [[3 + (7 * place + 11 * row) % 90 for place in range(length)] for row in range(count)]
+            return [Row(tuple(row[: length // 6]), tuple(row[length // 6 :])) for row in ids]
+
+        monkeypatch.setattr(llm, "_policy", policy)
+        monkeypatch.setattr(llm, "_rows", rows)
+
+    def test_all_take_the_same_steps(self):
+        answers = {"ours": llm.dpo()(), "TRL": llm.trl(False)(), "TRL, cached": llm.trl(True)()}
+        check = llm.dpo_check(answers)
+        assert check.passed, check.text
+        assert "refused beyond 0.0001 nats" in check.text
+        for name in answers:  # whoever's loss is off
+            for wrong in (0.5, np.nan):
+                assert not llm.dpo_check(answers | {name: {"first_loss": np.log(2), "last_loss": wrong}}).passed
+
+
 class TestCells:
     """The row that plays cells of the past, on a tiny model."""
 

@@ -354,23 +354,30 @@ def dpo(layers: int = 0, whole: bool = False) -> Callable[[], Answer]:
 
 
 def trl(cached: bool) -> Callable[[], Answer]:
-    """TRL's trainer as its documentation has it: text in, reference log-probabilities cached or not."""
+    """TRL's trainer on our token ids, reference log-probabilities cached or not; all else as its documentation has it.
+
+    From text it would train on other rows: most of these are split otherwise when read again, and get an end token.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     from llm_loop.seeding import seeded
 
+    class Trainer(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+            return dataset
+
     policy = _policy()
     policy.restore(policy.initial)
     data = Dataset.from_list(
         [
             {
-                "prompt": policy.decode(p.chosen.prompt),
-                "chosen": policy.decode(p.chosen.response),
-                "rejected": policy.decode(p.rejected.response),
+                "prompt_ids": list(pair.chosen.prompt),
+                "chosen_ids": list(pair.chosen.response),
+                "rejected_ids": list(pair.rejected.response),
             }
-            for p in _preferences(policy)
+            for pair in _preferences(policy)
         ]
     )
 
@@ -396,9 +403,7 @@ def trl(cached: bool) -> Callable[[], Answer]:
                 disable_tqdm=True,
                 precompute_ref_log_probs=cached,
             )
-            trainer = DPOTrainer(
-                model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer
-            )
+            trainer = Trainer(model=policy.model, args=arguments, train_dataset=data, processing_class=policy.tokenizer)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -411,7 +416,7 @@ def trl(cached: bool) -> Callable[[], Answer]:
 
 
 def dpo_check(answers: Mapping[str, Answer], layers: int = 0) -> Check:
-    """Compare our losses with log 2 and with two AdamW steps written out, from the logistic loss itself."""
+    """Compare all losses with log 2 and with two AdamW steps written out, from the logistic loss itself."""
     policy = _policy(layers)
     policy.restore(policy.initial)
     pairs = _preferences(policy)
@@ -427,12 +432,13 @@ def dpo_check(answers: Mapping[str, Answer], layers: int = 0) -> Check:
         value.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters.values(), 1.0)
         solver.step()
-    mine = answers["ours"]
-    first, last = abs(mine["first_loss"] - np.log(2)), abs(mine["last_loss"] - losses[-1])
+    first = np.abs([answer["first_loss"] - np.log(2) for answer in answers.values()]).max()
+    last = np.abs([answer["last_loss"] - losses[-1] for answer in answers.values()]).max()
     told = ", ".join(f"{name} {answer['last_loss']:.4f}" for name, answer in answers.items())
     return Check(
-        bool(first < 1e-4 and last < 2e-3),
-        f"first loss off log 2 by {first:.1e}; after {TRAINED} steps: {told}; written out {losses[-1]:.4f}",
+        bool(first < OFF and last < OFF),
+        f"first losses off log 2 by at most {first:.1e}; after {TRAINED} steps: {told}; written out {losses[-1]:.4f}, "
+        f"off by at most {last:.1e} (refused beyond {OFF:g} nats)",
     )
 
 
