@@ -440,6 +440,12 @@ class TestSteps:
             for wrong in (0.5, np.nan):
                 assert not llm.dpo_check(answers | {name: {"first_loss": np.log(2), "last_loss": wrong}}).passed
 
+    def test_the_rows_of_upper_layers_train_those_that_the_loop_does(self):
+        from llm_loop.config import Alignment
+
+        assert Alignment().adapter.layers == llm.UPPER
+        assert all(f"the upper {llm.UPPER} of 30 layers" in row.workload for row in llm._upper_rows())
+
 
 class TestCells:
     """The row that plays cells of the past, on a tiny model."""
