@@ -97,6 +97,10 @@ def broken():
     raise RuntimeError("no such algorithm")
 
 
+def refusing():
+    raise AbsentError("its data are not here")
+
+
 def crashing():
     def run():
         raise MemoryError("too large")
@@ -199,11 +203,13 @@ class TestMeasuring:
             Contender("absent", build, {"value": 1.0}, needs=("no_such_module",)),
             Contender("broken", broken),
             Contender("crashing", crashing),
+            Contender("refusing", refusing),
         )
         got = measure(row(settings={"value": 1.0}, peers=peers), threads=1, profiled=False)
         assert got.absent["absent"] == "no_such_module is not installed"
         assert "no such algorithm" in got.absent["broken"]
         assert "too large" in got.absent["crashing"]
+        assert got.absent["refusing"] == "its data are not here"
         assert len(got.timings["ours"].seconds) == 2
         assert report.verdict(row(peers=peers), Target("peer", 1.0, "faster"), got)["word"] == "unknown"
 
@@ -235,6 +241,29 @@ class TestTelling:
     def test_verdicts(self, target, word):
         """Ratios are paired in time: 6/1 and 6/2, median 4.5."""
         assert report.verdict(self.small(target), target, self.measured())["word"] == word
+
+    @pytest.mark.parametrize(
+        ("target", "told"),
+        [
+            (Target("figure", 1, "", "share"), "0.2"),
+            (Target("figure", 1, "", "share", unit="GB"), "0.2 GB"),
+            (Target("figure", 1, "", "share", unit="%"), "20 %"),
+            (Target("seconds", 60, ""), "1 s"),
+        ],
+    )
+    def test_what_was_measured_is_told_with_its_unit(self, target, told):
+        assert report.verdict(self.small(target), target, self.measured())["measured"] == told
+
+    def test_short_times_are_told_in_milliseconds(self):
+        target = Target("seconds", 0.05, "")
+        assert report.verdict(self.small(target), target, self.measured(ours=(0.00193,)))["measured"] == "1.93 ms"
+
+    def test_figures_of_all_rows_have_the_unit_that_their_target_names(self):
+        """Exponents alone have none."""
+        for row in command.ROWS.values():
+            for target in row.targets:
+                if target.of == "figure":
+                    assert target.unit == next(unit for unit in ("GB", "%", "") if unit in target.text)
 
     @pytest.mark.parametrize(
         ("seconds", "of", "word"),
@@ -495,9 +524,16 @@ class TestReferences:
         assert growth.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
 
     def test_growth_is_drawn_with_its_exponents(self):
-        curves = {f"{side}:{axis.name}": [1.0, 2.0, 4.0] for axis in growth.AXES for side in "xy"}
+        curves = {f"{side}:{axis.name}": [45.5, 181.0, 724.0] for axis in growth.AXES for side in "xy"}
         figure = report.growth({"curves": curves, "figures": {f"slope_{axis.name}": 1.0 for axis in growth.AXES}})
-        assert figure.axes[0].get_title() == "n: exponent 1.00 (≤ 1.1)"
+        assert figure.axes[0].get_title() == "exponent 1.00 (promised ≤ 1.1)"
+        assert figure.get_figwidth() < 10  # as wide as a page can show
+        figure.draw_without_rendering()
+        for place, axis in zip(figure.axes, growth.AXES, strict=True):
+            assert place.get_xlabel() == axis.label
+            low, high = place.get_xlim()
+            shown = [tick for tick in place.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+            assert [tick.label1.get_text() for tick in shown] == ["50", "100", "200", "500"]
 
     def test_the_fit_problem_has_its_gradient(self):
         problem = fits.Problem.draw(8)

@@ -577,7 +577,7 @@ def _gradient_row(rows: int, length: int, long: bool) -> Row:
         gradients_check(rows, length),
         (
             Target("yardstick", 1.10, "at most 1.10 times one plain forward and backward pass of the batch"),
-            Target("figure", 0.05, "the sketch at most 5 % of the rest", "sketch_share"),
+            Target("figure", 0.05, "the sketch at most 5 % of the rest", "sketch_share", unit="%"),
         ),
         tuple(
             Contender(name, build, size, (*LOOP, *((package,) if package else ())), repetitions=1)
@@ -627,7 +627,7 @@ register(
         "ActiveDPO's first seed of the quick preset, as in make llm-run; loading included",
         Contender("ours", loop, {}, LOOP),
         loop_check,
-        (Target("figure", 0.05, "at most 5 % of the time outside model passes", "outside"),),
+        (Target("figure", 0.05, "at most 5 % of the time outside model passes", "outside", unit="%"),),
         repetitions=1,
         warm=False,
         profiled=False,

@@ -227,7 +227,10 @@ register(
         "python -m bandits quick: 3 strategies, 2 truths, 2 pools, 48 replicates",
         Contender("ours", command, {"arguments": ("quick",)}),
         checked_command(QUICK, "activedpo"),
-        (_seconds("make simulate", 180), Target("figure", 4, "at most 4 GB, all processes together", "gigabytes")),
+        (
+            _seconds("make simulate", 180),
+            Target("figure", 4, "at most 4 GB, all processes together", "gigabytes", unit="GB"),
+        ),
         repetitions=1,
         warm=False,
         profiled=False,
