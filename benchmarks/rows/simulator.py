@@ -217,9 +217,10 @@ register(
         ),
         repetitions=2,
         profiled=False,
-        bound="Fits of ReLU networks take six tenths of the time (cProfile of a block of 10), in float64 since where "
-        "they end hangs on every rounding.  calvera does less: a diagonal of V in float32, and one epoch in place of 5 "
-        "BFGS steps.",
+        bound="Fits of ReLU networks take more than half of the time (cProfile of a block of 10), in float64 since "
+        "where they end hangs on every rounding; a step is evaluated 2.5 times, since all replicates of a block wait "
+        "for the one whose step was too long. calvera does less: a diagonal of V in float32, and one epoch in place of "
+        "5 BFGS steps.",
     ),
     Row(
         "simulate",
