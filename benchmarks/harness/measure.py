@@ -10,6 +10,7 @@ import importlib.util
 import multiprocessing
 import os
 import platform
+import secrets
 import shutil
 import signal
 import tempfile
@@ -19,7 +20,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,8 @@ class _Worker:
         self.timing = Timing()
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
-        self._scratch = TemporaryDirectory(prefix="bench-")
-        told = (theirs, contender, threads, self._scratch.name)
+        self._scratch = Path(tempfile.gettempdir()) / f"bench-{secrets.token_hex(8)}"
+        told = (theirs, contender, threads, self._scratch)
         self._process = context.Process(target=_serve, args=told, daemon=False)
         self._process.start()
         theirs.close()
@@ -122,7 +122,7 @@ class _Worker:
                 assert self._process.pid is not None
                 kill(family(self._process.pid))
                 self._process.join()
-        self._scratch.cleanup()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -159,14 +159,15 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _serve(connection: Connection, contender: Contender, threads: int, scratch: str) -> None:
+def _serve(connection: Connection, contender: Contender, threads: int, scratch: Path) -> None:
     """Build and run a contender on request (the body of its process); it and what it starts write into ``scratch``.
 
-    ``scratch`` goes with the process, so that none is left where the benchmarks themselves were killed.
+    ``scratch`` comes and goes with the process, so that none is left where the benchmarks themselves were killed.
     """
     torch.set_num_threads(threads)
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     try:
+        scratch.mkdir(mode=0o700)
         run = contender.build(**contender.settings)
         connection.send(("ready", None))
         while True:
