@@ -194,6 +194,7 @@ def mixed_arena(responses: int = 7, spread: float = 0.0) -> DrawnArena:
     )
 
 
+@pytest.mark.slow
 class TestModelsBesideTheInitialOne:
     def test_each_has_its_share_and_the_first_what_is_left(self):
         assert shares(8, 1) == (8,)
