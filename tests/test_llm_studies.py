@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from llm_loop.studies.matrix import MATRICES, MatrixStudy
 from llm_loop.studies.plans import STUDIES
 from llm_loop.studies.read import Found, read
 
+ROOT = Path(__file__).parents[1]
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
 
 
@@ -186,9 +188,120 @@ def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_
     table = pd.read_csv(tmp_path / "studies" / f"figure-{name}.csv")
     assert set(table["round"]) == {0, 1, 2}
     shutil.rmtree(tmp_path / "llm")  # what a table has is not lost with its runs, nor when the code has moved on
-    assert studies.main([name, *options, "--show-only"]) == 0
+    assert studies.main([name, *options]) == 0
+    assert not (tmp_path / "llm").exists()
     assert (tmp_path / "studies" / f"figure-{name}.md").read_text() == page
     assert (tmp_path / "studies" / f"figure-{name}.png").stat().st_size > 5000
+
+
+def table_of(part, strategies=None, last=2, batch=3, **columns):
+    """A study's table of a part of the smoke preset, as if two seeds were played."""
+    generator = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"strategy": strategy, "seed": seed, "round": number, "labels": batch * number, "part": part.name}
+            | dict(zip(("reward", "judge", "fluency"), generator.normal(size=3), strict=True))
+            | {"kl_per_token": 0.1 * number, "wins": 0.5, "judge_wins": 0.5, "picks": "0:1"}
+            | {"model": "tiny-gpt2", "machine": "a machine", "commit": "abc1234"}
+            | columns
+            for strategy in strategies or part.strategies
+            for seed in (0, 1)
+            for number in range(last + 1)
+        ]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("columns", "options", "plays"),
+    [
+        ({}, (), 0),
+        ({"options": "own"}, (), 0),
+        ({"options": "another"}, (), 1),
+        ({"strategies": ("random", "activedpo")}, (), 1),
+        ({"last": 1}, (), 1),
+        ({}, ("--again",), 1),
+        ({}, ("--show-only", "--again"), 0),
+        ({"last": 1}, ("--part", "fixed pool"), 1),
+    ],
+)
+def test_what_a_table_has_whole_is_not_played_again(columns, options, plays, tmp_path, monkeypatch, capsys):
+    (part,) = STUDIES["3"].parts("smoke")
+    given = columns | ({"options": part.digest} if columns.get("options") == "own" else {})
+    (tmp_path / "studies").mkdir()
+    table_of(part, **given).to_csv(tmp_path / "studies" / "figure-3.csv", index=False)
+    played = []
+    monkeypatch.setattr(studies.command, "run", lambda *call: played.append(call) or 0)
+    assert studies.main(["3", "--output", str(tmp_path), *options]) == 0
+    assert len(played) == plays
+    said = f"fixed pool: kept from {tmp_path}/studies/figure-3.csv, commit abc1234; --again plays it anew"
+    assert (said in capsys.readouterr().out) == (not plays and "--show-only" not in options)
+
+
+@pytest.mark.slow
+def test_one_part_is_played_and_no_other(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(studies.command, "run", lambda _, arguments: played.append(arguments) or 0)
+    assert studies.main(["1", "--output", str(tmp_path), "--part", "films, Gemma-3-270M"]) == 0
+    assert ["tiny-gemma" in arguments for arguments in played] == [True]
+
+
+@pytest.mark.slow
+def test_two_pages_are_read_off_one_table(tmp_path):
+    (tmp_path / "studies").mkdir()
+    parts = STUDIES["1"].parts("smoke")
+    pd.concat(map(table_of, parts)).to_csv(tmp_path / "studies" / "figure-1.csv", index=False)
+    assert studies.main(["5", "--output", str(tmp_path), "--show-only"]) == 0
+    made = {path.name for path in (tmp_path / "studies").iterdir()}
+    assert made == {f"figure-{number}.{kind}" for number in (1, 5) for kind in ("md", "png")} | {"figure-1.csv"}
+
+
+def test_committed_tables_are_small_and_none_is_there_twice():
+    tables = [path.read_bytes() for path in (ROOT / "docs" / "studies").rglob("*.csv")]
+    assert sum(map(len, tables)) <= 2_000_000
+    assert len(set(tables)) == len(tables) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("7",), "unknown study '7'"),
+        (("1", "--jobs", "-3"), "--jobs must be at least 0"),
+        (("2", "--jobs", "-3"), "--jobs must be at least 0"),
+        (("1", "--dry-run", "--cells", "9/4"), "1 <= i <= n, got '9/4'"),
+        (("2", "--dry-run", "--cells", "9/4"), "1 <= i <= n, got '9/4'"),
+        (("1", "--dry-run", "--part", "film"), "unknown --part of study 1, 'film'; did you mean 'films'? choose from"),
+        (("2", "--part", "films"), "study 2 is one run, without parts"),
+    ],
+)
+def test_bad_options_of_a_study_are_one_line(arguments, words, tmp_path, capsys):
+    assert studies.main([*arguments, "--output", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_study_tells_what_is_left_of_all_its_runs(tmp_path, monkeypatch, capsys):
+    """Of two runs one is in the table; of the other, cells that are done are not counted."""
+    one, two = STUDIES["1"].full[:2]
+    study = replace(STUDIES["1"], full=tuple(replace(part, strategies=("apo", "random")) for part in (one, two)))
+    monkeypatch.setitem(STUDIES, "1", study)
+    films, headlines = study.parts("smoke")
+    (tmp_path / "studies").mkdir()
+    table_of(films).to_csv(tmp_path / "studies" / "figure-1.csv", index=False)
+    assert smoke(tmp_path, *headlines.words, "--cells", "1/4") == 0
+    capsys.readouterr()
+    assert studies.main(["1", "--output", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "films: kept from" in said
+    assert "3 cells; " in said
+    whole = re.search(r"about (.+) with \d side by side", said)[1]
+    assert said.endswith(f"in all: about {whole}\n")
+    table_of(headlines).to_csv(tmp_path / "studies" / "figure-1.csv", index=False, mode="a", header=False)
+    assert studies.main(["1", "--output", str(tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("in all: nothing is left to play\n")
 
 
 @pytest.mark.campaign
@@ -223,7 +336,8 @@ def test_two_models_and_three_preference_sets_make_a_matrix(tmp_path, capsys):
     assert len(table) == 2 * 3 * 2
     assert (tmp_path / "studies" / "figure-2.png").stat().st_size > 5000
     shutil.rmtree(tmp_path / "matrix")  # the table outlives its run
-    assert studies.main(["2", *options, "--show-only"]) == 0
+    assert studies.main(["2", *options]) == 0
+    assert not (tmp_path / "matrix").exists()
     assert (tmp_path / "studies" / "figure-2.md").read_text() == page
 
 
@@ -434,11 +548,6 @@ def test_a_regime_names_the_best_setting_whose_text_stayed_language():
     }
     for name, place in steps.items():
         assert ends[name] == pytest.approx((-0.4 if place == 11 else -0.1, 0.01 * place + 0.0005))
-
-
-def test_an_unknown_study_is_refused(capsys):
-    assert studies.main(["7"]) == 2
-    assert "unknown study '7'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

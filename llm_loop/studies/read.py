@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from bandits.runs import command
 from bandits.runs.directory import Ledger, RunDirectory
 from llm_loop import tables
 from llm_loop.__main__ import COMMAND
+from llm_loop.config import Alignment
 from llm_loop.report.evaluate import learning_curves, win_rates
 from llm_loop.run import AlignmentStudy
 from llm_loop.studies.plans import Part
@@ -37,6 +39,14 @@ class Found:
         """Return what a column says of the run."""
         return str(self.table[column].iloc[0]) if len(self.table) else ""
 
+    def whole(self, alignment: Alignment) -> bool:
+        """Whether it has every strategy with every seed of a run, up to the last label."""
+        if self.table.empty:
+            return False
+        last = self.table[self.table["labels"] == alignment.rounds * alignment.batch]
+        wanted = set(product(alignment.strategies, range(alignment.seeds)))
+        return wanted <= set(zip(last["strategy"], last["seed"], strict=True))
+
 
 def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
     """Return the run that a command line names, and its folder."""
@@ -45,13 +55,12 @@ def run_of(arguments: Sequence[str]) -> tuple[AlignmentStudy, RunDirectory]:
     return study, RunDirectory(options.output, study.experiment, preset, study.identity())
 
 
-def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Found:
+def finished(part: Part, study: AlignmentStudy, directory: RunDirectory, widths: bool = False) -> Found:
     """Return what the seeds of a run say that every strategy has finished; if asked, with the first round's widths.
 
     A round that asked some of the held-out prompts has the initial model's mean on all of them plus the mean change on
     those it asked.
     """
-    study, directory = run_of(arguments)
     done = {cell: directory.cell(cell) for cell in study.cells() if Ledger(directory.cell(cell)).whole}
     seeds = [seed for seed in range(study.alignment.seeds) if sum(c.seed == seed for c in done) == len(part.strategies)]
     folders = [folder for cell, folder in done.items() if cell.seed in seeds]
@@ -75,16 +84,22 @@ def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Foun
     if widths:
         out = out.join(_first_widths(offered))
     out = out.reset_index().assign(part=part.name)
-    return Found(out.assign(model=study.alignment.model, **about(directory)))
+    return Found(out.assign(model=study.alignment.model, options=part.digest, **about(directory)))
 
 
 def kept(part: Part, file: Path) -> Found:
-    """Return what a study's table has of a part: of a run that may be gone, or that other code played."""
+    """Return what a study's table has of a part: of a run that may be gone, or that other code played.
+
+    Rows of other options are another run's; rows that name none are older than the column, and taken to be the part's.
+    """
     table = read(file)
-    return Found(table if table.empty else table[table["part"] == part.name])
+    if table.empty:
+        return Found(table)
+    own = table[table["part"] == part.name]
+    return Found(own[own["options"].isin([part.digest]) | own["options"].isna()] if "options" in own else own)
 
 
-NAMES = ("part", "strategy", "machine", "commit", "model", "chosen_by")
+NAMES = ("part", "strategy", "machine", "commit", "options", "model", "chosen_by")
 """columns of words, as far as a table has them"""
 
 
