@@ -27,8 +27,8 @@ from llm_loop.shared import Shared
 from llm_loop.studies import __main__ as studies
 from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import MATRICES, MatrixStudy
-from llm_loop.studies.plans import STUDIES
-from llm_loop.studies.read import Found, read
+from llm_loop.studies.plans import STUDIES, Part
+from llm_loop.studies.read import Found, finished, read, run_of
 
 ROOT = Path(__file__).parents[1]
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
@@ -101,6 +101,44 @@ def test_a_pool_is_one_for_all_strategies_and_seeds_and_no_duel_is_asked_twice(p
         tables.frame(tables.Candidate, pooled / "cells" / f"random--seed{k}")["prompt_index"].tolist() for k in (0, 1)
     ]
     assert seeds[0] != seeds[1]
+
+
+def test_a_study_reads_how_well_the_model_is_off_its_runs(pooled):
+    """Every measure of health again from plain rows, of each seed alone."""
+    part = Part("pool", (*POOL, "--seeds", "2"), ("activedpo-normalised", "random"))
+    table = finished(part, *run_of(["smoke", *part.words, "--output", str(pooled.parents[1])])).table
+    assert set(table["options"]) == {part.digest}
+    answers = {}
+    for cell in sorted((pooled / "cells").iterdir()):
+        strategy, seed = cell.name.split("--seed")
+        own = table[(table["strategy"] == strategy) & (table["seed"] == int(seed))].set_index("round")
+        answers[strategy, int(seed)] = rows = tables.read(tables.Evaluation, cell)
+        for row in tables.read(tables.Round, cell):
+            ended = [one.ended for one in rows if one.round == row.round]
+            assert own.loc[row.round, "ended"] == pytest.approx(np.mean(ended), abs=1e-4)
+            assert own.loc[row.round, "bits_per_byte"] == pytest.approx(row.bits_per_byte, abs=1e-4)
+            duels = [one for one in tables.read(tables.HeldoutDuel, cell) if one.round == row.round]
+            right = [(np.sign(one.margin * one.true_margin) + 1) / 2 for one in duels if one.true_margin]
+            assert own.loc[row.round, "accuracy"] == pytest.approx(np.mean(right), abs=1e-4)
+            if row.round:
+                assert own.loc[row.round, "chosen_log_ratio"] == pytest.approx(row.chosen_log_ratio, abs=0.01)
+                assert own.loc[row.round, "rejected_log_ratio"] == pytest.approx(row.rejected_log_ratio, abs=0.01)
+                assert own.loc[row.round, "chosen_fell_share"] == pytest.approx(row.chosen_fell_share, abs=1e-4)
+                assert own.loc[row.round, "training_accuracy"] == pytest.approx(row.training_accuracy, abs=1e-4)
+        first, last = ({one.prompt_index: one for one in rows if one.round == number} for number in (0, 2))
+        longer = [
+            (np.sign((last[k].tokens - first[k].tokens) * (last[k].reward - first[k].reward)) + 1) / 2
+            for k in last
+            if last[k].tokens != first[k].tokens
+        ]
+        assert own["longer_wins"].dropna().to_list() == pytest.approx([np.mean(longer)] if longer else [], abs=1e-4)
+    begun = [{one.prompt_index: one for one in answers["random", seed] if one.round == 0} for seed in (0, 1)]
+    for column, measure in (("null_wins", "reward"), ("null_judge_wins", "judge")):
+        twice = [[getattr(one[k], measure) for k in begun[0]] for one in begun]
+        wins = np.mean([(np.sign(second - first) + 1) / 2 for first, second in zip(*twice, strict=True)])
+        null = table[table[column].notna()]
+        assert null[["strategy", "seed", "round"]].to_numpy().tolist() == [[name, 0, 0] for name in part.strategies]
+        assert null[column].to_list() == pytest.approx([wins, wins], abs=1e-4)
 
 
 @pytest.mark.campaign

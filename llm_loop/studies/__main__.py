@@ -31,7 +31,7 @@ from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import EVALUATIONS, MATRICES, PICKS, MatrixStudy
 from llm_loop.studies.meter import foretold
 from llm_loop.studies.plans import STUDIES, Preset, Study, pages
-from llm_loop.studies.read import Found, about, finished, kept, read, run_of
+from llm_loop.studies.read import DIGITS, Found, about, finished, kept, read, run_of
 
 MATRIX = "2"
 MATRIX_TITLE = "Figure 2: different models need different data"
@@ -108,7 +108,7 @@ def play(name: str, options: Options) -> int:
     if not any(len(one.table) for one in found.values()):
         command.say("no seed of this study is finished yet")
         return 0
-    write_frame(table, pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True).round(6))
+    write_frame(table, pd.concat([one.table for one in found.values() if len(one.table)], ignore_index=True))
     for other, reading in pages(name).items():
         written = write(other, reading, found, forecasts, options)
         if other == name:
@@ -197,7 +197,7 @@ def played(study: MatrixStudy, directory: RunDirectory) -> Found:
         return Found(pd.DataFrame())
     cells = [cell for cell in done if cell.seed in seeds]
     gains = page.gains_of(directory.frames(cells, EVALUATIONS), directory.frames(cells, PICKS))
-    return Found(gains.assign(**about(directory)))
+    return Found(gains.assign(**about(directory)).round(DIGITS))
 
 
 def write_matrix(study: MatrixStudy, found: Found, options: Options) -> Path:
@@ -217,7 +217,7 @@ def write_matrix(study: MatrixStudy, found: Found, options: Options) -> Path:
         f"Computed on: {found.of_run('machine')}; commit {found.of_run('commit')}.",
     ]
     lines = page.matrix_page(MATRIX_TITLE, gains, comparison, made, _stem(MATRIX))
-    write_frame(options.table(MATRIX), gains.round(6))
+    write_frame(options.table(MATRIX), gains)
     return _written(_stem(MATRIX), figures.matrix(gains, comparison), lines, options)
 
 

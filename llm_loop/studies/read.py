@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,12 +14,19 @@ from bandits.runs.directory import Ledger, RunDirectory
 from llm_loop import tables
 from llm_loop.__main__ import COMMAND
 from llm_loop.config import Alignment
-from llm_loop.report.evaluate import learning_curves, win_rates
+from llm_loop.report.evaluate import accuracies, learning_curves, longer_wins, same_policy, win_rates
 from llm_loop.run import AlignmentStudy
 from llm_loop.studies.plans import Part
 
 KEYS = ["strategy", "seed", "round"]
 MEASURES = ("reward", "judge", "kl_per_token", "fluency", "tokens")
+"""means over held-out responses"""
+OF_ROUNDS = ("bits_per_byte", "chosen_log_ratio", "rejected_log_ratio", "chosen_fell_share", "training_accuracy")
+"""what the loop says of a round itself"""
+WINS = {"wins": "reward", "judge_wins": "judge"}
+"""win rates, by the measure that decides who wins"""
+DIGITS, COARSE = 4, dict.fromkeys(("tokens", "chosen_log_ratio", "rejected_log_ratio"), 2)
+"""of a table's numbers, and of those in tokens and nats; a page is made of the numbers as its table has them"""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Found:
     """A part's finished seeds."""
 
     table: pd.DataFrame
-    """part, strategy, seed, round, labels, the measures' means over held-out prompts, the picks; model, machine and
-    commit of the run"""
+    """part, strategy, seed, round, labels, the measures' means over held-out prompts, what the loop says of the round,
+    win rates and what they are to be compared with, the picks; model, options, machine and commit of the run.  An older
+    table lacks some of these columns."""
 
     @property
     def seeds(self) -> int:
@@ -59,7 +67,7 @@ def finished(part: Part, study: AlignmentStudy, directory: RunDirectory, widths:
     """Return what the seeds of a run say that every strategy has finished; if asked, with the first round's widths.
 
     A round that asked some of the held-out prompts has the initial model's mean on all of them plus the mean change on
-    those it asked.
+    those it asked; shares are of those it asked.
     """
     done = {cell: directory.cell(cell) for cell in study.cells() if Ledger(directory.cell(cell)).whole}
     seeds = [seed for seed in range(study.alignment.seeds) if sum(c.seed == seed for c in done) == len(part.strategies)]
@@ -72,19 +80,19 @@ def finished(part: Part, study: AlignmentStudy, directory: RunDirectory, widths:
     )
     rounds = tables.frame(tables.Round, *folders)
     curves = [learning_curves(rows, rounds, measure).set_index([*KEYS, "labels"])[measure] for measure in MEASURES]
-    out = pd.concat(curves, axis=1).reset_index("labels")
-    for column, measure in (("wins", "reward"), ("judge_wins", "judge")):
-        by_seed = [
-            win_rates(own, measure).assign(seed=seed).set_index(KEYS)["rate"].rename(column)
-            for seed, own in rows.groupby("seed", sort=False)
-        ]
-        out = out.join(pd.concat(by_seed))
+    out = pd.concat(curves, axis=1).reset_index("labels").join(rounds.set_index(KEYS)[list(OF_ROUNDS)])
+    out = out.join(rows.groupby(KEYS)["ended"].mean())
+    for column, measure in WINS.items():
+        out = out.join(_by_seed(rows, lambda own, by=measure: win_rates(own, by), "rate").rename(column))
+    out = out.join(_by_seed(tables.frame(tables.HeldoutDuel, *folders), accuracies, "accuracy"))
+    out = out.join(_nulls(rows))
     offered = tables.frame(tables.Candidate, *folders)
     out = out.join(_picks(offered))
     if widths:
         out = out.join(_first_widths(offered))
     out = out.reset_index().assign(part=part.name)
-    return Found(out.assign(model=study.alignment.model, options=part.digest, **about(directory)))
+    out = out.assign(model=study.alignment.model, options=part.digest, **about(directory))
+    return Found(out.round(DIGITS).round(COARSE))
 
 
 def kept(part: Part, file: Path) -> Found:
@@ -118,6 +126,31 @@ def about(directory: RunDirectory) -> dict[str, str]:
         "machine": ", ".join(map(str, manifest.get("machine", {}).values())),
         "commit": str(manifest.get("commit", ""))[:7],
     }
+
+
+def _by_seed(rows: pd.DataFrame, measured: Callable[[pd.DataFrame], pd.DataFrame], column: str) -> pd.Series:
+    """Return a column of what is measured of every seed alone."""
+    parts = [measured(own).assign(seed=seed) for seed, own in rows.groupby("seed", sort=False)]
+    return pd.concat(parts).set_index(KEYS)[column]
+
+
+def _nulls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what a win rate is to be compared with, seed by seed.
+
+    ``longer_wins``, in the last round: how often the longer of the initial and the trained policy's responses has more
+    reward.  ``null_wins`` and ``null_judge_wins``, in round 0, in the first of every two seeds: how often the
+    initial responses of the other beat its own, two draws of one policy.
+    """
+    last, seeds = rows["round"].max(), sorted(rows["seed"].unique())
+    found: dict[tuple[str, int, int], dict[str, float]] = {}
+    for seed, own in rows.groupby("seed", sort=False):
+        for strategy, share in longer_wins(own).items():
+            found[strategy, seed, last] = {"longer_wins": share}
+    for first, second in zip(seeds[::2], seeds[1::2], strict=False):
+        pair = rows[rows["seed"].isin((first, second))]
+        null = {f"null_{column}": float(same_policy(pair, by)["rate"].iloc[0]) for column, by in WINS.items()}
+        found |= {(strategy, first, 0): null for strategy in rows["strategy"].unique()}
+    return pd.DataFrame(found.values(), index=pd.MultiIndex.from_tuples(found, names=KEYS))
 
 
 def _picks(offered: pd.DataFrame) -> pd.Series:
