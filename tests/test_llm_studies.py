@@ -468,6 +468,10 @@ def test_a_matrix_is_told_by_whether_own_data_suits_more():
     assert found.loc[("films", "films", "random"), "verdict"] == "better"
     assert found.loc[("news", "films", "news"), "verdict"] == "worse"
     assert found.loc[("news", "films", "random"), "verdict"] == "undecided"
+    said = page._contrasts(page.contrasts(gains(0.2)))
+    assert len(said) == 6
+    assert said[0].startswith("The model tuned on films: the choice of films against chance: better (+0.2")
+    assert said[-1].startswith("The model tuned on news: all other differences between preference sets are undecided")
 
 
 def test_every_seed_of_a_matrix_is_in_the_picture():
@@ -499,6 +503,11 @@ def test_a_projection_is_compared_with_exact_gradients_round_one():
     assert "dimension 256: 75 %" in said
     assert "off by 20.0 %" in said
     assert page.sketched(table[table["part"] != "exact"]).empty
+    (row,) = page.exact_differences(table)
+    assert (row["strategy"], row["difference"], row["seeds"]) == ("256", 0.0, 2)
+    whole = table.assign(judge=0.1, kl_per_token=0.1, fluency=-3.0)
+    titles = [axis.get_title() for axis in figures.drawn(STUDIES["4"], whole, pd.DataFrame(), found).axes]
+    assert titles[3:5] == list(figures.ERRORS.values())
 
 
 @pytest.mark.slow
@@ -546,18 +555,88 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     found = {part.name: Found(told[told["part"] == part.name]) for part in study.full}
     lines = page.written("1", study, study.full, found, saved, page.Told("figure-1", "full"))
     assert "Computed on: a machine." in lines
-    assert any(line.endswith("In the tables alone: KL, nats a token; fluency, nats a token.") for line in lines)
+    assert any("0 labels: the initial model. KL and fluency are in the table below only." in line for line in lines)
     assert any(line.startswith("- films: 4 finished paired seeds, 4 rounds of 16 labels, tiny") for line in lines)
-    assert not any("with Random itself" in line for line in said)
+    for strategies in ("activedpo-normalised apo aplp", "policy-trace-target decisive-bald"):
+        assert any(line.endswith(f"(`--strategies {strategies} random --prompts films --seeds 8`)") for line in lines)
+    assert "## Not yet run" not in lines
+    begun = {name: one if name == "films" else Found(pd.DataFrame()) for name, one in found.items()}
+    lines = page.written("1", study, study.full, begun, saved, page.Told("figure-1", "full"))
+    rest = lines[lines.index("## Not yet run") :]
+    assert [line.partition(" (`--strategies ")[0] for line in rest[2:]] == [f"- {part.name}" for part in study.full[1:]]
+    assert not any("not known that Random learned" in line for line in said)
     assert set(names_of(figures.drawn(study, table, saved, page.sketched(table)))) == set(pace)
     flat = table["strategy"].eq("random") & table["part"].eq("headlines")
     none = table.assign(reward=table["reward"].mask(flat, generator.normal(scale=0.05, size=len(table))))
-    said = page.verdicts(study, study.full, none, page.saved_of(study, none))
-    assert [line.partition(":")[0] for line in said if "with Random itself it cannot be told" in line] == ["headlines"]
+    saved = page.saved_of(study, none)
+    said = page.verdicts(study, study.full, none, saved)
+    assert [line.partition(":")[0] for line in said if "it is not known that Random learned" in line] == ["headlines"]
+    assert not any(line.startswith("headlines: ") and "save labels" in line for line in said)
+    rows = [line for line in page._savings(saved) if line.startswith("| headlines | ")]
+    assert [row.split(" | ")[2] for row in rows] == ["not defined: it is not known that Random learned"] * 3
     fell = table.assign(reward=table["reward"].where(~flat, -table["reward"]))
     (line,) = page.unlearned(study, fell[fell["part"] == "headlines"])
-    assert line.startswith("headlines: with Random itself it got worse (−4")
+    assert line.startswith("headlines: Random got worse (−4")
     assert not page.unlearned(study, fell[(fell["part"] == "headlines") & (fell["seed"] == 0)])
+
+
+def test_strategies_that_are_not_told_apart_are_one_sentence_and_a_row_each():
+    """Of two, one has a difference near its interval's end; how many seeds would tell stands with either."""
+    (part,) = STUDIES["3"].full
+    study = replace(STUDIES["3"], besides="activedpo")
+    rng = np.random.default_rng(3)
+    table = table_of(part, last=3, batch=16)
+    table = pd.concat([table.assign(seed=table["seed"] + 2 * k, reward=rng.normal(size=len(table))) for k in range(4)])
+    near = table["strategy"].eq("activedpo-normalised") & table["round"].eq(3)
+    table.loc[near, "reward"] += 0.5
+    said = page.verdicts(study, [part], table, page.saved_of(study, table))
+    (line,) = [line for line in said if "significantly from Random" in line]
+    assert line.startswith(
+        "fixed pool: no strategy differs significantly from Random in held-out reward after the last"
+    )
+    (other,) = [line for line in said if "significantly from activedpo " in line]
+    assert other.startswith("fixed pool: no strategy differs")
+    rows = page.differences(study, [part], table)
+    lines = page._differences(rows)
+    for row in rows:
+        if (row["measure"], row["outcome"], row["baseline"]) == ("reward", "final", "random"):
+            count = row["reason"].removesuffix(" replicates would decide an effect of this size")
+            cells = [row["strategy"], "random", "held-out reward", page._size(row), "undecided", count]
+            assert any(one.startswith(f"| fixed pool | {' | '.join(cells)} |") for one in lines)
+            nearest = f"the nearest to a verdict, {row['strategy']}, {page._size(row)} over 8 paired seeds, would take"
+            assert (nearest in line) == (row["strategy"] == "activedpo-normalised")
+    same = page.summed(
+        [row | {"difference": 0.0, "low": 0.0, "high": 0.0} for row in rows[:1]], "strategy", "random", "x"
+    )
+    assert same[0].startswith("activedpo does not differ significantly from Random in x")
+
+
+def test_win_rates_stand_beside_what_they_are_to_be_compared_with():
+    study, (films, headlines) = STUDIES["5"], STUDIES["5"].full[:2]
+    old, new = table_of(films), table_of(headlines, null_wins=np.nan, null_judge_wins=np.nan, longer_wins=np.nan)
+    new.loc[(new["round"] == 0) & (new["seed"] == 0), ["null_wins", "null_judge_wins"]] = [0.5, 0.25]
+    new.loc[new["round"] == 2, "longer_wins"] = 0.75
+    lines = page._final(study, pd.concat([old, new]))
+    assert lines[0].endswith("win rate by the judge | longer wins | null by the reward | null by the judge |")
+    assert "| films | apo | 2 | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | – | – | – |" in lines
+    assert (
+        "| headlines | apo | 2 | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | 0.75 [0.75, 0.75] | 0.50 – | 0.25 – |" in lines
+    )
+    assert (
+        "Not in the table, which is older than these columns: longer wins, null, reward, null, judge of films."
+        in lines[-1]
+    )
+
+
+def test_a_page_says_how_well_models_are_as_far_as_its_table_does():
+    films, headlines = STUDIES["1"].full[:2]
+    new = table_of(headlines, ended=0.5, chosen_log_ratio=2.0)
+    new.loc[new["round"] == 0, ["ended", "chosen_log_ratio"]] = [0.25, np.nan]
+    lines = page._well(pd.concat([table_of(films), new]))
+    assert "| headlines | random | 0.25 → 0.50 | – | 2.00 | – | – | – | – |" in lines
+    assert not any(line.startswith("| films") for line in lines)
+    assert lines[-1].endswith("held-out accuracy of films.")
+    assert page._well(table_of(films)) == lines[-1:]
 
 
 def test_a_regime_names_the_best_setting_whose_text_stayed_language():
@@ -586,6 +665,7 @@ def test_a_regime_names_the_best_setting_whose_text_stayed_language():
     }
     for name, place in steps.items():
         assert ends[name] == pytest.approx((-0.4 if place == 11 else -0.1, 0.01 * place + 0.0005))
+    assert all({text.get_text() for text in axis.texts} == set(steps) for axis in drawing.axes)
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ def read(file: Path) -> pd.DataFrame:
     if not file.exists():
         return pd.DataFrame()
     # Names may look like numbers: a projection's dimension, or the commit 0680098.
-    return pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(NAMES, str))
+    table = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(NAMES, str))
+    return table.round(DIGITS).round(COARSE)
 
 
 def about(directory: RunDirectory) -> dict[str, str]:
