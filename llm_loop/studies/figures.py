@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -106,13 +107,12 @@ def settings(table: pd.DataFrame) -> Figure:
     ends = [table[table["round"] == number].set_index(keys)[[*COSTS, *COSTS.values()]] for number in (0, last)]
     change = (ends[1] - ends[0]).reset_index()
     means = change.groupby("part", sort=False)[[*COSTS, *COSTS.values()]].mean()
-    well = (means["fluency"] >= -FLUENCY) & (means["kl_per_token"] <= FAR)
     figure, axes = panels(2, 2, 4.7, 4.4, legend=0)
     for axis, (cost, gain), limit in zip(axes, COSTS.items(), (-FLUENCY, FAR), strict=True):
         axis.plot(change[cost], change[gain], ls="", marker="o", ms=2.5, color="0.65")
         for name, row in means.iterrows():
-            face = {} if well[name] else {"mfc": "white"}
-            axis.plot(row[cost], row[gain], ls="", marker="o", ms=5.5, color=BLUE, label=name, **face)
+            face = BLUE if row["fluency"] >= -FLUENCY and row["kl_per_token"] <= FAR else "white"
+            axis.plot(row[cost], row[gain], ls="", marker="o", ms=5.5, color=BLUE, mfc=face, label=name)
         axis.axvline(limit, color="black", lw=0.8, ls=":")
         axis.axhline(0, color="0.7", lw=0.8)
         axis.tick_params(labelsize=8)
@@ -129,8 +129,7 @@ def settings(table: pd.DataFrame) -> Figure:
 
 def _name(axis: Axes, points: pd.DataFrame) -> None:
     """Write every point's name beside it, at the nearest place around where it covers no other name nor point."""
-    figure = axis.get_figure(root=True)
-    unit = figure.dpi / 72
+    unit = axis.figure.dpi / 72
     spots = axis.transData.transform(points.to_numpy())
     taken = [Bbox.from_extents(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in spots]
     frame = axis.get_window_extent()
@@ -150,7 +149,7 @@ def _name(axis: Axes, points: pd.DataFrame) -> None:
         middle = axis.transData.inverted().transform(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2))
         leader = {"arrowstyle": "-", "lw": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 3} if far > AWAY[0] else None
         axis.annotate(
-            name, points.loc[name], middle, fontsize=6.5, ha="center", va="center", arrowprops=leader
+            name, tuple(points.loc[name]), tuple(middle), fontsize=6.5, ha="center", va="center", arrowprops=leader
         ).set_in_layout(False)
 
 
@@ -159,7 +158,7 @@ def _besides(saved: pd.DataFrame, sketched: pd.DataFrame) -> list[Callable[[Axes
     if len(saved):
         return [lambda axis, part: _saved(axis, saved[saved["truth"] == part])]
     if len(sketched):
-        return [lambda axis, _, of=column: _sketched(axis, sketched, of) for column in ERRORS]
+        return [partial(_sketched, sketched, column) for column in ERRORS]
     return []
 
 
@@ -196,7 +195,7 @@ def _saved(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xlabel("grey: within ±10 %; hollow: undecided", fontsize=8)
 
 
-def _sketched(axis: Axes, rows: pd.DataFrame, column: str) -> None:
+def _sketched(rows: pd.DataFrame, column: str, axis: Axes, _: str) -> None:
     """Draw the share of exact picks that are kept, or the widths' error, against the dimension."""
     names = sorted(rows["part"].unique(), key=int)
     sizes = [int(name) for name in names]

@@ -43,7 +43,7 @@ def saved_of(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     if not parts or "reward" not in study.measures or table["labels"].nunique() < 3:
         return pd.DataFrame(columns=SAVINGS)
     rows = pd.concat(parts).rename(columns={"part": "truth", "strategy": "contender", "seed": "replicate"})
-    unmet = {(part, BASELINE): why for part, own in table.groupby("part") if (why := undefined(study, own))}
+    unmet = {(str(part), BASELINE): why for part, own in table.groupby("part") if (why := undefined(study, own))}
     return savings(rows, "reward", BASELINE, lower_is_better=False, unmet=unmet)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def finished(part: Part, study: AlignmentStudy, directory: RunDirectory, widths:
     out = pd.concat(curves, axis=1).reset_index("labels").join(rounds.set_index(KEYS)[list(OF_ROUNDS)])
     out = out.join(rows.groupby(KEYS)["ended"].mean())
     for column, measure in WINS.items():
-        out = out.join(_by_seed(rows, lambda own, by=measure: win_rates(own, by), "rate").rename(column))
+        out = out.join(_by_seed(rows, partial(win_rates, measure=measure), "rate").rename(column))
     out = out.join(_by_seed(tables.frame(tables.HeldoutDuel, *folders), accuracies, "accuracy"))
     out = out.join(_nulls(rows))
     offered = tables.frame(tables.Candidate, *folders)
@@ -144,8 +145,8 @@ def _nulls(rows: pd.DataFrame) -> pd.DataFrame:
     """
     last, seeds = rows["round"].max(), sorted(rows["seed"].unique())
     found: dict[tuple[str, int, int], dict[str, float]] = {}
-    for seed, own in rows.groupby("seed", sort=False):
-        for strategy, share in longer_wins(own).items():
+    for seed in seeds:
+        for strategy, share in longer_wins(rows[rows["seed"] == seed]).items():
             found[strategy, seed, last] = {"longer_wins": share}
     for first, second in zip(seeds[::2], seeds[1::2], strict=False):
         pair = rows[rows["seed"].isin((first, second))]
