@@ -215,7 +215,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = COMMAND.presets[options.preset][1]
     study = Demonstration.of(settings)
     if options.dry_run:
-        command.say(*forecast(study, options.jobs))
+        command.say(*forecast(study, options.jobs).lines)
         return 0
     told = ["--output", str(options.output), "--cells", options.cells, "--jobs", str(options.jobs)]
     if not options.show and (status := command.run(COMMAND, [options.preset, *told])):

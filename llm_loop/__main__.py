@@ -25,7 +25,7 @@ def align(arguments: Sequence[str]) -> int:
         from llm_loop.forecast import forecast
 
         _, options = command.parse(COMMAND, [word for word in arguments if word != "--dry-run"])
-        command.say(*forecast(AlignmentStudy.of(options.settings), options.jobs))
+        command.say(*forecast(AlignmentStudy.of(options.settings), options.jobs).lines)
         return 0
     if launch.processes() == 1:
         return command.run(COMMAND, arguments)

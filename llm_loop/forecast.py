@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import joblib
@@ -24,7 +24,7 @@ from llm_loop.data.chat import Prompt
 from llm_loop.learner import Preference, fit_dpo
 from llm_loop.models import Policy, Row
 from llm_loop.passes import read_once
-from llm_loop.run import AlignmentStudy
+from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding, sample
 from llm_loop.setup import Setup, authors, build, check, demonstrations, quiet_libraries
 from llm_loop.tuning import tune
@@ -149,9 +149,20 @@ def tuning_seconds(study: AlignmentStudy) -> float:
     return (time.perf_counter() - started) * tuning.epochs * len(rows) / len(part)
 
 
-def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
-    """Return what a run will take, a line a fact."""
+@dataclass(frozen=True)
+class Forecast:
+    """What the cells of a run will take."""
+
+    lines: tuple[str, ...]
+    """a line a fact"""
+    seconds: float
+    """until all are done, side by side"""
+
+
+def forecast(study: AlignmentStudy, jobs: int = 0, cells: Collection[Cell] | None = None) -> Forecast:
+    """Return what a run will take, or those cells of it that are left."""
     alignment = study.alignment
+    left = study.cells() if cells is None else cells
     check(alignment, study.parts)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -176,9 +187,10 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
         one = work(alignment, "width" in strategy.reads)
         parts = {stage: getattr(one, stage) * pace[stage] for stage in STAGES}
         whole = begun + sum(parts.values())
-        costs += [whole] * alignment.seeds
+        count = sum(cell.strategy == name for cell in left)
+        costs += [whole] * count
         told = ", ".join(f"{stage} {in_words(part)}" for stage, part in parts.items() if part)
-        rows.append(f"  {name}: {alignment.seeds} cells of about {in_words(whole)} ({told})")
+        rows.append(f"  {name}: {count} cells of about {in_words(whole)} ({told})")
     memory = 2 * (model + max((one.size for one in others), default=0)) + sum(study.memory().values())
     most = max(1, min(len(costs), int(SHARE * machine_memory() / memory)))
     side = side_by_side(jobs, 0, joblib.cpu_count(), most)
@@ -190,4 +202,4 @@ def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
         lines.append(f"the pool is drawn first: about {in_words(pool)}, once")
     whole = first + pool + remaining(costs, 1.0, side)
     lines.append(f"about {in_words(whole)} with {side} side by side, without waiting for other work")
-    return lines
+    return Forecast(tuple(lines), whole)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from bandits.runs.files import sha256
+
 Preset = Literal["smoke", "full"]
 ALL = ("activedpo-normalised", "apo", "aplp", "random")
 NORMALISED = ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random")
@@ -21,6 +23,17 @@ class Part:
     options: tuple[str, ...]
     strategies: tuple[str, ...] = ALL
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that its command line says beside the preset."""
+        return ("--strategies", *self.strategies, *self.options)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that name its options, but for strategies and seeds: rows of a table name those."""
+        pairs = zip(self.options[::2], self.options[1::2], strict=True)
+        return sha256(" ".join(f"{name} {value}" for name, value in pairs if name != "--seeds").encode())[:8]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -34,6 +47,8 @@ class Study:
     """a strategy that the others are compared with besides Random"""
     metered: int = 0
     """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
+    table: str = ""
+    """another study whose runs and table it reads, if it has none of its own"""
 
     @property
     def exact(self) -> bool:
@@ -122,6 +137,7 @@ STUDIES: dict[str, Study] = {
         "How often does a trained policy's response beat the initial model's, by the reward and by the judge?",
         TASKS,
         ("wins", "judge_wins"),
+        table="1",
     ),
     "redundant": Study(
         "Positive control: a redundant pool",
@@ -137,7 +153,7 @@ STUDIES: dict[str, Study] = {
         metered=3,
     ),
     "regime": Study(
-        "The regime: reward gained at which loss of fluency",
+        "Training settings: reward gained against fluency lost",
         "Which settings raise reward and judge while the text stays language (fluency lost at most 0.3 nats "
         "a token, KL at most 0.5 nats a token)?  Settings that name neither have rate 1.5e-3 and β 0.1.",
         tuple(
@@ -146,3 +162,9 @@ STUDIES: dict[str, Study] = {
         ),
     ),
 }
+
+
+def pages(name: str) -> dict[str, Study]:
+    """Return the studies that are read off a study's runs, itself among them."""
+    table = STUDIES[name].table or name
+    return {other: study for other, study in STUDIES.items() if (study.table or other) == table}
