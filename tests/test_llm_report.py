@@ -20,6 +20,9 @@ from llm_loop.config import Alignment, Evaluation
 from llm_loop.report import findings
 from llm_loop.report import page as report
 from llm_loop.report.evaluate import distinct
+from llm_loop.studies import page as study
+from llm_loop.studies.plans import STUDIES
+from llm_loop.studies.read import read as read_table
 
 PROMPTS, ROUNDS, BATCH = 24, 4, 6
 WORDS = [
@@ -282,7 +285,8 @@ def test_a_sign_of_repetition_takes_more_than_a_twentieth(measure: str, change: 
     last = dict.fromkeys(names, still) | {"reward": still | {"change_low": 0.1}, "judge": still | {"change_low": 0.1}}
     last |= {measure: {"mean": 0.01 + change, "change": change, "change_low": change, "change_high": change}}
     last["corpus_distinct_2"] = first = {"mean": 0.9}
-    row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}}
+    each = pd.DataFrame({"seed": [0], "fluency_change": [0.0], "kl_per_token": [0.1]})
+    row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}, "each": each}
     said = findings.health([row | {"bits": (1.2, 1.2), "start": {"tokens": 12.0}}])
     assert said[1:] == ([words] if words else [])
     assert said[0].startswith("There are signs of gaming" if words else "No sign of gaming in this run")
@@ -399,6 +403,79 @@ def test_a_reward_bought_with_broken_text_is_called_so_from_a_recorded_run(
     assert "random: the text broke down. The initial model gives these responses −5.29" in " ".join(said)
     for name, kl in (("activedpo-normalised", "1.45"), ("random", "1.15")):
         assert any(line.startswith(f"{name}: the policy is {kl} nats a token (KL)") for line in said)
+
+
+def test_one_broken_seed_among_eight_whole_ones_is_named(tmp_path: Path) -> None:
+    """The means over seeds are within both limits: −0.20 nats a token of fluency, 0.22 of KL."""
+    folder = made_up(tmp_path, {"random": 0.3}, seeds=8)
+
+    def ends_at(fluency: float, kl: float) -> list[str]:
+        cell = folder / "cells" / "random--seed3"
+        told = [
+            replace(row, reference_log_prob=12 * fluency, log_ratio=12 * kl) if row.round == ROUNDS else row
+            for row in tables.read(tables.Evaluation, cell)
+        ]
+        tables.write(tables.Evaluation, cell, told)
+        close(cell)
+        report.write(folder)
+        return json.loads((folder / "findings.json").read_text())
+
+    said = ends_at(-5.70, 1.45)
+    assert "Single seeds are beyond the limits of health, where a higher reward is no gain" in said[0]
+    assert not any("No sign of gaming" in line for line in said)
+    lost, far = said[2:4]
+    assert re.fullmatch(r"1 of 8 seeds of random \(seed 3\) lost 2\.1\d nats a token of fluency, beyond 0\.3\.", lost)
+    assert far == "1 of 8 seeds of random (seed 3) went 1.45 nats a token (KL) from the initial model, beyond 0.5."
+    said = ends_at(-3.8, 0.45)
+    assert said[1].startswith("No sign of gaming in this run")
+
+
+STUDIES_AT = Path(__file__).parents[1] / "docs" / "studies"
+
+
+@pytest.mark.parametrize("name", ["1", "3", "4", "5", "redundant", "regime"])
+def test_every_seed_beyond_the_limits_in_a_recorded_study_is_named(name: str) -> None:
+    """The seeds are found here again, the slow way: no name of a run whose seeds are all within the limits occurs."""
+    table = read_table(STUDIES_AT / f"{'figure-' * name.isdigit()}{name}.csv")
+    lost, far = {}, {}
+    for row in table[table["round"] > 0].to_dict("records"):
+        own = table[(table["part"] == row["part"]) & (table["strategy"] == row["strategy"])]
+        if row["round"] == own["round"].max():
+            first = own[(own["seed"] == row["seed"]) & (own["round"] == 0)]["fluency"].iloc[0]
+            names = [row[column] for column in ("part", "strategy") if table[column].nunique() > 1]
+            who = ", ".join(names or [row["strategy"]])
+            lost.setdefault(who, {})[row["seed"]] = row["fluency"] - first < -0.3
+            far.setdefault(who, {})[row["seed"]] = row["kl_per_token"] > 0.5
+    said = " ".join(study.healthy(STUDIES[name], table))
+    for limit, words in ((lost, "lost"), (far, "went")):
+        for who, seeds in limit.items():
+            over = sorted(seed for seed, beyond in seeds.items() if beyond)
+            which = f"seed{'s' if len(over) > 1 else ''} {findings.named([str(seed) for seed in over] or [''])}"
+            assert (f"{len(over)} of {len(seeds)} seeds of {who} ({which}) {words} " in said) == bool(over)
+            assert over or not re.search(rf"seeds of {re.escape(who)} \([^)]*\) {words} ", said)
+    assert ("in all runs and seeds" in said) == (not any(any(s.values()) for s in [*lost.values(), *far.values()]))
+
+
+def test_a_recorded_regime_has_a_broken_setting_and_its_default_is_healthy() -> None:
+    table = read_table(STUDIES_AT / "regime.csv")
+    own, default = (table[table["part"] == part] for part in ("6 epochs", "rate 1.5e-3, β 0.1"))
+    (said,) = study.healthy(STUDIES["regime"], own)
+    assert said.startswith("Beyond the limits")
+    (said,) = study.healthy(STUDIES["regime"], default)
+    assert said.startswith("The text stayed language in all runs and seeds")
+
+
+def test_a_seed_beyond_the_limits_of_a_matrix_is_named() -> None:
+    gains = pd.DataFrame({"model": "plots", "chosen_by": ["plots"] * 4 + ["random"] * 4, "seed": [0, 1, 2, 3] * 2})
+    whole = gains.assign(fluency_change=0.1, kl_per_token=0.1)
+    assert study.matrix_healthy(whole).startswith("The text stayed language in all runs and seeds")
+    broken = whole.assign(fluency_change=[0.1, 0.1, 0.1, -0.7] + [0.1] * 4, kl_per_token=[0.1] * 7 + [1.5])
+    assert study.matrix_healthy(broken).startswith("The text stayed language in all runs, by the means over seeds")
+    assert "1 of 4 seeds of the model tuned on plots, by its own choice (seed 3) lost 0.70" in study.matrix_healthy(
+        broken
+    )
+    assert "1 of 4 seeds of the model tuned on plots, by chance (seed 3) went 1.50" in study.matrix_healthy(broken)
+    assert study.matrix_healthy(whole.assign(kl_per_token=1.0)).startswith("Beyond the limits")
 
 
 @pytest.mark.campaign

@@ -64,6 +64,27 @@ def check_balanced(evaluations: pd.DataFrame) -> None:
         raise InputError("evaluations: round 0, the initial model, is missing")
 
 
+def per_token(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with ``kl_per_token`` and ``fluency`` (the initial model's log-probability) in nats a token."""
+    return evaluations.assign(
+        kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
+        fluency=evaluations["reference_log_prob"] / evaluations["tokens"],
+    )
+
+
+def by_seed(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return how each seed ended, a row per ``keys`` and seed: ``fluency_change`` since round 0, and ``kl_per_token``.
+
+    ``table`` has columns as ``per_token`` makes them, with any number of rows a round, which are averaged.
+    """
+    names = [*keys, "seed"]
+    means = table.groupby([*names, "round"], sort=False)[["fluency", "kl_per_token"]].mean().reset_index()
+    ordered = means.sort_values("round", kind="stable").groupby(names, sort=False)
+    first, last = (rows.set_index(names) for rows in (ordered.head(1), ordered.tail(1)))
+    found = last.assign(fluency_change=last["fluency"] - first["fluency"])[["fluency_change", "kl_per_token"]]
+    return found.reset_index().sort_values("seed", kind="stable")
+
+
 def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.DataFrame:
     """Return each measure's mean and its paired change from the initial model, with Student's t intervals at 95 %.
 

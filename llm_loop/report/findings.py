@@ -289,19 +289,47 @@ def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
     return lines
 
 
+def strays(who: str, seeds: pd.DataFrame) -> list[str]:
+    """Say how many seeds, and which, lost more than ``FLUENCY`` of fluency or are further than ``FAR``; [] if none.
+
+    ``seeds`` has columns ``seed``, ``fluency_change`` and ``kl_per_token``, a row each.  A mean over seeds hides one
+    broken seed among many whole ones.
+    """
+    said = []
+    for values, limit, words in (
+        (-seeds["fluency_change"], FLUENCY, "lost {} nats a token of fluency"),
+        (seeds["kl_per_token"], FAR, "went {} nats a token (KL) from the initial model"),
+    ):
+        over = seeds["seed"][values > limit]
+        if len(over):
+            several = len(over) > 1
+            most = f"{'up to ' if several else ''}{number(values.max(), sign=False)}"
+            which = f"seed{'s' if several else ''} {named([str(seed) for seed in over])}"
+            said.append(f"{len(over)} of {len(seeds)} seeds of {who} ({which}) {words.format(most)}, beyond {limit}")
+    return said
+
+
 def health(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return whether policies still write language, and the signs that one games its reward rather than earns it.
 
-    The first line is the verdict.  Health is claimed only where the interval (over prompts) excludes a loss of fluency
-    of more than ``FLUENCY`` nats a token.  A sign takes the number alone, and of repetition more than ``REPEATS`` too:
-    over many prompts an interval excludes 0 for a hundredth.
+    The first line is the verdict.  Limits are held to the means over seeds and to every seed.  Health is claimed only
+    where the interval (over prompts) excludes a loss of fluency of more than ``FLUENCY`` nats a token.  A sign takes
+    the number alone, and of repetition more than ``REPEATS`` too: over many prompts an interval excludes 0 for a
+    hundredth.
     """
     broken = [line for row in rows for line in _broken(row)]
     games = [line for row in rows for line in _games(row)]
+    single = [f"{line}." for row in rows if len(row["each"]) > 1 for line in strays(row["strategy"], row["each"])]
     if broken:
-        return ["The text degenerated in this run, so a higher reward is no gain.", *broken, *games]
+        return ["The text degenerated in this run, so a higher reward is no gain.", *broken, *single, *games]
     if games:
-        return ["There are signs of gaming in this run.", *games]
+        return ["There are signs of gaming in this run.", *games, *single]
+    if single:
+        return [
+            "Single seeds are beyond the limits of health, where a higher reward is no gain; by the means over seeds "
+            "there is no sign of gaming.",
+            *single,
+        ]
     unsure = [row["strategy"] for row in rows if not row["last"]["fluency"]["change_low"] > -FLUENCY]
     if unsure:
         return [

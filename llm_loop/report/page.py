@@ -35,6 +35,7 @@ from llm_loop.report.evaluate import (
     REPETITIVE,
     accuracies,
     against,
+    by_seed,
     check_balanced,
     corpus_distinct,
     degenerate,
@@ -42,6 +43,7 @@ from llm_loop.report.evaluate import (
     labels_saved,
     learning_curves,
     longer_wins,
+    per_token,
     same_policy,
     selection,
     totals,
@@ -144,13 +146,8 @@ def measures(run: Run) -> pd.DataFrame:
 
     ``corpus_distinct_2`` alone has its interval over seeds, since a corpus has no prompts to vary.
     """
-    table = run.evaluations
-    evaluations = table.assign(
-        degenerate=degenerate(table),
-        fluency=table["reference_log_prob"] / table["tokens"],
-        kl_per_token=table["log_ratio"] / table["tokens"],
-        ended=table["ended"].astype(float),
-    )
+    table = per_token(run.evaluations)
+    evaluations = table.assign(degenerate=degenerate(table), ended=table["ended"].astype(float))
     means = intervals(evaluations, MEASURES, "prompt_index")
     wins = win_rates(evaluations).rename(columns={"rate": "mean", "prompts": "units"}).assign(measure="win_rate")
     right = accuracies(run.duels).rename(columns={"accuracy": "mean", "prompts": "units"}).assign(measure="accuracy")
@@ -191,7 +188,7 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return what the page's main table says of each strategy after the last round."""
     seeds = intervals(run.evaluations, ["reward", "judge"], "seed")
     wins, judged = win_rates(run.evaluations), win_rates(run.evaluations, "judge")
-    longer = longer_wins(run.evaluations)
+    longer, each = longer_wins(run.evaluations), by_seed(per_token(run.evaluations), ["strategy"])
     rows = []
     for strategy in run.strategies:
         own = table[table["strategy"] == strategy]
@@ -206,6 +203,7 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
                 "first": first.to_dict("index"),
                 "last": last.to_dict("index"),
                 "seeds": over.to_dict("index"),
+                "each": each[each["strategy"] == strategy],
                 "wins": won.to_dict("records")[0],
                 "judged": praised.to_dict("records")[0],
                 "longer": longer[strategy],

@@ -12,7 +12,7 @@ from bandits.runs import command
 from bandits.runs.directory import Ledger, RunDirectory
 from llm_loop import tables
 from llm_loop.__main__ import COMMAND
-from llm_loop.report.evaluate import learning_curves, win_rates
+from llm_loop.report.evaluate import learning_curves, per_token, win_rates
 from llm_loop.run import AlignmentStudy
 from llm_loop.studies.plans import Part
 
@@ -57,10 +57,7 @@ def finished(part: Part, arguments: Sequence[str], widths: bool = False) -> Foun
     folders = [folder for cell, folder in done.items() if cell.seed in seeds]
     if not folders:
         return Found(pd.DataFrame())
-    rows = tables.frame(tables.Evaluation, *folders)
-    rows = rows.assign(
-        kl_per_token=rows["log_ratio"] / rows["tokens"], fluency=rows["reference_log_prob"] / rows["tokens"]
-    )
+    rows = per_token(tables.frame(tables.Evaluation, *folders))
     rounds = tables.frame(tables.Round, *folders)
     curves = [learning_curves(rows, rounds, measure).set_index([*KEYS, "labels"])[measure] for measure in MEASURES]
     out = pd.concat(curves, axis=1).reset_index("labels")
