@@ -246,7 +246,13 @@ def test_longer_wins_counts_pairs_of_unequal_length() -> None:
     rows = [(0, 0, 5, 1.0), (0, 1, 5, 1.0), (0, 2, 5, 1.0), (0, 3, 5, 1.0)]
     rows += [(2, 0, 9, 2.0), (2, 1, 3, 0.0), (2, 2, 5, 0.0), (2, 3, 7, 1.0)]  # longer better twice, alike, tied
     frame = pd.DataFrame(rows, columns=["round", "prompt_index", "tokens", "reward"]).assign(strategy="a", seed=0)
-    assert longer_wins(frame) == {"a": pytest.approx(2.5 / 3)}
+    found = longer_wins(frame)["a"]
+    assert (found.value, found.n) == (pytest.approx(2.5 / 3), 3)
+    assert 0 < found.low < 2.5 / 3 < found.high <= 1
+    again = longer_wins(pd.concat([frame, frame.assign(seed=1)]))["a"]  # a prompt of two seeds is one prompt
+    assert (again.value, again.low, again.n) == (found.value, found.low, 3)
+    alike = longer_wins(frame.assign(tokens=5))["a"]
+    assert (np.isnan(alike.value), alike.n) == (True, 0)
 
 
 def test_incomplete_evaluations_are_refused() -> None:

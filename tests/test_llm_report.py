@@ -4,8 +4,10 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import pytest
 from bandits.core.registry import fingerprint
 from bandits.runs.directory import VOLATILE, Ledger, config_of
 from bandits.runs.files import write_json
+from bandits.runs.stats import share
 from bandits.selector import STRATEGIES
 from llm_loop import tables
 from llm_loop.config import Alignment, Evaluation
@@ -281,12 +284,14 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
 def test_a_sign_of_repetition_takes_more_than_a_twentieth(measure: str, change: float, words: str) -> None:
     """Each change lies beyond its interval."""
     still = {"mean": 0.01, "change": 0.0, "change_low": 0.0, "change_high": 0.0}
-    names = ("kl_per_token", "degenerate", "distinct_2", "corpus_distinct_2", "tokens", "judge", "fluency")
+    names = ("kl_per_token", "degenerate", "distinct_2", "corpus_distinct_2", "tokens", "judge", "fluency", "ended")
     last = dict.fromkeys(names, still) | {"reward": still | {"change_low": 0.1}, "judge": still | {"change_low": 0.1}}
     last |= {measure: {"mean": 0.01 + change, "change": change, "change_low": change, "change_high": change}}
     last["corpus_distinct_2"] = first = {"mean": 0.9}
     each = pd.DataFrame({"seed": [0], "fluency_change": [0.0], "kl_per_token": [0.1]})
     row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}, "each": each}
+    fit = pd.DataFrame({"chosen_log_ratio": [0.1], "chosen_fell_share": [0.4], "chosen_length": [12.0]})
+    row |= {"fit": fit, "longer": share(12, 24), "wins": {"rate": 0.5}}
     said = findings.health([row | {"bits": (1.2, 1.2), "start": {"tokens": 12.0}}])
     assert said[1:] == ([words] if words else [])
     assert said[0].startswith("There are signs of gaming" if words else "No sign of gaming in this run")
@@ -471,11 +476,127 @@ def test_a_seed_beyond_the_limits_of_a_matrix_is_named() -> None:
     assert study.matrix_healthy(whole).startswith("The text stayed language in all runs and seeds")
     broken = whole.assign(fluency_change=[0.1, 0.1, 0.1, -0.7] + [0.1] * 4, kl_per_token=[0.1] * 7 + [1.5])
     assert study.matrix_healthy(broken).startswith("The text stayed language in all runs, by the means over seeds")
-    assert "1 of 4 seeds of the model tuned on plots, by its own choice (seed 3) lost 0.70" in study.matrix_healthy(
-        broken
-    )
-    assert "1 of 4 seeds of the model tuned on plots, by chance (seed 3) went 1.50" in study.matrix_healthy(broken)
+    for seeds in ("by its own choice (seed 3) lost 0.70", "by chance (seed 3) went 1.50"):
+        assert f"1 of 4 seeds of the model tuned on plots, {seeds}" in study.matrix_healthy(broken)
     assert study.matrix_healthy(whole.assign(kl_per_token=1.0)).startswith("Beyond the limits")
+
+
+Change = Callable[[Any], dict[str, Any]]
+"""from a row of the last round, what is other in it"""
+
+
+def judged(plain: Path, folder: Path, kind: type[tables.Row], change: Change, seeds: int = 3) -> tuple[list[str], str]:
+    """Return what is said of the health, and the remarks, of a whole run whose last round is changed in one table."""
+    shutil.copytree(plain, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["seeds"] = seeds
+    write_json(folder / "manifest.json", manifest)
+    for cell in (folder / "cells").iterdir():
+        rows = tables.read(kind, cell)
+        tables.write(kind, cell, [replace(row, **change(row)) if row.round == ROUNDS else row for row in rows])
+        close(cell)
+    run = report.read(folder)
+    summary = report.summary(run, report.measures(run))
+    return findings.health(summary), " ".join(findings.remarks(summary))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up(tmp_path_factory.mktemp("plain"), {"random": 0.3})
+
+
+@pytest.mark.parametrize(("cut", "sign", "remark"), [(1, False, False), (4, False, True), (6, True, True)])
+def test_responses_that_no_longer_end_are_a_remark_and_many_a_sign(
+    cut: int, sign: bool, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Of 24 responses every other one ended; one less is within the interval, six are more than a fifth."""
+    said, told = judged(
+        plain, tmp_path / "run", tables.Evaluation, lambda row: {"ended": row.ended and row.prompt_index >= 2 * cut}
+    )
+    share = f"50% → {(12 - cut) / 24:.0%}"
+    assert said[1:] == ([f"random: fewer responses end by themselves, {share}; the others are cut."] if sign else [])
+    assert said[0].startswith("There are signs of gaming" if sign else "No sign of gaming")
+    assert (f"Fewer responses ended by themselves, beyond the interval over prompts: random {share}." in told) == remark
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fell", "seeds", "sign", "remark"),
+    [
+        (+1.0, 0.2, 3, False, False),
+        (-0.04, 0.8, 3, False, False),  # not beyond the interval over seeds
+        (-1.0, 0.8, 3, False, True),
+        (-3.5, 0.8, 3, False, True),
+        (-4.0, 0.8, 3, True, True),  # 12 tokens at 0.3 nats are 3.6, and the interval has 0.12
+        (-4.0, 0.4, 3, False, False),
+        (-4.0, 0.8, 1, False, False),
+    ],
+)
+def test_displaced_likelihood_is_a_remark_and_much_of_it_a_sign(
+    ratio: float, fell: float, seeds: int, sign: bool, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    said, told = judged(
+        plain,
+        tmp_path / "run",
+        tables.Round,
+        lambda row: {"chosen_log_ratio": ratio + 0.05 * (row.seed - 1), "chosen_fell_share": fell},
+        seeds,
+    )
+    assert any("likelihood displacement" in line for line in said) == sign
+    assert said[0].startswith("There are signs of gaming") == sign
+    assert ("Most preferred responses became less likely themselves" in told) == remark
+    if sign:
+        assert "In 80% of labelled pairs" in said[1]
+        assert "mean log-ratio is −4.00 [−4.12, −3.88] nats" in said[1]
+
+
+@pytest.mark.parametrize(("training", "seeds", "remark"), [(1.0, 3, True), (0.7, 3, False), (1.0, 1, False)])
+def test_labels_learned_by_heart_are_a_remark(
+    training: float, seeds: int, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Half of the held-out duels are ordered correctly, and all of them or 7 in 10 of the labelled ones."""
+    whole = shutil.copytree(plain, tmp_path / "whole")
+    for cell in (whole / "cells").iterdir():
+        rows = tables.read(tables.Round, cell)
+        accurate = training - 0.1 * (int(cell.name[-1]) == 2)
+        tables.write(tables.Round, cell, [replace(row, training_accuracy=accurate) for row in rows])
+
+    def half(row: tables.HeldoutDuel) -> dict[str, float]:
+        return {"margin": row.true_margin * (-1) ** row.prompt_index}
+
+    said, told = judged(whole, tmp_path / "run", tables.HeldoutDuel, half, seeds)
+    assert said[0].startswith("No sign of gaming")
+    assert told == (
+        "Labels learned by heart: of the labelled duels and of held-out ones the last policy orders correctly random "
+        "97% and 50% (gap +47 [+32, +61] points). The intervals over seeds lie above 25 points."
+        if remark
+        else ""
+    )
+
+
+@pytest.mark.parametrize(("longer", "by_length", "sign"), [(18, True, True), (18, False, False), (12, True, False)])
+def test_a_reward_for_length_is_a_sign_where_answers_grow(
+    longer: int, by_length: bool, sign: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Answers of 14 tokens where 12 were; the others have 10.
+
+    Where every answer is better the longer one wins less often than the policy's, and with as many shorter ones answers
+    did not become longer.
+    """
+    whole = shutil.copytree(plain, tmp_path / "whole")
+    for cell in (whole / "cells").iterdir():
+        start = [replace(row, reward=0.0, judge=0.0) for row in tables.read(tables.Evaluation, cell)]
+        tables.write(tables.Evaluation, cell, start)
+
+    def answer(row: tables.Evaluation) -> dict[str, float]:
+        tokens = 14 if row.prompt_index < longer else 10
+        gain = 1.0 if tokens > 12 or not by_length else -0.1
+        return {"tokens": tokens, "reward": gain, "judge": gain, "reference_log_prob": -3.6 * tokens}
+
+    said, _ = judged(whole, tmp_path / "run", tables.Evaluation, answer)
+    assert any("length may be what is rewarded" in line for line in said) == sign
+    assert said[0].startswith("There are signs of gaming" if sign else "No sign of gaming")
+    if sign:
+        assert "in 100% [86%, 100%], more often than the policy's has (75%)" in said[1]
 
 
 @pytest.mark.campaign

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bandits.core.errors import InputError
-from bandits.runs.stats import SAVINGS, compare, mean, savings, share
+from bandits.runs.stats import SAVINGS, Estimate, compare, mean, savings, share
 
 Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
@@ -177,18 +177,20 @@ def same_policy(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFr
     return win_rates(twice[place < len(seeds) // 2 * 2], measure)
 
 
-def longer_wins(evaluations: pd.DataFrame) -> dict[str, float]:
+def longer_wins(evaluations: pd.DataFrame) -> dict[str, Estimate]:
     """Return, by strategy, how often the longer of the initial and the last policy's response has more reward.
 
-    A tie in reward counts ½; pairs of one length are left out.  Near ½, length says nothing; NaN: no such pair.
+    A tie in reward counts ½; pairs of one length are left out.  The interval (exact, 95 %) is over prompts: a prompt's
+    result is its mean over the seeds.  Near ½, length says nothing; NaN: no such pair.
     """
     keys = ["strategy", "seed", "prompt_index"]
     last = evaluations[evaluations["round"] == evaluations["round"].max()].set_index(keys)
     first = evaluations[evaluations["round"] == 0].set_index(keys)
     longer = np.sign(last["tokens"] - first["tokens"])
     agree = (longer * np.sign(last["reward"] - first["reward"]) + 1) / 2
-    found = agree[longer != 0].groupby("strategy", sort=False).mean()
-    return {name: float(found.get(name, np.nan)) for name in dict.fromkeys(evaluations["strategy"])}
+    found = agree[longer != 0].groupby(["strategy", "prompt_index"], sort=False).mean().reset_index(name="won")
+    by_prompt = {name: found["won"][found["strategy"] == name] for name in dict.fromkeys(evaluations["strategy"])}
+    return {name: share(float(won.sum()), len(won)) for name, won in by_prompt.items()}
 
 
 def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
@@ -216,6 +218,19 @@ def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def fits(rounds: pd.DataFrame, duels: pd.DataFrame) -> pd.DataFrame:
+    """Return what the last fit made of its labels, and of held-out duels, a row per strategy and seed.
+
+    Columns ``chosen_log_ratio``, ``chosen_fell_share``, ``chosen_length`` and ``training_accuracy`` are the rounds'
+    own, ``accuracy`` is held-out (``accuracies``).
+    """
+    kept = ["strategy", "seed", "chosen_log_ratio", "chosen_fell_share", "chosen_length", "training_accuracy"]
+    ends = rounds.loc[rounds["round"] == rounds["round"].max(), kept]
+    last = duels[duels["round"] == duels["round"].max()]
+    right = pd.concat([accuracies(own).assign(seed=seed) for seed, own in last.groupby("seed")])
+    return ends.merge(right[["strategy", "seed", "accuracy"]], on=["strategy", "seed"], how="left")
 
 
 def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:

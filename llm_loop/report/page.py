@@ -39,6 +39,7 @@ from llm_loop.report.evaluate import (
     check_balanced,
     corpus_distinct,
     degenerate,
+    fits,
     intervals,
     labels_saved,
     learning_curves,
@@ -189,6 +190,7 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     seeds = intervals(run.evaluations, ["reward", "judge"], "seed")
     wins, judged = win_rates(run.evaluations), win_rates(run.evaluations, "judge")
     longer, each = longer_wins(run.evaluations), by_seed(per_token(run.evaluations), ["strategy"])
+    fit = fits(run.rounds, run.duels)
     rows = []
     for strategy in run.strategies:
         own = table[table["strategy"] == strategy]
@@ -207,6 +209,7 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
                 "wins": won.to_dict("records")[0],
                 "judged": praised.to_dict("records")[0],
                 "longer": longer[strategy],
+                "fit": fit[fit["strategy"] == strategy],
                 "bits": (float(played.loc[0]), float(played.loc[run.last])),
                 "start": start[["reward", "judge", "tokens", "distinct_2"]].mean().to_dict(),
                 "spread": start[["reward", "judge"]].std().to_dict(),
@@ -350,6 +353,7 @@ def write(folder: Path) -> Path:
     null = {measure: same_policy(run.evaluations, measure).to_dict("records") for measure in ("reward", "judge")}
     said += words.lengths({row["strategy"]: row["longer"] for row in rows})
     said += words.null({measure: found[0] for measure, found in null.items() if found})
+    said += words.remarks(rows)
     said += words.partly(run.rounds)
     if run.tuned:
         said.append(f"{run.tuned}; that model is the initial one.")
