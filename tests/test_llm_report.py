@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bandits.core.registry import fingerprint
 from bandits.runs.directory import VOLATILE, Ledger, config_of
@@ -258,6 +259,44 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     assert "length, chosen ÷ rejected" in page
     assert "activedpo-normalised 1.2 in round 1, 1.2 in round 4" in page
     assert "it can be gamed" in page
+
+
+def test_the_page_gives_reward_at_equal_kl(run: Path) -> None:
+    """From the cells' files again, by plain loops: both curves at the smaller last KL, where they first come to it."""
+    gaps, levels = [], []
+    for seed in range(3):
+        curves = []
+        for strategy in ("activedpo-normalised", "random"):
+            frame = tables.frame(tables.Evaluation, run / "cells" / f"{strategy}--seed{seed}")
+            rounds = [frame[frame["round"] == r] for r in range(ROUNDS + 1)]
+            curves.append([(float((own["log_ratio"] / 12).mean()), float(own["reward"].mean())) for own in rounds])
+        levels.append(min(curve[-1][0] for curve in curves))
+        read = []
+        for curve in curves:
+            after = next(r for r in range(1, ROUNDS + 1) if curve[r][0] >= levels[-1])
+            (low, below), (high, above) = curve[after - 1], curve[after]
+            read.append(below + (above - below) * (levels[-1] - low) / (high - low))
+        gaps.append(read[0] - read[1])
+    mean, half = np.mean(gaps), stats.t.ppf(0.975, 2) * np.std(gaps, ddof=1) / np.sqrt(3)
+    interval = findings.span(mean - half, mean + half)
+    said = (
+        "Reward at equal KL from the initial model, less random's, 3 paired seeds: "
+        f"activedpo-normalised {findings.number(mean)} {interval} at {np.mean(levels):.2f} nats a token (undecided"
+    )
+    found = json.loads((run / "findings.json").read_text())
+    assert f"{said})." in found[0]
+    assert sum(line.startswith(f"{said}; about ") and line.endswith("an effect of this size).") for line in found) == 1
+    assert pd.read_csv(run / "frontier.csv")["difference"].tolist() == [pytest.approx(mean)]
+
+
+def test_many_strategies_at_equal_kl_are_counted() -> None:
+    words = ["better", "worse", "undecided", "better"]
+    rows = pd.DataFrame({"strategy": list("abcd"), "verdict": words, "reason": ""})
+    equal = rows.assign(kl=0.1, difference=0.2, low=0.1, high=0.3, seeds=8)
+    assert findings.frontier(equal, "random") == (
+        "At equal KL from the initial model, 2 did better, 1 did worse than random of 4; the others are undecided."
+    )
+    assert findings.frontier(equal, "random", reasons=True).count("at 0.10 nats a token") == 4
 
 
 @pytest.mark.campaign
@@ -619,6 +658,8 @@ def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
     report.write(folder)
     said = json.loads((folder / "findings.json").read_text())
     assert any("That is no evidence either way" in line for line in said)
+    assert "equal KL" not in said[0]
+    assert any("nats a token (undecided; one seed gives no interval)." in line for line in said)
     assert "did better" not in said[0]
     assert "none from one seed" in page_of(folder)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page_of(folder)).lower()

@@ -381,6 +381,9 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     table = pd.DataFrame(rows)
     saved = page.saved_of(study, table)
     said = page.verdicts(study, study.full, table, saved)
+    (equal,) = (line for line in said if line.startswith("headlines: reward at equal KL"))
+    assert re.search(r"activedpo-normalised \+4\.\d+ \[.*\] at 0\.20 nats a token \(better\); apo −3\.[78]", equal)
+    assert sum("reward at equal KL" in line for line in said) == 5
     assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 4
     assert sum("decisive-bald saves labels: with 32 it has random's reward at 64" in line for line in said) == 1
     assert sum("apo does not save labels" in line for line in said) == 4

@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from bandits.core.errors import InputError
-from bandits.runs.stats import SAVINGS, Estimate, compare, mean, savings, share
+from bandits.runs.stats import SAVINGS, Estimate, compare, decide, joint_level, mean, savings, share
 
 Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
@@ -266,6 +267,51 @@ def learning_curves(evaluations: pd.DataFrame, rounds: pd.DataFrame, measure: st
     curves[measure] = curves["change"] + curves["start"]
     curves = curves.merge(rounds[[*keys, "round", "labels"]], on=[*keys, "round"], how="left")
     return curves.drop(columns=["change", "start"])
+
+
+EQUAL = ["strategy", "kl", "difference", "low", "high", "seeds", "verdict", "reason"]
+
+
+def first_at(kl: ArrayLike, reward: ArrayLike, level: float) -> float:
+    """Return the reward with which a policy first is ``level`` of KL away, from rounds in order that begin at KL 0.
+
+    ``level`` is from 0 to the last round's KL.  Both curves are straight between rounds.  KL is measured with noise and
+    may fall from a round to the next; of several places with that KL the first counts.
+    """
+    away, rewards = np.asarray(kl, dtype=np.float64), np.asarray(reward, dtype=np.float64)
+    place = int((away >= level).argmax())
+    if place == 0:
+        return float(rewards[0])
+    part = (level - away[place - 1]) / (away[place] - away[place - 1])
+    return float(rewards[place - 1] + part * (rewards[place] - rewards[place - 1]))
+
+
+def at_equal_kl(curves: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:
+    """Return each strategy's paired difference from a baseline in reward at equal KL from the initial model.
+
+    ``curves`` has strategy, seed, round, reward and ``kl_per_token``, a row each.  Seed by seed, both rewards are read
+    (``first_at``) at the smaller of the two last KLs, whose mean over seeds is ``kl``; a mean log-ratio below 0, which
+    a KL cannot be, counts as 0.  Intervals are Student's t over seeds, 95 % jointly over the strategies; the verdict is
+    ``bandits.runs.stats.decide``'s.  Empty without the baseline or rivals.
+    """
+    wide = curves.pivot(index=["strategy", "seed"], columns="round", values=["kl_per_token", "reward"])
+    known = list(dict.fromkeys(curves["strategy"]))
+    rivals = [name for name in known if name != baseline] if baseline in known else []
+    level, rows = joint_level(len(rivals)), []
+    for rival in rivals:
+        ours, theirs = wide.loc[rival], wide.loc[baseline]
+        seeds = ours.index.intersection(theirs.index)
+        levels, gaps = [], []
+        for seed in seeds:
+            a, b = ours.loc[seed], theirs.loc[seed]
+            levels.append(max(0.0, min(a["kl_per_token"].iloc[-1], b["kl_per_token"].iloc[-1])))
+            reached = [first_at(one["kl_per_token"], one["reward"], levels[-1]) for one in (a, b)]
+            gaps.append(reached[0] - reached[1])
+        effect = mean(gaps, level)
+        word, reason = decide(effect, lower_is_better=False, level=level)
+        found = (float(np.mean(levels)), effect.value, effect.low, effect.high, effect.n, word, reason)
+        rows.append({"strategy": rival} | dict(zip(EQUAL[1:], found, strict=True)))
+    return pd.DataFrame(rows, columns=EQUAL)
 
 
 def labels_saved(curves: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:

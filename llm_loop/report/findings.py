@@ -143,8 +143,8 @@ def named(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline: str) -> str:
-    """Return the run in one or two sentences: did alignment work, and did choosing the duels help?
+def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, equal: pd.DataFrame, baseline: str) -> str:
+    """Return the run in a few sentences: did alignment work, and did choosing help, at equal KL and at equal labels?
 
     A strategy counts as better or worse only if both outcomes (last round, mean over rounds) do not contradict it.
     """
@@ -156,6 +156,8 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
         said = f"Held-out reward rose above the initial model's for the policies of {whose}."
     if comparison.empty:
         return said
+    if not equal["low"].isna().any():
+        said += f" {frontier(equal, baseline)}"
     verdicts: dict[str, set[str]] = {}
     for judged in comparison.to_dict("records"):
         verdicts.setdefault(judged["strategy"], set()).add(judged["verdict"])
@@ -173,6 +175,26 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
     if rest:
         said += f" Whether choosing the duels by {named(rest)} gains anything over {baseline} is undecided."
     return said
+
+
+def frontier(equal: pd.DataFrame, baseline: str, reasons: bool = False) -> str:
+    """Say what each strategy has over the baseline in reward at equal KL (rows of ``at_equal_kl``), in one sentence.
+
+    More than ``FEW`` are counted, unless ``reasons`` (how many seeds would decide an undecided one) are asked for.
+    """
+    rows = equal.to_dict("records")
+    if len(rows) >= FEW and not reasons:
+        words = ", ".join(f"{sum(row['verdict'] == word for row in rows)} did {word}" for word in ("better", "worse"))
+        return f"At equal KL from the initial model, {words} than {baseline} of {len(rows)}; the others are undecided."
+    each = []
+    for row in rows:
+        why = f"; {row['reason']}".replace("replicate", "seed") if reasons and row["reason"] else ""
+        each.append(
+            f"{row['strategy']} {number(row['difference'])} {span(row['low'], row['high'])} at "
+            f"{number(row['kl'], sign=False)} nats a token ({row['verdict']}{why})"
+        )
+    seeds = f"{rows[0]['seeds']} paired seed{'s' if rows[0]['seeds'] > 1 else ''}"
+    return f"Reward at equal KL from the initial model, less {baseline}'s, {seeds}: {'; '.join(each)}."
 
 
 def findings(

@@ -35,6 +35,7 @@ from llm_loop.report.evaluate import (
     REPETITIVE,
     accuracies,
     against,
+    at_equal_kl,
     by_seed,
     check_balanced,
     corpus_distinct,
@@ -159,6 +160,13 @@ def measures(run: Run) -> pd.DataFrame:
     kept = ["strategy", "round", "measure", "mean", "low", "high", "units"]
     table = pd.concat([means, wins[kept], right[kept], corpus], ignore_index=True)
     return table.merge(totals(run.rounds)[["strategy", "round", "labels"]], on=["strategy", "round"], how="left")
+
+
+def frontiers(run: Run) -> pd.DataFrame:
+    """Return reward and KL a token by strategy, seed, round and labels bought, on all held-out prompts."""
+    rows = per_token(run.evaluations)
+    reward, kl = (learning_curves(rows, run.rounds, measure) for measure in ("reward", "kl_per_token"))
+    return reward.merge(kl, on=["strategy", "seed", "round", "labels"])
 
 
 def bands(table: pd.DataFrame) -> pd.DataFrame:
@@ -294,7 +302,9 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     show(
         "frontier",
         "Reward against KL from the initial model, round by round: how much reward each nat of change buys. Bars are "
-        "95 % over prompts, of the change from the initial model.",
+        "95 % over prompts, of the change from the initial model. Two strategies' rewards at equal KL, of which the "
+        "findings tell, are read off seed by seed, where a seed's own curve, straight between rounds, first comes to "
+        "the smaller of the two last KLs.",
         plots.frontier(
             sides[1][["mean", "low", "high"]]
             .rename(columns={"mean": "reward"})
@@ -341,13 +351,16 @@ def write(folder: Path) -> Path:
     run = read(folder)
     check_balanced(run.evaluations)
     table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
-    saved = labels_saved(learning_curves(run.evaluations, run.rounds), BASELINE)
+    curves = frontiers(run)
+    saved, equal = labels_saved(curves, BASELINE), at_equal_kl(curves, BASELINE)
     rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
     drawn = pictures(run, table, loop, comparison)
     labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
     health = words.health(rows)
-    headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
+    headline = " ".join([words.headline(rows, comparison, equal, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    if len(equal):
+        said.append(words.frontier(equal, BASELINE, reasons=True))
     if len(run.seeds) > 1 and len(saved) <= words.FEW:
         said += map(words.saving, saved.to_dict("records"))
     null = {measure: same_policy(run.evaluations, measure).to_dict("records") for measure in ("reward", "judge")}
@@ -396,7 +409,7 @@ def write(folder: Path) -> Path:
     )
     for name, frame in (
         *(("rounds", run.rounds), ("measures", table), ("comparison", comparison)),
-        *(("savings", saved), ("selection", chosen)),
+        *(("frontier", equal), ("savings", saved), ("selection", chosen)),
     ):
         write_frame(folder / f"{name}.csv", frame)
     for drawing in drawn:

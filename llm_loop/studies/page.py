@@ -11,8 +11,8 @@ import pandas as pd
 import scipy.stats
 
 from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
-from llm_loop.report.evaluate import against, by_seed, per_token
-from llm_loop.report.findings import FAR, FLUENCY, compared, number, saving, share_saved, span, strays
+from llm_loop.report.evaluate import against, at_equal_kl, by_seed, per_token
+from llm_loop.report.findings import FAR, FLUENCY, compared, frontier, number, saving, share_saved, span, strays
 from llm_loop.studies.figures import TITLES, in_panels
 from llm_loop.studies.plans import EXACT, Part, Study
 from llm_loop.studies.read import Found
@@ -85,6 +85,7 @@ def verdicts(
         where = ", ".join(([row["part"]] if several else []) + [TITLES[row["measure"]]])
         if row["outcome"] == "final" and row["measure"] == study.measures[0]:
             lines.append(f"{where}: {compared(row, BASELINE)}")
+    lines += [line for own in runs for line in at_kl(study, own)]
     open_ones = []
     for row in saved.to_dict("records"):
         where = f"{row['truth']}: " if several else ""
@@ -101,6 +102,17 @@ def verdicts(
         lines.append(foreseen(forecasts))
     lines += overlaps(table) + healthy(study, table)
     return lines or ["No comparison can be made yet."]
+
+
+def at_kl(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say what a run's strategies have over Random in reward at equal KL."""
+    if not {"reward", "kl_per_token"} <= set(study.measures) or table.empty:
+        return []
+    equal = at_equal_kl(table, BASELINE)
+    if equal.empty:
+        return []
+    said = frontier(equal, BASELINE, reasons=True)
+    return [f"{table['part'].iloc[0]}: {said[0].lower()}{said[1:]}"]
 
 
 def besides(study: Study, table: pd.DataFrame) -> list[str]:
