@@ -726,6 +726,9 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     table = pd.DataFrame(rows)
     saved = page.saved_of(study, table)
     said = page.verdicts(study, study.full, table, saved)
+    (equal,) = (line for line in said if line.startswith("headlines: reward at equal KL"))
+    assert re.search(r"activedpo-normalised \+4\.\d+ \[.*\] at 0\.20 nats a token \(better\); apo −3\.[78]", equal)
+    assert sum("reward at equal KL" in line for line in said) == 5
     assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 4
     assert sum("decisive-bald saves labels: with 32 it has random's reward at 64" in line for line in said) == 1
     assert sum("apo does not save labels" in line for line in said) == 4
@@ -837,9 +840,13 @@ def test_a_regime_names_the_best_setting_whose_text_stayed_language():
     )
     said = page.verdicts(study, study.full, table, page.saved_of(study, table))
     assert said[0].startswith(
-        f"Of the 11 of 12 settings within the limits, {list(steps)[10]} raised the reward most: by +0.10"
+        f"Of the 11 of 12 settings within the limits in every seed, {list(steps)[10]} raised the reward most: by +0.10"
     )
-    assert said[1].endswith(f"so that reward there is no gain: {list(steps)[11]}.")
+    assert f"so that reward there is no gain: {list(steps)[11]}. Seed by seed: 2 of 2 seeds" in said[1]
+    worse = table["part"].eq(list(steps)[10]) & table["seed"].eq(1) & table["round"].eq(1)
+    said = page.healthy(study, table.assign(fluency=table["fluency"].mask(worse, -3.35)))
+    assert said[0].startswith(f"Of the 10 of 12 settings within the limits in every seed, {list(steps)[9]} raised")
+    assert f"1 of 2 seeds of {list(steps)[10]} (seed 1) lost 0.35 nats a token" in said[1]
     drawing = figures.drawn(study, table, page.saved_of(study, table), page.sketched(table))
     first = drawing.axes[0]
     ends = {

@@ -11,8 +11,8 @@ import pandas as pd
 import scipy.stats
 
 from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
-from llm_loop.report.evaluate import against
-from llm_loop.report.findings import FAR, FLUENCY, compared, named, number, saving, share_saved, span
+from llm_loop.report.evaluate import against, at_equal_kl, by_seed, per_token
+from llm_loop.report.findings import FAR, FLUENCY, compared, frontier, named, number, saving, share_saved, span, strays
 from llm_loop.studies.figures import TITLES, in_panels
 from llm_loop.studies.plans import EXACT, Part, Study
 from llm_loop.studies.read import Found
@@ -117,6 +117,7 @@ def verdicts(
     for part, baseline in dict.fromkeys((row["part"], row["baseline"]) for row in final):
         own = [row for row in final if (row["part"], row["baseline"]) == (part, baseline)]
         lines += [f"{part}: {line}" for line in summed(own, "strategy", baseline, TITLES[study.measures[0]])]
+    lines += [line for own in runs for line in at_kl(study, own)]
     open_ones = []
     for row in saved.to_dict("records"):
         if row["verdict"] == "undecided":
@@ -149,6 +150,17 @@ def summed(rows: Sequence[Mapping[Hashable, Any]], kind: str, baseline: str, wha
         f"{who} significantly from {whom} in {what} after the last round, which is undecided (table below); "
         f"{_nearest(rest)}",
     ]
+
+
+def at_kl(study: Study, table: pd.DataFrame) -> list[str]:
+    """Say what a run's strategies have over Random in reward at equal KL."""
+    if not {"reward", "kl_per_token"} <= set(study.measures) or table.empty:
+        return []
+    equal = at_equal_kl(table, BASELINE)
+    if equal.empty:
+        return []
+    said = frontier(equal, BASELINE, reasons=True)
+    return [f"{table['part'].iloc[0]}: {said[0].lower()}{said[1:]}"]
 
 
 def _undecided(rows: Sequence[Mapping[Hashable, Any]]) -> list[Mapping[Hashable, Any]]:
@@ -351,9 +363,14 @@ def _percent(share: Estimate, digits: int = 0) -> str:
 
 
 def healthy(study: Study, table: pd.DataFrame) -> list[str]:
-    """Say whether the text stayed language in the runs, by the means over seeds; of a regime, which settings pass."""
-    if "fluency" not in study.measures:
+    """Say whether the text stayed language, by the means over seeds and seed by seed; of a regime, which settings pass.
+
+    Nothing of a table without fluency.
+    """
+    if "fluency" not in table:
         return []
+    ends = by_seed(table, ["part", "strategy"]).groupby(["part", "strategy"], sort=False)
+    single: dict[str, list[str]] = {}
     changes: dict[str, dict[str, float]] = {}
     several = [column for column in ("part", "strategy") if table[column].nunique() > 1] or ["strategy"]
     for (part, strategy), own in table.groupby(["part", "strategy"], sort=False):
@@ -361,22 +378,32 @@ def healthy(study: Study, table: pd.DataFrame) -> list[str]:
         name = ", ".join(str({"part": part, "strategy": strategy}[column]) for column in several)
         changes[name] = {m: float(last[m] - first[m]) for m in ("fluency", "reward", "judge")}
         changes[name] |= {"kl": float(last["kl_per_token"]), "seeds": own["seed"].nunique()}
-    well = {name: row for name, row in changes.items() if row["fluency"] >= -FLUENCY and row["kl"] <= FAR}
-    broken = [name for name in changes if name not in well]
-    limit = f"{FLUENCY} nats a token of fluency lost, {FAR} of KL"
-    lines = [f"The text stayed language in all runs, by the means over seeds (limits: {limit})."]
-    if broken:
-        lines = [f"Beyond the limits ({limit}), so that reward there is no gain: {'; '.join(broken)}."]
+        single[name] = strays(name, ends.get_group((part, strategy)))
+    broken = [name for name, row in changes.items() if not (row["fluency"] >= -FLUENCY and row["kl"] <= FAR)]
+    well = {name: row for name, row in changes.items() if name not in broken and not single[name]}
+    lines = [_language(broken, [line for found in single.values() for line in found])]
     if well and len(changes) > 1 and study.settings:
         name = max(well, key=lambda one: well[one]["reward"])
         best = well[name]
         lines.insert(
             0,
-            f"Of the {len(well)} of {len(changes)} settings within the limits, {name} raised the reward most: by "
-            f"{number(best['reward'])}, the judge by {number(best['judge'])}, at {number(best['kl'], sign=False)} nats "
-            f"a token of KL; means over {best['seeds']:.0f} seeds, whose differences were not tested.",
+            f"Of the {len(well)} of {len(changes)} settings within the limits in every seed, {name} raised the reward "
+            f"most: by {number(best['reward'])}, the judge by {number(best['judge'])}, at "
+            f"{number(best['kl'], sign=False)} nats a token of KL; means over {best['seeds']:.0f} seeds, whose "
+            "differences were not tested.",
         )
     return lines
+
+
+def _language(broken: Sequence[str], single: Sequence[str]) -> str:
+    """Say where the text did not stay language: by the means over seeds, and in which seeds."""
+    limits = f"{FLUENCY} nats a token of fluency lost, {FAR} of KL"
+    where = "in all runs, by the means over seeds" if single else "in all runs and seeds"
+    said = f"The text stayed language {where} (limits: {limits})."
+    if broken:
+        names = "; ".join(broken)
+        said = f"Beyond the limits ({limits}) by the means over seeds, so that reward there is no gain: {names}."
+    return f"{said} Seed by seed: {'; '.join(single)}." if single else said
 
 
 def _savings(saved: pd.DataFrame) -> list[str]:
@@ -482,10 +509,7 @@ def gains_of(evaluations: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
     Gains are differences of means over held-out prompts; ``films`` is the share of duels about films.
     A seed of which a set is missing is left out.
     """
-    rows = evaluations.assign(
-        kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
-        fluency=evaluations["reference_log_prob"] / evaluations["tokens"],
-    )
+    rows = per_token(evaluations)
     sets = ["chosen_by", "seed"]
     means = rows.groupby(["model", *sets, "stage"], sort=False)[["reward", "judge", "kl_per_token", "fluency"]].mean()
     wide = means.unstack("stage")
@@ -560,7 +584,7 @@ def matrix_page(
         f"- {fits(gains)}",
         *(f"- {line}" for line in _contrasts(comparison)),
         *(f"- {line}" for line in choices(gains)),
-        f"- {_health(gains)}",
+        f"- {matrix_healthy(gains)}",
         "",
         f"![{title}]({stem}.png)",
         "",
@@ -631,10 +655,14 @@ def _contrasts(comparison: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _health(gains: pd.DataFrame) -> str:
-    means = gains.groupby(["model", "chosen_by"], sort=False)[["fluency_change", "kl_per_token"]].mean()
-    worst, far = float(means["fluency_change"].min()), float(means["kl_per_token"].max())
-    well = worst >= -FLUENCY and far <= FAR
-    word = "stayed language" if well else "did not stay language, so reward is no gain there"
-    said = f"fluency changed by {number(worst)} nats a token at worst, KL is {number(far, sign=False)} at most"
-    return f"The text {word}: {said}."
+def matrix_healthy(gains: pd.DataFrame) -> str:
+    """Say whether the text of Figure 2 stayed language, by the means over seeds and seed by seed."""
+    broken, single = [], []
+    for (model, chooser), own in gains.groupby(["model", "chosen_by"], sort=False):
+        choice = {model: "its own choice", BASELINE: "chance"}.get(chooser, f"the choice of {chooser}")
+        name = f"the model tuned on {model}, by {choice}"
+        worst = own[["fluency_change", "kl_per_token"]].mean()
+        if not (worst["fluency_change"] >= -FLUENCY and worst["kl_per_token"] <= FAR):
+            broken.append(name)
+        single += strays(name, own)
+    return _language(broken, single)

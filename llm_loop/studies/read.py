@@ -15,7 +15,7 @@ from bandits.runs.directory import Ledger, RunDirectory
 from llm_loop import tables
 from llm_loop.__main__ import COMMAND
 from llm_loop.config import Alignment
-from llm_loop.report.evaluate import accuracies, learning_curves, longer_wins, same_policy, win_rates
+from llm_loop.report.evaluate import accuracies, learning_curves, longer_wins, per_token, same_policy, win_rates
 from llm_loop.run import AlignmentStudy
 from llm_loop.studies.plans import Part
 
@@ -75,10 +75,7 @@ def finished(part: Part, study: AlignmentStudy, directory: RunDirectory, widths:
     folders = [folder for cell, folder in done.items() if cell.seed in seeds]
     if not folders:
         return Found(pd.DataFrame())
-    rows = tables.frame(tables.Evaluation, *folders)
-    rows = rows.assign(
-        kl_per_token=rows["log_ratio"] / rows["tokens"], fluency=rows["reference_log_prob"] / rows["tokens"]
-    )
+    rows = per_token(tables.frame(tables.Evaluation, *folders))
     rounds = tables.frame(tables.Round, *folders)
     curves = [learning_curves(rows, rounds, measure).set_index([*KEYS, "labels"])[measure] for measure in MEASURES]
     out = pd.concat(curves, axis=1).reset_index("labels").join(rounds.set_index(KEYS)[list(OF_ROUNDS)])
@@ -146,8 +143,8 @@ def _nulls(rows: pd.DataFrame) -> pd.DataFrame:
     last, seeds = rows["round"].max(), sorted(rows["seed"].unique())
     found: dict[tuple[str, int, int], dict[str, float]] = {}
     for seed in seeds:
-        for strategy, share in longer_wins(rows[rows["seed"] == seed]).items():
-            found[strategy, seed, last] = {"longer_wins": share}
+        for strategy, rate in longer_wins(rows[rows["seed"] == seed]).items():
+            found[strategy, seed, last] = {"longer_wins": rate.value}
     for first, second in zip(seeds[::2], seeds[1::2], strict=False):
         pair = rows[rows["seed"].isin((first, second))]
         null = {f"null_{column}": float(same_policy(pair, by)["rate"].iloc[0]) for column, by in WINS.items()}
