@@ -21,6 +21,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop import measures, tables
+from llm_loop.__main__ import main
 from llm_loop.arena import DrawnArena, answers, shares
 from llm_loop.forecast import Author, of_pool, work
 from llm_loop.models import Adapter, Policy, byte_tokenizer, tiny_model
@@ -894,6 +895,12 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
     assert re.search(r"random: 3 cells of about [^f]*\)", said)  # blind: no features
     assert "GiB a cell" in said
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--jobs", "-3"), ("--cells", "9/4")])
+def test_a_dry_run_refuses_what_a_run_does(option, value, tmp_path, capsys):
+    assert main(["smoke", "--output", str(tmp_path / "none"), "--dry-run", option, value]) == 2
+    assert option in capsys.readouterr().err
 
 
 @pytest.mark.slow
