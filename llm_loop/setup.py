@@ -90,6 +90,8 @@ class Heldout:
     scorer: Scorer
     judge: Scorer
     key: Key
+    written: tuple[str, ...]
+    """what people wrote of each prompt"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,14 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Sha
         note=learner.note_initial_draws if alignment.pool else learner.note_drawn,
     )
     prompts = texts.heldout[: alignment.evaluation.prompts]
-    heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
+    heldout = Heldout(
+        prompts,
+        policy.encode(prompts, alignment.prompt_tokens),
+        scorer,
+        judge,
+        key.fold_in("heldout"),
+        tuple(map(texts.text_of_people, prompts)),
+    )
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(
         alignment,

@@ -40,7 +40,8 @@ from llm_loop.__main__ import main
 from llm_loop.arena import Completions, GivenArena, Table, TextArena
 from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
 from llm_loop.data import pools
-from llm_loop.data.chat import text_of
+from llm_loop.data.chat import Message, text_of
+from llm_loop.data.prompts import Entry
 from llm_loop.data.prompts import load as load_prompts
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.gym import TextEnv
@@ -88,6 +89,30 @@ def cell(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_bits_per_byte_are_those_of_what_people_wrote_of_all_held_out_prompts(cell):
+    """Of the initial model, from all its logits, text by text; and of a prompt set that has instructions of its own."""
+
+    def asking(dropped):
+        return [Entry((Message("user", f"Go on: {n} é..."),), f"{n}", written=f"{n} é") for n in range(20)]
+
+    setup = build(FEW, Parts.of(FEW), "random", 0)
+    assert setup.heldout.written == setup.heldout.prompts
+    texts = setup.heldout.written
+    assert len(texts) == FEW.evaluation.prompts > FEW.evaluation.duels
+    bits = 0.0
+    for text in texts:
+        row = setup.policy.as_response(text)
+        with torch.no_grad():
+            logits = setup.policy.model(input_ids=torch.tensor([row.prompt + row.response])).logits[0].double()
+        logs = torch.log_softmax(logits, -1)[len(row.prompt) - 1 : -1]
+        bits -= sum(float(at[token]) for at, token in zip(logs, row.response, strict=True)) / math.log(2)
+    first = tables.frame(tables.Round, cell).set_index("round").loc[0]
+    assert first["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in texts), rel=1e-5)
+    parts = Parts.of(FEW)
+    own = build(FEW, replace(parts, prompts={FEW.prompts: asking}), "random", 0)
+    assert all(re.fullmatch(r"\d+ é", text) for text in own.heldout.written)
+
+
 def test_a_run_leaves_what_it_promises(finished):
     cell = finished / "cells" / "activedpo-normalised--seed0"
     rounds, candidates, evaluations, duels, preferences = (

@@ -51,8 +51,8 @@ REWARDS = {
 DIAGNOSTICS = {
     "bits_per_byte": (
         "bits per byte",
-        "What the policy needs, in bits a byte, to foretell what people wrote (the held-out prompts' own texts). Where "
-        "it rises, the policy has unlearned language that no label was about.",
+        "What the policy needs, in bits a byte, to foretell what people wrote of the held-out prompts, our "
+        "instructions left out. Where it rises, the policy has unlearned language that no label was about.",
     ),
     "zero_A_gradient_share": (
         "zero A-gradients",
