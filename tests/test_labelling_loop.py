@@ -234,6 +234,21 @@ class TestOwnPool:
         base = ["select", "--pool", str(pool), "--fields", "prompt=ask", "responses=drafts", "--labelled", str(label)]
         assert main([*base, "--out", str(tmp_path / "q.jsonl"), "--budget", "2", *TINY]) == 0
 
+    def test_a_lone_batch_replaces_no_file_and_not_its_own_page(self, tmp_path, capsys):
+        base = ["select", "--pool", str(one_pool(tmp_path / "pool.jsonl")), "--budget", "2", *TINY]
+        (tmp_path / "q.html").write_text("mine")
+        for out, said in (
+            ("x.html", "that is the name of the queries' page"),
+            ("q.jsonl", "q.html is there already; remove it or choose another --out"),
+            ("pool.jsonl", "pool.jsonl is there already"),
+        ):
+            assert main([*base, "--out", str(tmp_path / out)]) == 2
+            error = capsys.readouterr().err
+            assert said in error
+            assert error.count("\n") == 1
+        assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "q.html"}
+        assert (tmp_path / "q.html").read_text() == "mine"
+
     @pytest.mark.slow
     def test_a_project_begins_when_its_pool_is_there(self, tmp_path, monkeypatch, capsys):
         path, project = one_pool(tmp_path / "pool.jsonl"), Project(tmp_path / "p")
