@@ -1,5 +1,6 @@
 """The files of a project: pools as people have them, queries whose edits are noticed, answers that no kill loses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -240,6 +241,59 @@ class TestAnswers:
         again.append(Answer.of(query(7), "ada", "tie"))
         assert Answers(path).all == again.all
         assert path.read_bytes().endswith(b"\n")
+
+    @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
+    @pytest.mark.parametrize("last", [True, False])
+    def test_lines_may_end_as_other_tools_end_them(self, tmp_path, end, last):
+        path = tmp_path / "a.jsonl"
+        Answers(path).extend(Answer.of(query(n), "ada", "left") for n in range(4))
+        path.write_bytes(path.read_bytes().replace(b"\n", end).removesuffix(b"" if last else end))
+        answers = Answers(path)
+        assert [answer.query for answer in answers.all] == [query(n).id for n in range(4)]
+        answers.append(Answer.of(query(4), "ada", "right"))
+        assert [answer.query for answer in Answers(path).all] == [query(n).id for n in range(5)]
+        path.write_bytes(path.read_bytes() + b"no answer" + end)
+        with pytest.raises(InputError, match="line 6: it is not JSON"):
+            Answers(path)
+
+    @pytest.mark.parametrize(
+        "separator", ["", " ", "\x0b", "\u2028", "\0"], ids=["nothing", "blank", "tab", "u2028", "zero"]
+    )
+    def test_answers_that_lost_their_ends_are_refused_and_stay(self, tmp_path, separator):
+        path = tmp_path / "a.jsonl"
+        answers = Answers(path)
+        answers.extend(Answer.of(query(n), "ada", "left") for n in range(3))
+        content = path.read_bytes().replace(b"\n", separator.encode())
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.jsonl, line 1: it is not JSON \(Extra data"):
+            Answers(path)
+        with contextlib.suppress(InputError):
+            answers.append(Answer.of(query(9), "ada", "tie"))  # by one who read the file before
+        assert path.read_bytes().startswith(content)
+
+    def test_a_file_of_something_else_is_refused_and_stays(self, tmp_path):
+        path = tmp_path / "notes.txt"
+        for content in (b"my notes", b'{"note": "mi', b"\xff\xfe{"):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match="line 1: it is not JSON"):
+                Answers(path)
+            assert path.read_bytes() == content
+
+    def test_no_answers_are_kept_in_a_pipe_or_a_folder(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+            with pytest.raises(InputError, match="is no regular file"):
+                Answers(path)
+
+    def test_zeros_that_a_crash_left_are_passed_over(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        Answers(path).append(Answer.of(query(), "ada", "left"))
+        for rest in (b"\0" * 40, b'{"query": "9f0c\0\0\0'):
+            path.write_bytes(path.read_bytes() + rest)
+            again = Answers(path)
+            again.append(Answer.of(query(1), "ada", "right"))
+            assert Answers(path).all == again.all
+            assert b"\0" not in path.read_bytes()
 
     def test_a_bad_line_is_told_by_its_number(self, tmp_path):
         path = tmp_path / "a.jsonl"
