@@ -205,8 +205,18 @@ def _pools(options: Select, project: Project | None) -> tuple[Pool | None, Promp
         if fields:
             raise InputError("a pool of prompts alone takes no --fields; name its field prompt")
         return None, session.read_prompts(str(options.pool), settings.seed), settings
+    if given is not None:
+        given = _to_learn_from(given, str(options.pool))
     whole = given if known is None else known if given is None else session.grown(known, given)
     return whole, None, settings
+
+
+def _to_learn_from(pool: Pool, name: str) -> Pool:
+    """Return a pool without what its data hold out, and say how much that is."""
+    kept = pool.learnable()
+    if out := len(pool.groups) - len(kept.groups):
+        say(f"note: {out} of {len(pool.groups)} prompts of {name} are held out by their split and are not asked about")
+    return kept
 
 
 def _check_budget(work: Session, budget: int) -> None:

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 
 from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from bandits.runs.files import WriteError
 from labelling import labelled, queries
 from labelling.answers import Answer, Answers, majority
 from labelling.project import Project
 from labelling.queries import Query
-from llm_loop.data import pools
+from llm_loop.data import pools, prompts
 from llm_loop.data.chat import Message
 
 ASK = "What is it?"
@@ -94,6 +95,27 @@ class TestPool:
         path = lines(tmp_path / "p.jsonl", {"query": ASK, "drafts": ["one", "two"]})
         assert pools.read(path, {"prompt": "query", "responses": "drafts"}).groups[0].responses == ("one", "two")
 
+    def test_of_two_forms_the_named_one_is_read(self, tmp_path):
+        row = {"prompt": ASK, "responses": ["1", "2"], "completions": ["3", "4"], "chosen": "5", "rejected": "6"}
+        path = lines(tmp_path / "p.jsonl", row)
+        for fields, want in (
+            ({"responses": "responses"}, ("1", "2")),
+            ({"responses": "completions"}, ("3", "4")),
+            ({"chosen": "chosen"}, ("5", "6")),
+        ):
+            assert pools.read(path, fields).groups[0].responses == want
+
+    def test_a_split_holds_prompts_out_as_it_does_where_the_model_answers(self, tmp_path):
+        (tmp_path / "d").mkdir()
+        rows = [{"prompt": name, "responses": ["x", "y"]} for name in "abcd"]
+        rows[1]["split"], rows[2]["split"] = "test", "train"
+        lines(tmp_path / "d" / "some.jsonl", *rows)
+        lines(tmp_path / "d" / "validation.jsonl", {"prompt": "e", "responses": ["x", "y"], "split": "train"}, rows[0])
+        read = pools.read(tmp_path / "d")
+        assert {group.prompt for group in read.groups if group.heldout} == {"a", "b", "e"}
+        assert set(prompts.load(str(tmp_path / "d"), Key(0)).heldout) == {"a", "b", "e"}
+        assert [group.prompt for group in read.learnable().groups] == ["c", "d"]
+
     def test_prompts_alone_are_to_be_answered(self, tmp_path):
         assert pools.read(lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})).drawn
 
@@ -120,6 +142,15 @@ class TestPool:
             ),
             ([{"prompt": ASK}, ["prompt"]], "line 2: it is not a row"),
             (
+                [{"prompt": ASK, "responses": ["1", "2"], "completions": ["3", "4"]}],
+                "line 1: it has responses, and also completions: leave one form",
+            ),
+            (
+                [{"prompt": ASK, "responses": ["1", "2"], "chosen": "3", "rejected": "4"}],
+                "line 1: it has responses, and also chosen and rejected",
+            ),
+            ([{"prompt": ASK, "responses": ["1", "2"], "split": "trial"}], "line 1: its split 'trial' is neither"),
+            (
                 [
                     {
                         "prompt": [{"role": "user", "content": ASK}],
@@ -142,6 +173,8 @@ class TestPool:
         assert [label.outcome for label in labelled.read_labels(lines(tmp_path / "l.jsonl", *rows))] == [1.0, 0.5]
         with pytest.raises(InputError, match=r"labels: .*line 1: a label has chosen and rejected"):
             labelled.read_labels(lines(tmp_path / "l.jsonl", {"prompt": ASK, "responses": ["a", "b"]}))
+        with pytest.raises(InputError, match=r"labels: .*line 1: it is held out by its split"):
+            labelled.read_labels(lines(tmp_path / "l.jsonl", rows[0] | {"split": "test"}))
 
 
 texts = st.text(min_size=1).filter(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text))
