@@ -156,6 +156,8 @@ def _agreement(learner: DPOLearner, past: Labelled[Completions], trained: int) -
     """
     decided = past.outcome != 0.5
     margins = past.duels.difference(_rewards(learner, past.items)) if trained else torch.zeros(len(past))
+    if not bool(margins.isfinite().all()):
+        raise InputError("the model's own reward is no finite number: its training diverged; lower --rate")
     right = torch.where(margins == 0, 0.5, ((margins > 0) == (past.outcome > 0.5)).double())
     found: dict[tuple[int, ...], list[float]] = {}
     for first, value in zip(past.duels.first[decided].tolist(), right[decided].tolist(), strict=True):

@@ -12,6 +12,7 @@ from trl.data_utils import is_conversational
 
 from activedpo.__main__ import main
 from bandits.core.duels import Duels, Labelled
+from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import WriteError
 from bandits.runs.stats import share
@@ -441,6 +442,9 @@ def test_agreement_is_over_prompts(monkeypatch):
     want = share((1 + 1 + 0) / 3 + 0.5, 2)  # the tie says nothing; a margin of 0 is half right
     assert training._agreement(None, past, 1) == want
     assert training._agreement(None, past, 0) == share(1.0, 2)
+    monkeypatch.setattr(training, "_rewards", lambda *_: torch.tensor([3.0, torch.nan, 1.0, 0.0, 0.0]))
+    with pytest.raises(InputError, match=r"its training diverged; lower --rate"):
+        training._agreement(None, past, 1)
 
 
 def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):
