@@ -528,25 +528,26 @@ def _adaptable(module: nn.Module) -> bool:
 
 
 def _targets(model: Any, named: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the modules to adapt; ``InputError`` for one that is not there or cannot be adapted alone."""
+    """Return the names of the modules to adapt; ``InputError`` for one that is not there, and for the output layer.
+
+    The output layer is not adapted: where it shares its weights with the embedding it cannot be adapted alone, and the
+    trainer multiplies by its weights directly, so an adapter there would never be trained.
+    """
+    linear = {name: module for name, module in model.named_modules() if _adaptable(module)}
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2]: module for name, module in model.named_modules() if _adaptable(module)}
-    every = tuple(sorted(name for name, module in linear.items() if module is not head))
+    output = {name.rpartition(".")[2] for name, module in linear.items() if module is head}
+    there = sorted({name.rpartition(".")[2] for name in linear} - output)
     if named == ("all-linear",):
-        named = every
+        named = tuple(there)
     elif not named:
         usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
-        named = tuple(name for name in usual if name in linear) or every
-    missing = [name for name in named if name not in linear]
-    if missing:
-        raise InputError(
-            f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))} (--targets)"
-        )
+        named = tuple(name for name in usual if name in there) or tuple(there)
     for name in named:
-        if linear[name] is head and head.weight is model.get_input_embeddings().weight:
-            raise InputError(
-                f"{name} shares its weights with the embedding, so it cannot be adapted alone; leave it out"
-            )
+        if name in output:
+            raise InputError(f"{name} is the output layer, which gets no adapter; leave it out (--targets)")
+    missing = [name for name in named if name not in there]
+    if missing:
+        raise InputError(f"the model has no modules named {', '.join(missing)}; it has {', '.join(there)} (--targets)")
     return named
 
 

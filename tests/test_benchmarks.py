@@ -354,6 +354,13 @@ class TestCommand:
         assert command.main(["no-such-row"]) == 2
         assert capsys.readouterr().err.startswith("error: unknown benchmark row 'no-such-row'")
 
+    def test_a_page_replaces_no_other_file(self, tmp_path: Path, capsys):
+        notes = tmp_path / "notes.md"
+        notes.write_text("mine")
+        assert command.main(["--no-measure", "--output", str(tmp_path / "bench"), "--docs", str(notes)]) == 2
+        assert "notes.md is there already and is no page 'Benchmarks'" in capsys.readouterr().err
+        assert notes.read_text() == "mine"
+
     def test_rows_are_listed(self, capsys):
         assert command.main(["--list"]) == 0
         assert "greedy-past" in capsys.readouterr().out

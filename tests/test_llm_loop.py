@@ -319,6 +319,7 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
         (["--rank", "100000000000"], "--rank must be at most"),
         (["--alpha", "1e30"], "--alpha must be positive and at most"),
         (["--targets", "no-such-name"], "(--targets)"),
+        (["--targets", "q_proj", "lm_head"], "lm_head is the output layer"),
         (["--pool", "nan"], "(--pool)"),
         (["--sft", "no-such-name"], "(--sft)"),
         (["--model", "a,b"], "(--model)"),

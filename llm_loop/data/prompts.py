@@ -24,7 +24,7 @@ from bandits.runs.text import dumps, lines
 from llm_loop.data import assets, files, ratings
 from llm_loop.data.chat import Message, Prompt, text_of, to_json
 from llm_loop.data.files import Found
-from llm_loop.data.rows import NoPromptError, answer_of, held_out, prompt_of, split_of
+from llm_loop.data.rows import NoPromptError, answer_of, heldout_of, prompt_of
 
 WORDS = 7
 """Words of a packaged text that make its prompt."""
@@ -174,16 +174,14 @@ def load(
 def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = False) -> Iterable[Entry]:
     """Yield the prompts of rows; one that cannot be used is an ``InputError`` with its place, or dropped and counted.
 
-    Where a row and its file or data set name a split, either can hold it out.
+    Which side a row is on, ``heldout_of`` says.
     """
     for row in rows:
         try:
             if row.error:
                 raise InputError(row.error)
             prompt = prompt_of(row.value)
-            said = (split_of(row.value), held_out(row.split or ""))
-            heldout = None if said == (None, None) else any(said)
-            yield Entry(prompt, row.place, heldout, answer_of(row.value, prompt))
+            yield Entry(prompt, row.place, heldout_of(row.value, row.split), answer_of(row.value, prompt))
         except NoPromptError as reason:
             dropped[str(reason)] += 1
         except InputError as error:
