@@ -126,6 +126,8 @@ class Meter:
         self.tokens[name] += tokens
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""What gets an adapter where nobody said what: the attention of most families, by its usual names."""
 WIDEST = 100_000
 """The largest rank and α of LoRA: beyond the width of any model, where numbers cease to be finite."""
 
@@ -135,14 +137,16 @@ class Adapter:
     """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021).
 
     ``targets`` may be ``("all-linear",)``: every linear layer but the output's; or empty: what PEFT takes by default
-    for a model's family, or every linear layer where it has no default.
+    for a model's family, or every linear layer where it has no default.  In a model that lacks one of ``ATTENTION``,
+    these stand for PEFT's default.
     """
 
     rank: int = 16
     alpha: float = 32.0
     """LoRA's scale is alpha/rank"""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """modules that get an adapter; all-linear: all linear layers but the output; none: what PEFT takes for the model"""
+    targets: tuple[str, ...] = ATTENTION
+    """modules that get an adapter (not given: these, or PEFT's default where the model lacks one of them); all-linear:
+    all linear layers but the output; none: what PEFT takes for the model"""
     layers: Annotated[int, tyro.conf.arg(name="lora-layers")] = 0
     """how many of the uppermost layers get an adapter, 0: all; what is below runs once a response, not in every pass"""
     init: Annotated[Literal["b0", "a0"], tyro.conf.arg(name="lora-init")] = "b0"
@@ -173,7 +177,8 @@ class Policy:
         check_device(device)
         if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise InputError("the model has an adapter already; merge it into the weights first")
-        targets = _targets(model, adapter.targets)
+        self.targets = _targets(model, adapter.targets)
+        """names of the modules that have the adapter"""
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end token, so no response could end; give it one")
         rows = model.get_input_embeddings().weight.shape[0]
@@ -200,7 +205,7 @@ class Policy:
         config = LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
-            target_modules=list(targets),
+            target_modules=list(self.targets),
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
@@ -212,7 +217,7 @@ class Policy:
                 self.model = get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # modules that PEFT does not adapt
             raise InputError(
-                f"LoRA cannot be put on {', '.join(targets)}: {str(error).partition(chr(10))[0]}"
+                f"LoRA cannot be put on {', '.join(self.targets)}: {str(error).partition(chr(10))[0]}"
             ) from None
         if adapter.init == "a0":
             self._swap(key)
@@ -239,6 +244,15 @@ class Policy:
     def layers(self) -> list[LoraLayer]:
         """The adapted modules, in the model's order."""
         return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+
+    @property
+    def replaced(self) -> str:
+        """Which modules have the adapter in place of those that the model lacks, in a clause; else empty."""
+        there = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
+        lacking = [name for name in self.adapter.targets if name not in there]
+        if self.adapter.targets != ATTENTION or not lacking:
+            return ""
+        return f"it lacks {', '.join(lacking)} (--targets), so LoRA is on PEFT's default: {', '.join(self.targets)}"
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of θ, LoRA's matrices by name, on the CPU."""
@@ -530,13 +544,14 @@ def _targets(model: Any, named: tuple[str, ...]) -> tuple[str, ...]:
     every = tuple(sorted(name for name, module in linear.items() if module is not head))
     if named == ("all-linear",):
         named = every
-    elif not named:
-        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
-        named = tuple(name for name in usual if name in linear) or every
-    missing = [name for name in named if name not in linear]
-    if missing:
+    elif not named or (named == ATTENTION and not set(named) <= linear.keys()):
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+        usual = tuple(name for name in known if name in linear) if not isinstance(known, str) else ()  # else a pattern
+        named = usual or named or every
+    if missing := [name for name in named if name not in linear]:
+        none = f", and PEFT has no default for {model.config.model_type}" if named == ATTENTION else ""
         raise InputError(
-            f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))} (--targets)"
+            f"the model has no modules named {', '.join(missing)}{none}; it has {', '.join(sorted(linear))} (--targets)"
         )
     for name in named:
         if linear[name] is head and head.weight is model.get_input_embeddings().weight:

@@ -523,6 +523,15 @@ def test_two_rounds_on_each_architecture(model, settings, tmp_path):
     assert (rounds["gradient_drift"][1:] > 0).all()
 
 
+@pytest.mark.slow
+def test_a_run_says_where_the_adapter_sits_in_a_model_without_the_default_modules(capsys):
+    for model, told in (("tiny-gpt2", "LoRA is on PEFT's default: c_attn\n"), ("tiny-llama", "")):
+        AlignmentStudy.of(replace(FEW, model=model)).prepare()
+        error = capsys.readouterr().err
+        assert error.endswith(told)
+        assert error.count("\n") == bool(told)
+
+
 def arena_of(prompts, **settings) -> TextArena:
     scorer = load_scorer("lexical-letters", "cpu")
     return TextArena(tiny("tiny-llama"), scorer, prompts, key=Key(0), decoding=Decoding(6), **settings)
