@@ -63,6 +63,7 @@ FULL = replace(
     responses=8,
     pool=250,
     pool_temperature=1.4,
+    long_texts="cut",
     evaluation=Evaluation(prompts=48, between=0, duels=48),
 )
 SMOKE = replace(

@@ -31,7 +31,7 @@ from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Adapter, Policy, Row, check_device, load_policy, weights_hash
-from llm_loop.rewards.scorers import SCORERS, Classifier, Scorer, load_scorer
+from llm_loop.rewards.scorers import SCORERS, Scorer, Whole, load_scorer, read_by
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
 from llm_loop.tuning import Tuned, examples, tuned, wide
@@ -77,7 +77,7 @@ class Parts:
     def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
         """Return a scorer by name, directory or import path."""
         if name in self.scorers:
-            return self.scorers[name](alignment.device)
+            return read_by(self.scorers[name](alignment.device), alignment.long_texts)
         return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code, alignment.long_texts)
 
 
@@ -248,21 +248,14 @@ def check_lengths(setup: Setup) -> None:
     """
     arena, heldout, alignment = setup.arena, setup.heldout, setup.alignment
     for scorer in (heldout.scorer, heldout.judge):
-        if not isinstance(scorer, Classifier) or scorer.cuts or scorer.limit is None:
+        if not isinstance(scorer, Whole):
             continue
         if isinstance(arena, GivenArena) and scorer is heldout.scorer:
             for prompt, texts in arena.given.items():
                 scorer.admit([prompt] * len(texts), texts)
         drawn = scorer is heldout.scorer and not isinstance(arena, GivenArena)
-        asked = (*arena.prompts, *heldout.prompts) if drawn else heldout.prompts
-        for prompt in asked:
-            taken = len(scorer.tokens(prompt, "")["input_ids"])
-            if taken + alignment.decoding.tokens > scorer.limit:
-                raise InputError(
-                    f"reward model {scorer.name} reads {scorer.limit} tokens; a prompt takes {taken}, and a response "
-                    f"has up to {alignment.decoding.tokens}: {text_of(prompt)[:40]!r}; lower --tokens, shorten prompts "
-                    "or pass --long-texts cut to have the beginnings scored"
-                )
+        for prompt in (*arena.prompts, *heldout.prompts) if drawn else heldout.prompts:
+            scorer.admit_drawn(prompt, alignment.decoding.tokens)
 
 
 def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:

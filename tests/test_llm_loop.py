@@ -767,9 +767,17 @@ class TestLongTexts:
             assert smoke(tmp_path / "out", option, judge) == 2
             error = capsys.readouterr().err
             assert re.search(
-                r"reads 40 tokens; a prompt takes \d+, and a response has up to 8: .* --long-texts cut", error
+                r"reads 40 tokens; a prompt leaves \d of them to a response, which .* --long-texts cut", error
             )
             assert error.count("\n") == 1
+            assert not (tmp_path / "out").exists()
+
+    @pytest.mark.slow
+    def test_what_ships_is_refused_as_early_where_responses_may_be_longer_than_it_reads(self, tmp_path, capsys):
+        for option in ("--judge", "--reward"):
+            assert smoke(tmp_path / "out", option, "sentiment-valence", "--tokens", "63") == 2
+            error = capsys.readouterr().err
+            assert "sentiment-valence reads 64 tokens; a prompt leaves 62 of them to a response, which has" in error
             assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
@@ -778,10 +786,10 @@ class TestLongTexts:
         rounds = tables.read(tables.Round, tmp_path / "cell")
         assert [row.heldout_cut for row in rounds] == [0, 0, 0]
         assert [row.pool_cut for row in rounds] == [None, 0, 0]
-        scorer = load_scorer(judge, "cpu")
+        scorer = load_scorer(judge, "cpu", long_texts="cut")
         for row in rounds:
             answers = [sample for sample in tables.read(tables.Sample, tmp_path / "cell") if sample.round == row.round]
-            lengths = [len(scorer.tokens(sample.prompt, sample.response)["input_ids"]) for sample in answers]
+            lengths = scorer.lengths([sample.prompt for sample in answers], [sample.response for sample in answers])
             assert row.judge_cut == sum(length > 40 for length in lengths)
         assert any(row.judge_cut for row in rounds)
 

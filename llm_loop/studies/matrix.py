@@ -54,6 +54,7 @@ FULL = Alignment(
     responses=4,
     pool=48,
     prompts="both",
+    long_texts="cut",
     tuning=Tuning(examples=256),
     evaluation=Evaluation(prompts=48, duels=1, probes=1),
 )
