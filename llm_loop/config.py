@@ -159,6 +159,8 @@ class Alignment:
             )
         if isinstance(self.pool, str):
             self._bring(self.pool)
+        elif not self.pool and self.pool_temperature:
+            raise InputError("--pool-temperature is for a pool that is drawn; give --pool a number of prompts")
         elif self.pool:
             if self.prompts_per_round > self.pool:
                 raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")

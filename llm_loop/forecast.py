@@ -15,21 +15,26 @@ import joblib
 import torch
 
 from bandits.core.rng import Key
+from bandits.runs.directory import Ledger, Part, RunDirectory
 from bandits.runs.execute import in_words, remaining, side_by_side
 from bandits.runs.settings import SHARE, machine_memory
 from llm_loop.agreement import STAGE
 from llm_loop.config import Alignment
 from llm_loop.learner import Preference, fit_dpo
-from llm_loop.models import Row
+from llm_loop.models import Row, model_bytes
 from llm_loop.passes import read_once
 from llm_loop.run import AlignmentStudy
 from llm_loop.sampling import sample
 from llm_loop.setup import Setup, build, check, demonstrations, quiet_libraries
+from llm_loop.shared import FOLDER as SHARED
+from llm_loop.tuning import FOLDER as SFT
 from llm_loop.tuning import tune
 
 DRAWN, PROBE = 24, 8
 """Prompts answered twice, side by side as a round's are, and those of them that go through the other stages."""
 STAGES = ("draw", "below", "score", "features", "train")
+POOL, TUNED = f"{SHARED}/all/pool", f"{SFT}/adapter"
+"""Folders of what a run's cells share, once it is there."""
 
 
 @dataclass(frozen=True)
@@ -61,42 +66,33 @@ def work(alignment: Alignment, reads_width: bool) -> Work:
     return Work(drawn, below, scored, features, a.training.epochs * sum(fits))
 
 
-def of_pool(alignment: Alignment, pace: dict[str, float]) -> float:
-    """Return the seconds that a pool takes before the first cell: its responses, and their states below the adapter.
-
-    Those of a file are not counted, for nobody has read it yet.
-    """
-    if isinstance(alignment.pool, str):
-        return 0.0
-    return alignment.pool * alignment.responses * (pace["draw"] + pace["below"])
-
-
 def seconds(setup: Setup) -> dict[str, float]:
-    """Return how many seconds a response, or a pair, takes in each stage, by doing a little of it."""
+    """Return how many seconds a response, or a pair, takes in each stage, by doing a little of it; and their tokens."""
     policy, prompts = setup.policy, setup.arena.encoded[: max(1, min(DRAWN, setup.alignment.decoding.rows // 2))]
     spent: dict[str, float] = {}
 
-    def timed(stage: str, count: int, do: Callable[[], object]) -> None:
+    def time_of(stage: str, count: int, do: Callable[[], object]) -> None:
         started = time.perf_counter()
         do()
         spent[stage] = (time.perf_counter() - started) / count
 
     rows: list[Row] = []
     decoding = setup.alignment.decoding
-    timed("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), STAGE)[0]))
+    time_of("draw", 2 * len(prompts), lambda: rows.extend(sample(policy, prompts, 2, decoding, Key(0), STAGE)[0]))
     rows = rows[: 2 * PROBE]
     policy.together(rows)
-    timed("below", len(rows), lambda: policy.go_below(rows) if policy.begins_above else None)
-    timed("score", len(rows), lambda: policy.log_probs(rows, STAGE))
-    timed("features", len(rows), lambda: setup.learner.gradients(rows, STAGE))
+    time_of("below", len(rows), lambda: policy.go_below(rows) if policy.begins_above else None)
+    time_of("score", len(rows), lambda: policy.log_probs(rows, STAGE))
+    time_of("features", len(rows), lambda: setup.learner.gradients(rows, STAGE))
     pairs = [Preference(rows[i], rows[i + 1], 0.0, 0.0) for i in range(0, len(rows), 2)]
     fit_dpo(policy, pairs[:1], setup.learner.training, Key(0))  # what a first fit costs once is no pair's
-    timed(
+    time_of(
         "train",
         len(pairs) * setup.alignment.training.epochs,
         lambda: fit_dpo(policy, pairs, setup.learner.training, Key(0)),
     )
-    spent["tokens"] = sum(read_once([p.chosen, p.rejected]) for p in pairs) / len(pairs)
+    spent["pair"] = sum(read_once([p.chosen, p.rejected]) for p in pairs) / len(pairs)
+    spent["response"] = sum(len(row.response) for row in rows) / len(rows)
     return spent
 
 
@@ -113,43 +109,103 @@ def tuning_seconds(study: AlignmentStudy) -> float:
     return (time.perf_counter() - started) * tuning.epochs * len(rows) / len(part)
 
 
-def forecast(study: AlignmentStudy, jobs: int = 0) -> list[str]:
-    """Return what a run will take, a line a fact."""
-    alignment = study.alignment
+def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, part: Part) -> list[str]:
+    """Return what is left of a part of a run's cells and what that will take, a line a fact.
+
+    ``directory`` is where it goes on; None: it starts over.  Without the settings' device the CPU is timed; a model
+    that does not fit into memory is not loaded, and nothing is timed.
+    """
+    alignment, every = study.alignment, study.cells()
+    mine = every[part.index - 1 :: part.count]
+    left = mine if directory is None else directory.missing(mine)
+    lines = [counted(len(left), len(mine) - len(left), len(every), part)]
+    if not left:
+        return lines
+    if alignment.device != "cpu" and not torch.cuda.is_available():
+        lines.append(f"device {alignment.device!r} is not available here: hours and memory are of this machine's CPU")
+        alignment = replace(alignment, device="cpu")
     check(alignment, study.parts)
+    pool = 0 if isinstance(alignment.pool, str) or _there(directory, POOL) else alignment.pool * alignment.responses
+    rest = {cell: 1 - (Ledger(directory.cell(cell)).share if directory else 0.0) for cell in left}
+    weights = model_bytes(alignment.model, alignment.dtype, alignment.trust_remote_code)
+    need, have = 2 * weights + sum(study.memory().values()), _memory(alignment.device)
+    fit = int(SHARE * have / need)
+    lines.append(
+        f"memory: about {need / 2**30:.1f} GiB a cell, and this {'GPU' if alignment.device == 'cuda' else 'machine'} "
+        f"has {have / 2**30:.1f} GiB, of which a run may take {SHARE:.0%}: "
+        + (f"{fit} side by side would fit" if fit else "it does not fit")
+    )
+    if 2 * weights > SHARE * have:
+        longest = alignment.decoding.tokens, alignment.prompt_tokens + 2 * alignment.decoding.tokens
+        lines.append(tokens(work(alignment, True), pool, sum(rest.values()), longest, "at most"))
+        return [*lines, "the model alone does not fit, so it was not loaded and no work was timed"]
+    if _there(directory, TUNED):
+        alignment = replace(alignment, tuning=replace(alignment.tuning, data=""))
+    pace, begun, first = timed(replace(study, alignment=alignment))
+    costs: list[float] = []
+    for name, strategy in study.parts.strategies.items():
+        one, own = work(alignment, "width" in strategy.reads), [cell for cell in left if cell.strategy == name]
+        stages = {stage: getattr(one, stage) * pace[stage] for stage in STAGES}
+        whole = begun + sum(stages.values())
+        costs += [whole * rest[cell] for cell in own]
+        if own:
+            shares = ", ".join(f"{stage} {in_words(spent)}" for stage, spent in stages.items() if spent)
+            lines.append(f"  {name}: {len(own)} cells of about {in_words(whole)} ({shares})")
+    lines.append(tokens(one, pool, sum(rest.values()), (pace["response"], pace["pair"]), "about"))
+    before = pool * (pace["draw"] + pace["below"])
+    if first:
+        lines.append(f"the model is tuned on {alignment.tuning.data} first: about {in_words(first)}, once")
+    if before:
+        lines.append(f"the pool is drawn first: about {in_words(before)}, once")
+    gpus = torch.cuda.device_count() if alignment.device == "cuda" else 0
+    side = side_by_side(jobs, gpus, joblib.cpu_count(), max(1, min(len(costs), fit)))
+    whole = first + before + remaining(costs, 1.0, side)
+    clause = "" if fit else ", if it did fit"
+    lines.append(f"about {in_words(whole)} with {side} side by side{clause}, without waiting for other work")
+    return lines
+
+
+def counted(left: int, done: int, every: int, part: Part) -> str:
+    """Say how many cells are to be played."""
+    share = f"; part {part.index}/{part.count} of {every}" if part.count > 1 else ""
+    return f"{left} cells to play{f', {done} are finished' if done else ''}{share}"
+
+
+def tokens(one: Work, pool: int, cells: float, lengths: tuple[float, float], word: str) -> str:
+    """Say how many tokens of responses are drawn, and of pairs trained on, where a response and a pair are so long."""
+    drawn, trained = one.draw * lengths[0], one.train * lengths[1]
+    every = cells * drawn + pool * lengths[0], cells * trained
+    of_cell, of_all = (f"{_round(a)} drawn and {_round(b)} trained on" for a, b in ((drawn, trained), every))
+    return f"tokens: {word} {of_cell} (all epochs) in a cell, {of_all} in what is left"
+
+
+def timed(study: AlignmentStudy) -> tuple[dict[str, float], float, float]:
+    """Return the paces of ``seconds``, how long a cell takes to begin, and how long the model is tuned first."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with quiet_libraries():
             started = time.perf_counter()
-            setup = build(alignment, study.parts, alignment.strategies[0], 0)
+            setup = build(study.alignment, study.parts, study.alignment.strategies[0], 0)
             begun = time.perf_counter() - started
             pace = seconds(setup)
-            pool = of_pool(alignment, pace)
-            model = sum(p.numel() * p.element_size() for p in setup.policy.model.parameters())
             del setup
-            first = tuning_seconds(study)
+            return pace, begun, tuning_seconds(study)
     finally:
         torch.set_num_threads(threads)
-    gc.collect()
-    costs: list[float] = []
-    rows: list[str] = []
-    for name, strategy in study.parts.strategies.items():
-        one = work(alignment, "width" in strategy.reads)
-        parts = {stage: getattr(one, stage) * pace[stage] for stage in STAGES}
-        whole = begun + sum(parts.values())
-        costs += [whole] * alignment.seeds
-        shares = ", ".join(f"{stage} {in_words(part)}" for stage, part in parts.items() if part)
-        rows.append(f"  {name}: {alignment.seeds} cells of about {in_words(whole)} ({shares})")
-    memory = 2 * model + sum(study.memory().values())
-    most = max(1, min(len(costs), int(SHARE * machine_memory() / memory)))
-    side = side_by_side(jobs, 0, joblib.cpu_count(), most)
-    lines = [f"{len(costs)} cells; {pace['tokens']:.0f} tokens in a prompt with two responses", *rows]
-    lines.append(f"memory: about {memory / 2**30:.1f} GiB a cell")
-    if first:
-        lines.append(f"the model is tuned on {alignment.tuning.data} first: about {in_words(first)}, once")
-    if pool:
-        lines.append(f"the pool is drawn first: about {in_words(pool)}, once")
-    whole = first + pool + remaining(costs, 1.0, side)
-    lines.append(f"about {in_words(whole)} with {side} side by side, without waiting for other work")
-    return lines
+        gc.collect()
+
+
+def _memory(device: str) -> float:
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return machine_memory()
+
+
+def _there(directory: RunDirectory | None, entry: str) -> bool:
+    """Whether a run has what its cells share already."""
+    return directory is not None and Ledger(directory.path / entry).whole
+
+
+def _round(count: float) -> str:
+    return f"{float(f'{count:.2g}'):,.0f}"

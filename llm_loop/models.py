@@ -188,8 +188,7 @@ class Policy:
                 f"the tokenizer has tokens up to number {max(beyond)}, but the model has embeddings for {rows} only; "
                 "give it the tokenizer it was trained with"
             )
-        if chat == "yes" and not tokenizer.chat_template:
-            raise InputError("prompts are to be chat messages, but the tokenizer has no chat template; use --chat no")
+        _check_template(tokenizer, chat)
         self.tokenizer, self.adapter, self.device, self.chat = tokenizer, adapter, torch.device(device), chat
         self.end: int = tokenizer.eos_token_id
         self.ends = _ends(model, tokenizer)
@@ -209,7 +208,7 @@ class Policy:
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            layers_to_transform=_upper(model, adapter.layers),
+            layers_to_transform=_upper(model.config, adapter.layers),
             fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )
         try:
@@ -523,9 +522,14 @@ def grouped(rows: Sequence[Row], limit: int) -> list[list[int]]:
     return out
 
 
-def _upper(model: Any, count: int) -> list[int] | None:
+def _check_template(tokenizer: Any, chat: str) -> None:
+    if chat == "yes" and not tokenizer.chat_template:
+        raise InputError("prompts are to be chat messages, but the tokenizer has no chat template; use --chat no")
+
+
+def _upper(config: Any, count: int) -> list[int] | None:
     """Return the numbers of a model's uppermost layers; None for all."""
-    there = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    there = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not count or there is None:
         return None
     if count > there:
@@ -652,6 +656,35 @@ def load_policy(
 
 
 @naming("--model")
+def check_model(name: str, adapter: Adapter, tokens: int, chat: Literal["auto", "yes", "no"], trust: bool) -> None:
+    """Raise ``InputError`` if a model's config.json or tokenizer shows that ``load_policy``, or a response, will fail.
+
+    ``tokens`` is the longest response.  No weight is read.
+    """
+    folder = None if name in TINY else _folder(name, trust)
+    config = _config(name, folder, trust)
+    _upper(config, adapter.layers)
+    if (context := context_of(config)) is not None and tokens >= context:
+        raise InputError(
+            f"--tokens {tokens}: the model has {context} positions, for a prompt and its response; lower it"
+        )
+    if chat == "yes":
+        _check_template(folders.load_tokenizer(folder, "model", trust) if folder else byte_tokenizer(), chat)
+
+
+def model_bytes(name: str, dtype: str, trust: bool) -> int:
+    """Return the bytes of a model's weights, which are not read: its config tells how many there are."""
+    config = _config(name, None if name in TINY else _folder(name, trust), trust)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return DTYPES[dtype].itemsize * sum(p.numel() for p in model.parameters())
+
+
+def _config(name: str, folder: Path | None, trust: bool) -> Any:
+    return folders.load_config(folder, "model", trust) if folder else tiny_config(name)
+
+
+@naming("--model")
 def weights_hash(name: str, trust: bool = False) -> str:
     """Return a SHA-256 of the files that ``load_policy`` reads for a name, or of the name of a tiny random model."""
     return hashlib.sha256(name.encode()).hexdigest() if name in TINY else folders.fingerprint(_folder(name, trust))
@@ -675,6 +708,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
     """Return a random model of 2 layers over the byte tokenizer's vocabulary, of Llama's, Gemma's or GPT-2's kind."""
+    config = tiny_config(name, width, layers)
+    with seeded(key):
+        return AutoModelForCausalLM.from_config(config).float()
+
+
+def tiny_config(name: str, width: int = 32, layers: int = 2) -> Any:
+    """Return the config of a tiny model."""
     vocabulary = len(ByteLevel.alphabet()) + 1
     # Weights larger than usual: the model then has preferences, and its adapter something to move.
     common = {
@@ -694,11 +734,11 @@ def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
     }
     match name:
         case "tiny-llama":
-            config: Any = LlamaConfig(**common, **stack)
+            return LlamaConfig(**common, **stack)
         case "tiny-gemma":
-            config = Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
+            return Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
         case "tiny-gpt2":
-            config = GPT2Config(
+            return GPT2Config(
                 **common,
                 n_embd=width,
                 n_layer=layers,
@@ -710,5 +750,3 @@ def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
             )
         case _:
             raise unknown("tiny model", name, TINY)
-    with seeded(key):
-        return AutoModelForCausalLM.from_config(config).float()

@@ -30,7 +30,7 @@ from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Adapter, Policy, Row, check_device, load_policy, weights_hash
+from llm_loop.models import Adapter, Policy, Row, check_device, check_model, load_policy, weights_hash
 from llm_loop.rewards.scorers import SCORERS, Scorer, Whole, load_scorer, read_by
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
@@ -266,8 +266,8 @@ def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
 def check(alignment: Alignment, parts: Parts) -> None:
     """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
     check_device(alignment.device)
-    if alignment.model in assets.models():
-        assets.find(alignment.model)
+    adapter, tokens, chat = alignment.adapter, alignment.decoding.tokens, _chat(alignment, parts)
+    check_model(alignment.model, adapter, tokens, chat, alignment.trust_remote_code)
     texts = parts.load_prompts(alignment)
     _check_prompts(alignment, texts)
     if isinstance(alignment.pool, str):

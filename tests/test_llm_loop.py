@@ -27,6 +27,7 @@ from test_llm_models import tiny
 from test_llm_scorers import classifier
 
 import bandits.runs.files
+import llm_loop.folders
 from bandits.core.design import Design, GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
@@ -45,7 +46,7 @@ from llm_loop.data.prompts import load as load_prompts
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.gym import TextEnv
 from llm_loop.journal import Journal
-from llm_loop.models import TINY, Row
+from llm_loop.models import TINY, Row, byte_tokenizer, tiny_model
 from llm_loop.rewards.scorers import checked, load_scorer
 from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding
@@ -693,6 +694,8 @@ class TestBroughtPool:
                 "line 1: its response 2 is",
             ),
             (None, ("--response-tokens", "9"), "a response has 1. tokens, over the limit of 9"),
+            (None, ("--prompts", "plots"), "has prompts of its own; leave --prompts plots out"),
+            (None, ("--prompts=builtin",), "has prompts of its own; leave --prompts builtin out"),
             (None, ("--prompts", "ours.jsonl.gz"), "has prompts of its own; leave --prompts ours.jsonl.gz out"),
             (None, ("--pool-temperature", "1"), "--pool-temperature is for a pool that is drawn"),
             (None, ("--rounds", "11"), "33 labels are to be bought, but the pool has 30 duels; lower --rounds or"),
@@ -750,6 +753,50 @@ class TestBroughtPool:
         with pytest.raises(InputError, match=r"ours\.jsonl was edited since the run began"):
             study.play(Cell("random", 0), tmp_path / "cell")
         assert not (tmp_path / "cell").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a model with 2 layers and 512 positions, whose tokenizer has no chat template."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("tiny-llama", Key(0)).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+class TestBeforeAModel:
+    @pytest.fixture(autouse=True)
+    def unread(self, monkeypatch):
+        def load(*given, **more):
+            raise AssertionError("a model was loaded")
+
+        for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+            monkeypatch.setattr(getattr(transformers, name), "from_pretrained", load)
+            monkeypatch.setattr(getattr(transformers, name), "from_config", load)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--pool-temperature", "1.4"), "--pool-temperature is for a pool that is drawn; give --pool a number"),
+            (("--lora-layers", "3"), "--lora-layers 3: the model has 2 layers; 0 means all"),
+            (("--tokens", "512"), "--tokens 512: the model has 512 positions, for a prompt and its response; lower it"),
+            (("--chat", "yes"), "the tokenizer has no chat template; use --chat no"),
+            (("--reward", "lexical-leters"), "'lexical-leters': did you mean lexical-letters"),
+            (("--judge", "nosuchthing"), "cannot load reward model 'nosuchthing'"),
+        ],
+    )
+    def test_what_its_folder_or_the_options_tell_is_refused_before_it_is_read(
+        self, options, words, dry, folder, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(llm_loop.folders, "snapshot_download", lambda *given, **more: 1 / 0)
+        for model in ("tiny-llama", "tiny-gpt2", str(folder)):
+            assert smoke(tmp_path / "out", "--model", model, *options, *dry) == 2
+            error = capsys.readouterr().err
+            assert words in error
+            assert error.count("\n") == 1
+            assert not (tmp_path / "out").exists()
 
 
 class TestLongTexts:

@@ -132,7 +132,8 @@ def play_matrix(options: Options) -> int:
     study = MatrixStudy.of(MATRICES[options.preset][1])
     directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
     if options.dry:
-        command.say(*study.forecast(options.jobs))
+        directory.admit()
+        command.say(*study.forecast(directory, options.jobs, Part.of(options.cells)))
         return 0
     if not options.show:
         afford(study.memory(), study.count(), "--seeds", options.jobs, False)
