@@ -17,6 +17,7 @@ from test_llm_models import tiny
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+import llm_loop.forecast
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -890,10 +891,11 @@ def test_a_pool_too_small_is_refused_by_the_arena():
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
     assert smoke(tmp_path / "none", "--dry-run", "--seeds", "3") == 0
     said = capsys.readouterr().out
-    assert said.startswith("6 cells; ")
+    assert said.startswith("6 cells to play\n")
     assert re.search(r"activedpo-normalised: 3 cells of about .* \(draw .*, score .*, features .*, train .*\)", said)
     assert re.search(r"random: 3 cells of about [^f]*\)", said)  # blind: no features
-    assert "GiB a cell" in said
+    assert re.search(r"memory: about .* GiB a cell, and this machine has .* side by side would fit\n", said)
+    assert re.search(r"tokens: about [\d,]+ drawn and [\d,]+ trained on \(all epochs\) in a cell, [\d,]+ drawn", said)
     assert not (tmp_path / "none").exists()
 
 
@@ -901,6 +903,56 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
 def test_a_dry_run_refuses_what_a_run_does(option, value, tmp_path, capsys):
     assert main(["smoke", "--output", str(tmp_path / "none"), "--dry-run", option, value]) == 2
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_left_of_its_part_of_the_cells(tmp_path, capsys):
+    few = ("--rounds", "1", "--strategies", "random", "--seeds", "4", "--sft", "toy-letters")
+    assert smoke(tmp_path, *few, "--cells", "1/4") == 0
+    for more, first, tuned in (
+        ((), "3 cells to play, 1 are finished\n", False),
+        (("--cells", "1/2"), "1 cells to play, 1 are finished; part 1/2 of 4\n", False),
+        (("--force",), "4 cells to play\n", True),
+    ):
+        capsys.readouterr()
+        assert smoke(tmp_path, *few, *more, "--dry-run") == 0
+        said = capsys.readouterr().out
+        assert said.startswith(first)
+        assert f"random: {first[0]} cells" in said
+        assert ("is tuned on" in said) == tuned  # once for all cells: it was kept
+    assert smoke(tmp_path, *few, "--cells", "1/4", "--dry-run") == 0
+    assert capsys.readouterr().out == "0 cells to play, 1 are finished; part 1/4 of 4\n"
+    assert smoke(tmp_path, *few, "--cells", "9/3", "--dry-run") == 2
+    assert "--cells must be i/n with 1 <= i <= n, got '9/3'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_figure_2_counts_its_part_of_the_cells(tmp_path, capsys):
+    arguments = ["2", "--output", str(tmp_path), "--dry-run", "--cells"]
+    assert studies.main([*arguments, "2/3"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 cells to play; part 2/3 of 6\nof these 1 of about")
+    assert "before them, once: two tunings and the pool" in said
+    assert studies.main([*arguments, "9/3"]) == 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_dry_run_for_a_gpu_that_is_not_here_is_of_the_cpu_and_says_what_does_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert smoke(tmp_path, "--dry-run", "--device", "cuda", "--seeds", "1") == 0
+    assert "device 'cuda' is not available here: hours and memory are of this machine's CPU" in capsys.readouterr().out
+    monkeypatch.setattr(llm_loop.forecast, "machine_memory", lambda: 2.0**29)
+    assert smoke(tmp_path, "--dry-run", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert "GiB a cell, and this machine has 0.5 GiB, of which a run may take 90%: it does not fit\n" in said
+    assert "1 side by side, if it did fit" in said
+    monkeypatch.setattr(llm_loop.forecast, "machine_memory", lambda: 100.0)
+    monkeypatch.setattr(llm_loop.forecast, "build", lambda *given: 1 / 0)
+    assert smoke(tmp_path, "--dry-run", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("the model alone does not fit, so it was not loaded and no work was timed\n")
+    assert re.search(r"tokens: at most [\d,]+ drawn", said)
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def _told(name: str, run: AlignmentStudy, directory: RunDirectory, part: Part, j
     command.say(f"{name}:" if left else f"{name}: all cells are finished")
     if not left:
         return 0.0
-    told = forecast(run, jobs, left)
+    told = forecast(run, directory, jobs, part)
     command.say(*told.lines)
     return told.seconds
 
@@ -174,7 +174,8 @@ def play_matrix(options: Options) -> int:
         command.say(_kept_line(options.table(MATRIX), lasting))
         asked = False
     if options.dry:
-        command.say(*study.forecast(options.jobs) if asked else ())
+        directory.admit()
+        command.say(*study.forecast(directory, options.jobs, Part.of(options.cells)) if asked else ())
         return 0
     if asked:
         afford(study.memory(), study.count(), "--seeds", options.jobs, False)

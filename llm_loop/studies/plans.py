@@ -11,7 +11,9 @@ from bandits.runs.files import sha256
 Preset = Literal["smoke", "full"]
 ALL = ("activedpo-normalised", "apo", "aplp", "random")
 NORMALISED = ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random")
-FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4")
+CUT = ("--long-texts", "cut")
+"""Of runs whose models may write much in a few tokens, such as a row of dots: what is read in part is counted."""
+FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4", *CUT)
 FULL = ("--seeds", "8")
 
 
@@ -87,8 +89,8 @@ SWITCHES = (
     *("--pool-temperature", "--sampling-temperature"),
 )
 """The options that the smoke preset keeps: they need no file, and no larger pool."""
-ONCE = {"--rounds": "1", "--batch": "48", "--prompts-per-round": "24", "--seeds": "2"}
-REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
+ONCE = {"--rounds": "1", "--batch": "48", "--prompts-per-round": "24", "--seeds": "2", CUT[0]: CUT[1]}
+REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24", *CUT)
 SETTINGS = {
     **{f"rate {r}, β {b}": {"--rate": r, "--beta": b} for r in ("1e-3", "1.5e-3", "2e-3") for b in ("0.1", "0.3")},
     "1 epoch": {"--epochs": "1"},
@@ -107,7 +109,7 @@ TASKS = (
         "headlines, near their articles",
         ("--prompts", "articles", "--reward", "similarity", "--judge", "word-overlap", *FULL),
     ),
-    Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
+    Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4", *CUT)),
     Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
     ),
