@@ -221,7 +221,7 @@ def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, p
 def counted(left: int, done: int, every: int, part: Part) -> str:
     """Say how many cells are to be played."""
     share = f"; part {part.index}/{part.count} of {every}" if part.count > 1 else ""
-    return f"{left} cells to play{f', {done} are finished' if done else ''}{share}"
+    return f"{left} cells to play{f', {done} finished' if done else ''}{share}"
 
 
 def tokens(one: Work, pool: int, cells: float, lengths: tuple[float, float], word: str) -> str:

@@ -387,7 +387,7 @@ def test_the_forecast_of_a_pool_counts_each_models_share():
     alignment = replace(SMOKE, pool=10, responses=5, pool_models=("a", "b"))
     pace = {"draw": 1.0, "below": 0.1, "score": 0.01}
     assert of_pool(replace(alignment, pool_models=()), pace) == pytest.approx(10 * 5 * 1.1)
-    others = [Author(3.0, 100.0, 7), Author(4.0, 1000.0, 7)]
+    others = [Author(3.0, 100.0), Author(4.0, 1000.0)]
     assert of_pool(alignment, pace, others) == pytest.approx(10 * (3 + 100 + 1000 + 5 * 0.11) + 7)
 
 
@@ -520,7 +520,7 @@ def test_a_study_tells_what_is_left_of_all_its_runs(tmp_path, monkeypatch, capsy
     assert studies.main(["1", "--output", str(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "films: kept from" in said
-    assert "3 cells; " in said
+    assert "3 cells to play, 1 finished" in said
     whole = re.search(r"about (.+) with \d side by side", said)[1]
     assert said.endswith(f"in all: about {whole}\n")
     table_of(headlines).to_csv(tmp_path / "studies" / "figure-1.csv", index=False, mode="a", header=False)
@@ -910,8 +910,8 @@ def test_a_dry_run_counts_what_is_left_of_its_part_of_the_cells(tmp_path, capsys
     few = ("--rounds", "1", "--strategies", "random", "--seeds", "4", "--sft", "toy-letters")
     assert smoke(tmp_path, *few, "--cells", "1/4") == 0
     for more, first, tuned in (
-        ((), "3 cells to play, 1 are finished\n", False),
-        (("--cells", "1/2"), "1 cells to play, 1 are finished; part 1/2 of 4\n", False),
+        ((), "3 cells to play, 1 finished\n", False),
+        (("--cells", "1/2"), "1 cells to play, 1 finished; part 1/2 of 4\n", False),
         (("--force",), "4 cells to play\n", True),
     ):
         capsys.readouterr()
@@ -921,7 +921,7 @@ def test_a_dry_run_counts_what_is_left_of_its_part_of_the_cells(tmp_path, capsys
         assert f"random: {first[0]} cells" in said
         assert ("is tuned on" in said) == tuned  # once for all cells: it was kept
     assert smoke(tmp_path, *few, "--cells", "1/4", "--dry-run") == 0
-    assert capsys.readouterr().out == "0 cells to play, 1 are finished; part 1/4 of 4\n"
+    assert capsys.readouterr().out == "0 cells to play, 1 finished; part 1/4 of 4\n"
     assert smoke(tmp_path, *few, "--cells", "9/3", "--dry-run") == 2
     assert "--cells must be i/n with 1 <= i <= n, got '9/3'" in capsys.readouterr().err
 
