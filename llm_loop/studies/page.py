@@ -270,13 +270,17 @@ def _differences(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
     for key, of in cells.items():
         final, area = (f"{_size(of[name])} | {of[name]['verdict']}" for name in ("final", "area"))
         lines.append(f"| {' | '.join(key)} | {final} | {_needed(of['final'])} | {area} |")
-    return [
-        *lines,
-        "",
+    said = (
         "Differences are paired by seed; intervals are 95 %, jointly over the rows of a run, a measure and a baseline. "
         "Seeds to decide: with so many a difference of the size seen after the last round would most likely be told "
-        "from 0.",
-    ]
+        "from 0."
+    )
+    if any(row["measure"] == "reward" for row in rows):
+        said += (
+            " At equal KL, both rewards are read where a seed's curve, straight between rounds, first comes to the "
+            "smaller of the two last KLs; these intervals are 95 % jointly over a run's strategies."
+        )
+    return [*lines, "", said]
 
 
 def _size(row: Mapping[Hashable, Any]) -> str:
