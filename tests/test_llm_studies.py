@@ -391,6 +391,13 @@ def test_the_forecast_of_a_pool_counts_each_models_share():
     assert of_pool(alignment, pace, others) == pytest.approx(10 * (3 + 100 + 1000 + 5 * 0.11) + 7)
 
 
+def test_a_win_rates_interval_stays_within_what_a_share_can_be():
+    table = pd.DataFrame({"wins": [0.2, 0.99], "reward": [0.2, 0.99]})
+    share, free = page.over_seeds(table, "wins"), page.over_seeds(table, "reward")
+    assert (share.value, share.low, share.high) == (free.value, 0.0, 1.0)
+    assert free.low < 0 < 1 < free.high
+
+
 def test_names_that_look_like_numbers_stay_names(tmp_path):
     table = pd.DataFrame({"part": ["256", "1024"], "commit": ["0680098", "12e4567"], "reward": [0.5, 1.0]})
     table.to_csv(tmp_path / "t.csv", index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ BASELINE = "random"
 NOT_KNOWN = "it is not known that Random learned"
 NULLS = {"longer_wins": "longer wins", "null_wins": "null by the reward", "null_judge_wins": "null by the judge"}
 """what a win rate is to be compared with"""
+SHARES = {*NULLS, "wins", "judge_wins"}
 WELL = {
     "ended": "responses that ended",
     "bits_per_byte": "bits per byte",
@@ -188,12 +190,18 @@ def _needed(row: Mapping[Hashable, Any]) -> str:
     return count if found else "–"
 
 
+def over_seeds(table: pd.DataFrame, measure: str) -> Estimate:
+    """Estimate a measure's mean over a table's rows, Student's t; a share's interval stays between 0 and 1."""
+    found = mean(table[measure])
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if measure in SHARES else found
+
+
 def levels(study: Study, table: pd.DataFrame) -> list[str]:
     """Say from where to where a run's strategies brought what the study measures first."""
     if table.empty or table["strategy"].nunique() < 2:
         return []
     measure, last = study.measures[0], table[table["round"] == table["round"].max()]
-    ends = {strategy: mean(own[measure]) for strategy, own in last.groupby("strategy", sort=False)}
+    ends = {strategy: over_seeds(own, measure) for strategy, own in last.groupby("strategy", sort=False)}
     told = ", ".join(
         f"{number(found.value, sign=False)} {span(found.low, found.high, sign=False)} ({strategy})"
         for strategy, found in ends.items()
@@ -434,8 +442,8 @@ def _final(study: Study, table: pd.DataFrame) -> list[str]:
     lines = [f"| run | strategy | seeds | {' | '.join(titles)} |", f"|---|---|---|{'---|' * len(titles)}"]
     for (part, strategy), own in _with(table, nulls).groupby(["part", "strategy"], sort=False):
         last = own[own["round"] == own["round"].max()]
-        values = [last[measure] for measure in study.measures] + [own[name].dropna() for name in nulls]
-        found = [mean(value) for value in values]
+        found = [over_seeds(last, measure) for measure in study.measures]
+        found += [over_seeds(own.dropna(subset=name), name) for name in nulls]
         shown = [f"{number(one.value, sign=False)} {span(one.low, one.high, sign=False)}" for one in found]
         cells = " | ".join(cell.replace("– –", "–") for cell in shown)
         lines.append(f"| {part} | {strategy} | {len(last)} | {cells} |")
