@@ -9,6 +9,7 @@ import pytest
 
 from bandits.core.errors import InputError
 from bandits.core.registry import fingerprint
+from bandits.sim.map import Map
 
 OWN = """
 import helper
@@ -48,3 +49,9 @@ def test_a_setting_that_cannot_be_recorded_is_refused_in_one_line() -> None:
 
     with pytest.raises(InputError, match="a setting that is a ndarray"):
         fingerprint(Mine())
+
+
+def test_a_map_of_random_alone_is_refused() -> None:
+    """Random is what the rules are compared with: there must be one."""
+    with pytest.raises(InputError, match="name a rule"):
+        Map(rules=("random",))
