@@ -219,7 +219,7 @@ def sentences(
         if len(lined):
             lines.append(
                 f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
-                f"{len(settings.worlds())} worlds): "
+                f"{len(settings.worlds())} worlds; noise in what was saved pulls the rank correlation down): "
                 + "; ".join(
                     f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(lined)
                 )
