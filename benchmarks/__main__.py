@@ -16,7 +16,7 @@ from bandits.core.errors import InputError
 from bandits.runs.command import guard, read
 from bandits.runs.directory import commit
 from bandits.runs.figures import png
-from bandits.runs.files import write_bytes, write_text
+from bandits.runs.files import replaceable, write_bytes, write_text
 from benchmarks.harness import report
 from benchmarks.harness.measure import AbsentError, hardware, measure, prepare
 from benchmarks.harness.row import ROWS, Row
@@ -76,6 +76,9 @@ def bench(arguments: Sequence[str]) -> int:
         if options.rows and not options.docs:
             raise InputError("--no-measure writes a page: name it with --docs, or name no rows")
         rows = []
+    docs = options.docs or (None if options.rows else Path("docs/benchmarks.md"))
+    if docs:
+        replaceable(docs, "Benchmarks", "--docs")
     if rows:
         report.load(options.output)  # what is no record there is told before hours are spent
     threads = options.threads or os.cpu_count() or 1
@@ -95,7 +98,6 @@ def bench(arguments: Sequence[str]) -> int:
         report.save(options.output, entry)
         print(report.terminal(entry), flush=True)
         wrong += [] if entry["valid"] else [row.name]
-    docs = options.docs or (None if options.rows else Path("docs/benchmarks.md"))
     if docs:
         publish(options.output, docs, head, machine)
         print(f"page: {docs}")

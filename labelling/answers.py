@@ -6,7 +6,8 @@ A line an answer::
 
 A person's later answer to a query takes the place of the earlier one; ``undo`` takes it back.  ``digest`` is that of
 the query as it was shown.  A last line that a killed process or a full disk cut short was never confirmed to anybody:
-readers pass over it, and the next write removes it.  Several processes may add to one file.
+readers pass over it, and the next write removes it.  Nothing else is ever removed: other tools may have ended lines by
+``\\r``, and what is no beginning of an answer is refused.  Several processes may add to one file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +32,9 @@ Said = Literal[Choice, "undo"]
 """A choice, or that the earlier one does not hold."""
 SAID: tuple[str, ...] = get_args(Said)
 LONGEST_NAME = 60
+OPENING = b'{"query": "'
+"""how every line begins that is written here"""
+_ENDS = re.compile(rb"\r\n|\r|\n")
 
 
 def now() -> str:
@@ -74,7 +80,9 @@ class Answers:
     """The answers in a file; one that is not there has none.  Opening it writes nothing."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file; ``InputError``, with the line's number, for a line that is no answer."""
+        """Read the file; ``InputError``, with the line's number, for a line that is no answer, and for a pipe."""
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file, so no answers can be kept there")
         self.path = path
         self.all: tuple[Answer, ...] = ()
         """every line, in the file's order"""
@@ -113,13 +121,13 @@ class Answers:
             self._file = status.st_dev, status.st_ino
         content = _whole(os.pread(handle, status.st_size - self._bytes, self._bytes))
         if content:
-            found = [self._answer(n, line) for n, line in enumerate(content.split(b"\n"), self._ends + 1) if line]
+            found = [self._answer(n, line) for n, line in enumerate(_ENDS.split(content), self._ends + 1) if line]
             self._add(found, content)
 
     def _add(self, found: Iterable[Answer], content: bytes) -> None:
         self.all = (*self.all, *found)
         self._bytes += len(content)
-        self._ends += content.count(b"\n")
+        self._ends += len(_ENDS.findall(content))
 
     def _answer(self, number: int, line: bytes) -> Answer:
         try:
@@ -224,7 +232,7 @@ def _append(handle: int, size: int, content: bytes) -> bytes:
 
     Raises ``OSError`` if there is no room; the file then is as it was.
     """
-    if size and os.pread(handle, 1, size - 1) != b"\n":
+    if size and os.pread(handle, 1, size - 1) not in (b"\n", b"\r"):
         content = b"\n" + content
     try:
         os.ftruncate(handle, size)
@@ -241,12 +249,19 @@ def _append(handle: int, size: int, content: bytes) -> bytes:
 
 
 def _whole(content: bytes) -> bytes:
-    """Return a file without what was cut short after its last whole line, which may lack its end."""
-    end = content.rfind(b"\n") + 1
+    """Return a file without what was cut short after its last whole line, which may lack its end.
+
+    Cut short is only what begins as our lines do and holds no whole object yet; zeros may stand for what never came.
+    """
+    end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+    tail = content[end:].rstrip(b"\0")
+    if not (tail.startswith(OPENING) or OPENING.startswith(tail)):
+        return content
     try:
-        return content if isinstance(loads(content[end:].decode()), dict) else content[:end]
+        json.JSONDecoder().raw_decode(tail.decode(errors="replace"))
     except ValueError:
         return content[:end]
+    return content
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bandits.core.rng import Key
 from bandits.headroom import headroom
 from bandits.loop import DesignState
 from bandits.runs import command, figures
-from bandits.runs.directory import Identity, Ledger, RunDirectory
+from bandits.runs.directory import Identity, Ledger, Part, RunDirectory
 from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
 from bandits.runs.settings import check
 from bandits.runs.stats import Estimate, mean
@@ -62,6 +62,7 @@ FULL = replace(
     pool_temperature=1.4,
     adapter=Adapter(layers=8),
     training=Training(rate=1e-3),
+    long_texts="cut",
     evaluation=Evaluation(prompts=48, between=0, duels=48),
 )
 """as the published table was measured, whatever the defaults have become"""
@@ -214,13 +215,13 @@ def run(arguments: Sequence[str]) -> int:
     check(options)
     settings = COMMAND.presets[options.preset][1]
     study = Demonstration.of(settings)
+    directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
     if options.dry_run:
-        command.say(*forecast(study, options.jobs))
+        command.say(*forecast(study, directory, options.jobs, Part.of(options.cells)).lines)
         return 0
     told = ["--output", str(options.output), "--cells", options.cells, "--jobs", str(options.jobs)]
     if not options.show and (status := command.run(COMMAND, [options.preset, *told])):
         return status
-    directory = RunDirectory(options.output, study.experiment, options.preset, study.identity())
     table, predicted = (frame.round(6) for frame in finished(study, directory))
     home = options.pages or (Path("docs") if options.preset == "full" else options.output / "docs")
     if len(table):

@@ -17,6 +17,7 @@ from typing import Any
 
 from bandits.core.errors import InputError
 from bandits.runs.files import read_text, write_text
+from bandits.runs.settings import pairs
 from bandits.runs.text import dumps, lines, loads
 from labelling.answers import Answer, now
 from labelling.desk import Desk
@@ -43,12 +44,12 @@ class Mapping:
     @classmethod
     def of(cls, columns: Sequence[str], values: Sequence[str], annotator: str = "") -> Mapping:
         """Read ``ours=theirs`` columns and ``theirs=ours`` values; ``InputError`` for anything else."""
-        named = dict(_split(text, "--columns", "id=task_id") for text in columns)
+        named = pairs(columns, "--columns", "id=task_id")
         for ours in named:
             if ours not in COLUMNS:
                 raise InputError(f"--columns: {ours!r} is none of {', '.join(COLUMNS)}; write OURS=THEIRS")
         meant: dict[str, Choice] = {}
-        for theirs, ours in (_split(text, "--values", "A=left") for text in values):
+        for theirs, ours in pairs(values, "--values", "A=left").items():
             choice = next((choice for choice in CHOICES if choice == ours), None)
             if choice is None:
                 raise InputError(f"--values: {ours!r} is none of {', '.join(CHOICES)}; write THEIRS=OURS")
@@ -67,13 +68,6 @@ class Mapping:
                 f"{word[:20]}=left"
             )
         return found
-
-
-def _split(text: str, option: str, example: str) -> tuple[str, str]:
-    ours, equals, theirs = text.partition("=")
-    if not (ours and equals and theirs):
-        raise InputError(f"{option} takes pairs such as {example}, got {text!r}")
-    return ours, theirs
 
 
 @dataclass(frozen=True)

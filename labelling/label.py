@@ -16,7 +16,7 @@ import tyro
 
 from bandits.core.errors import InputError
 from bandits.runs import command
-from bandits.runs.files import read_text, write_text
+from bandits.runs.files import read_text, vacant, write_text
 from bandits.runs.settings import Ge, Le, Whole, check
 from labelling import exchange, terminal
 from labelling.answers import checked_name
@@ -62,7 +62,7 @@ class Options:
     values: tuple[str, ...] = ()
     """what the import's answers mean: A=left B=right same=tie"""
     export: Path | None = None
-    """write the duels for another tool, in --format, and stop"""
+    """write the duels for another tool, in --format, into a new file, and stop"""
     format: Literal["label-studio", "argilla", "csv"] = "label-studio"
     """of --export"""
 
@@ -80,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{names} are two jobs; give one of them at a time")
     if (options.columns or options.values) and not options.bring:
         raise InputError("--columns and --values say how to read an --import; name its file")
+    if options.export:
+        vacant(options.export, "--export")
     source = Source.at(options.queries, options.answers)
     if options.again and source.project is not None:
         raise InputError(

@@ -15,6 +15,7 @@ from labelling.queries import content_id
 from llm_loop.data import files
 from llm_loop.data.chat import Prompt, to_json
 from llm_loop.data.pools import Group, at, pair_of, renamed, row_of
+from llm_loop.data.rows import heldout_of
 
 
 def id_of(group: Group) -> str:
@@ -34,12 +35,17 @@ class Label:
 
 
 def read_labels(path: Path, fields: Mapping[str, str] | None = None) -> list[Label]:
-    """Return the labels of a file: ``prompt``, ``chosen``, ``rejected``, as TRL has them; ``tie`` may be true."""
+    """Return the labels of a file: ``prompt``, ``chosen``, ``rejected``, as TRL has them; ``tie`` may be true.
+
+    Raises ``InputError``, with the row's place, for a row that is no label, and for one that a split holds out.
+    """
     found, _ = files.rows(files.located(str(path), "the name of one"))
     labels = []
     for row in found:
         with at(row, "labels"):
             value = renamed(row_of(row), fields or {})
+            if heldout_of(value, row.split):
+                raise InputError("it is held out by its split, and labels are learned from; leave it out")
             if "chosen" not in value or "rejected" not in value:
                 raise InputError("a label has chosen and rejected")
             prompt, (chosen, rejected) = pair_of(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from bandits.headroom import Headroom
 from bandits.loop import Round
@@ -80,11 +81,19 @@ def _widths(round: Round[Any, Any], why: Reasons) -> Figure:
     figure, (left, right) = panels(2)
     free = round.pool.available
     widths, picked = round.pool.widths, round.pool.widths[round.picks]
-    bins = 30
-    left.hist(widths[free].numpy(), bins=bins, density=True, color="#cccccc", label="pool")
-    left.hist(picked.numpy(), bins=bins, density=True, histtype="step", color="#0072b2", label="picked")
+    bins, span = 30, spanned(widths[free])
+    shared: dict[str, Any] = {"bins": bins, "range": span, "density": True}
+    left.hist(widths[free].double().numpy(), color="#cccccc", label="pool", **shared)
+    left.hist(picked.double().numpy(), histtype="step", color="#0072b2", label="picked", **shared)
     left.set(xlabel="width", ylabel="density")
     left.legend(frameon=False)
     right.hist(why.cosine[free].numpy(), bins=bins, range=(0, 1), color="#cccccc")
     right.set(xlabel="likeness to the most similar pick", ylabel="duels of the pool")
     return figure
+
+
+def spanned(values: Tensor) -> tuple[float, float]:
+    """Return the range of a histogram of values; where they are (nearly) equal, wide enough to be cut into bins."""
+    low, high = float(values.min()), float(values.max())
+    pad = max(0.0, 1e-3 * abs(high) - (high - low))
+    return low - pad, high + pad

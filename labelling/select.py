@@ -21,7 +21,8 @@ from bandits.headroom import Headroom, headroom
 from bandits.loop import DesignState, Round
 from bandits.runs.command import guard, read, say
 from bandits.runs.directory import config_of
-from bandits.runs.settings import Count, MinLen, Positive, check
+from bandits.runs.files import vacant
+from bandits.runs.settings import Count, MinLen, Positive, check, pairs
 from bandits.selector import STRATEGIES
 from labelling import labelled, page, queries, session
 from labelling.labelled import Label
@@ -68,12 +69,10 @@ OPTIONS = Select
 
 def mapping(fields: Sequence[str]) -> dict[str, str]:
     """Return what ``--fields`` says; ``InputError`` for what is no ``ours=theirs``."""
-    found = {}
-    for word in fields:
-        ours, equals, theirs = word.partition("=")
-        if not equals or not theirs or ours not in FIELDS:
-            raise InputError(f"--fields takes {', '.join(f'{name}=…' for name in FIELDS)}, got {word!r}")
-        found[ours] = theirs
+    found = pairs(fields, "--fields", "prompt=question")
+    for ours in found:
+        if ours not in FIELDS:
+            raise InputError(f"--fields takes {', '.join(f'{name}=…' for name in FIELDS)}, got {ours!r}")
     return found
 
 
@@ -131,7 +130,7 @@ def _choose(options: Select) -> int:
         say(*(f"• {line}" for line in told), "no batch was written; at a lower --price it would be")
         return 1
     where = project.queries(batch) if project is not None else _file(options)
-    written = project.root / "index.html" if project is not None else where.with_suffix(".html")
+    written = project.root / "index.html" if project is not None else _page(where)
     with contextlib.ExitStack() as stack:
         if project is not None:
             own = project.manifest_path, project.pool, project.labelled, project.drawn(batch), where
@@ -157,12 +156,21 @@ def _file(options: Select) -> Path:
     return options.out.expanduser().absolute()
 
 
+def _page(queries: Path) -> Path:
+    """Return the page beside a lone file of queries."""
+    return queries.with_suffix(".html")
+
+
 def _places(options: Select) -> tuple[Project | None, list[Label]]:
     """Return the project, if there is one, and the labels from elsewhere; refuse what cannot be."""
     given = None if options.labelled is None else labelled.read_labels(options.labelled.expanduser())
+    if given == []:
+        raise InputError(f"--labelled {options.labelled} has no labels; leave it out, or name the file that has them")
     if options.project is None:
-        if _file(options).exists():
-            raise InputError(f"{options.out} is there already; remove it or choose another --out")
+        if _file(options).suffix == ".html":
+            raise InputError(f"--out {options.out}: that is the name of the queries' page; name them .jsonl")
+        for path in (_file(options), _page(_file(options))):
+            vacant(path, "--out")
         return None, given or []
     project = Project(options.project.expanduser())
     if project.exists:
@@ -207,8 +215,18 @@ def _pools(options: Select, project: Project | None) -> tuple[Pool | None, Promp
         if fields:
             raise InputError("a pool of prompts alone takes no --fields; name its field prompt")
         return None, session.read_prompts(str(options.pool), settings.seed), settings
+    if given is not None:
+        given = _to_learn_from(given, str(options.pool))
     whole = given if known is None else known if given is None else session.grown(known, given)
     return whole, None, settings
+
+
+def _to_learn_from(pool: Pool, name: str) -> Pool:
+    """Return a pool without what its data hold out, and say how much that is."""
+    kept = pool.learnable()
+    if out := len(pool.groups) - len(kept.groups):
+        say(f"note: {out} of {len(pool.groups)} prompts of {name} are held out by their split and are not asked about")
+    return kept
 
 
 def _check_budget(work: Session, budget: int) -> None:

@@ -107,12 +107,16 @@ def _train(project: Project, held_out: float, health: bool) -> list[str]:
     lines = [
         f"{len(past)} answered duels ({_ties(past)} ties), {fit.steps} steps: loss {fit.first_loss:.3f} to "
         f"{fit.last_loss:.3f} nats",
-        f"of these the model's own reward orders {_percent(before)} as people did before, {_percent(after)} after",
+        f"of these the model's own reward orders {_percent(before)} as people did before, {_percent(after)} after"
+        if after.n
+        else "no decided duel among them, so none that the model's own reward could order as people did",
     ]
     checked = _held_out(work, past, held_out) if held_out else None
     if checked is not None:
         lines.append(
             f"duels that a second fit was not shown: {_percent(checked[0])} before, {_percent(checked[1])} after"
+            if checked[1].n
+            else "no decided duel among those that a second fit was not shown"
         )
     policy.restore(theta)
     healthy = _health(work) if health else None
@@ -161,6 +165,8 @@ def _agreement(learner: DPOLearner, past: Labelled[Completions], trained: int) -
     """
     decided = past.outcome != 0.5
     margins = past.duels.difference(_rewards(learner, past.items)) if trained else torch.zeros(len(past))
+    if not bool(margins.isfinite().all()):
+        raise InputError("the model's own reward is no finite number: its training diverged; lower --rate")
     right = torch.where(margins == 0, 0.5, ((margins > 0) == (past.outcome > 0.5)).double())
     found: dict[tuple[int, ...], list[float]] = {}
     for first, value in zip(past.duels.first[decided].tolist(), right[decided].tolist(), strict=True):
@@ -218,7 +224,7 @@ def _health(work: Session) -> dict[str, float]:
 
 def _percent(estimate: stats.Estimate) -> str:
     value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.0f} % [{low:.0f}, {high:.0f}] ({estimate.n} prompts)"
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}] ({estimate.n} {'prompt' if estimate.n == 1 else 'prompts'})"
 
 
 def _plain(estimate: stats.Estimate) -> dict[str, float]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
+from bandits.core.errors import InputError
 from bandits.runs import command
+from bandits.runs.directory import Part, RunDirectory
 from llm_loop import launch
-from llm_loop.config import PRESETS
+from llm_loop.config import PRESETS, Alignment
 from llm_loop.run import AlignmentStudy
 
 COMMAND = command.Command(
@@ -19,24 +23,46 @@ COMMAND = command.Command(
 )
 
 
+def parsed(arguments: Sequence[str], program: str = COMMAND.program) -> tuple[str, command.Options[Alignment]]:
+    """Return the preset's name and its options.
+
+    Raises ``InputError`` for prompts that are named beside a pool's file, which has its own: the settings alone do not
+    tell them from the preset's.
+    """
+    preset, options = command.parse(replace(COMMAND, program=program), arguments)
+    words = [part for word in arguments for part in word.split("=", 1)]
+    named, pool = dict(pairwise(words)).get("--prompts"), options.settings.pool
+    if isinstance(pool, str) and named not in (None, pool):
+        raise InputError(f"--pool {pool} has prompts of its own; leave --prompts {named} out")
+    return preset, options
+
+
 def align(arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found; under a launcher, in the main process of several."""
     if "--dry-run" in arguments:
-        from llm_loop.forecast import forecast
-
-        _, options = command.parse(COMMAND, [word for word in arguments if word != "--dry-run"])
-        command.say(*forecast(AlignmentStudy.of(options.settings), options.jobs))
-        return 0
+        return foretell(*parsed([word for word in arguments if word != "--dry-run"]))
+    _, options = parsed(arguments)
     if launch.processes() == 1:
         return command.run(COMMAND, arguments)
     if not launch.is_main():
-        _, options = command.parse(COMMAND, arguments)
         AlignmentStudy.of(options.settings).follow()
         return 0
     try:
         return command.run(COMMAND, [*arguments, "--jobs", "1"])
     finally:
         launch.share(None)
+
+
+def foretell(preset: str, options: command.Options[Alignment]) -> int:
+    """Say what is left of a run and what that will take; write nothing."""
+    from llm_loop.forecast import forecast
+
+    part, study = Part.of(options.cells), AlignmentStudy.of(options.settings)
+    directory = RunDirectory(options.output, study.experiment, preset, study.identity())
+    if not options.force:
+        directory.admit()
+    command.say(*forecast(study, None if options.force else directory, options.jobs, part).lines)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -132,7 +132,8 @@ class Alignment:
     judge: str = "tweet-judge"
     """evaluates only: tweet-judge, word-overlap (with what the user wrote), or any reward"""
     long_texts: LongTexts = "refuse"
-    """of a text that is longer than a classifier reads: refuse it, or cut, which scores its beginning and is counted"""
+    """of a text that is longer than a reward model or judge reads: refuse it, or cut, which scores its beginning and is
+    counted"""
     labels: Annotated[str, Names(ORACLES.__getitem__)] = "btl"
     """registered oracle that labels duels: btl, noiseless, flipped-20%, probit, ..."""
     label_temperature: Positive = 0.5
@@ -161,6 +162,8 @@ class Alignment:
             )
         if isinstance(self.pool, str):
             self._bring(self.pool)
+        elif not self.pool and self.pool_temperature:
+            raise InputError("--pool-temperature is for a pool that is drawn; give --pool a number of prompts")
         elif self.pool:
             if self.prompts_per_round > self.pool:
                 raise InputError(f"--prompts-per-round {self.prompts_per_round} exceeds --pool {self.pool}")
@@ -292,7 +295,7 @@ PRESETS: dict[str, tuple[str, Alignment]] = {
             prompt_tokens=1024,
             decoding=Decoding(tokens=64, rows=256),
             reward="OpenAssistant/reward-model-deberta-v3-large-v2",
-            judge="sentiment-valence",
+            judge="word-overlap",
             label_temperature=1.0,
             training=Training(rate=1e-4, epochs=4, batch=8),
             evaluation=Evaluation(prompts=200, duels=100, probes=16),

@@ -93,9 +93,19 @@ def load(auto: Any, folder: Path, what: str, dtype: str = "float32", trust: bool
 
 
 def load_tokenizer(folder: Path, what: str, trust: bool = False) -> Any:
-    """Return a folder's tokenizer."""
+    """Return a folder's tokenizer; of an adapter without one, that of what it was made for."""
+    lineage = _lineage(folder, what)
+    own = next((one for one in lineage if any((one / name).exists() for name in TOKENIZER)), lineage[-1])
     with _told(f"{what} {folder}: its tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+        return AutoTokenizer.from_pretrained(own, local_files_only=True, trust_remote_code=trust)
+
+
+def load_config(folder: Path, what: str, trust: bool = False) -> Any:
+    """Return the library's config of a folder's model; of an adapter, of the model that it was made for."""
+    base = _lineage(folder, what)[-1]
+    settings(base, what)
+    with _told(f"{what} {folder}: its config.json cannot be read"):
+        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=trust)
 
 
 def fingerprint(folder: Path) -> str:
@@ -178,8 +188,7 @@ def _merged(auto: Any, folder: Path, what: str, dtype: str, trust: bool) -> Load
     for adapter, one in reversed(brought.items()):
         model = one.merged_into(model, what, adapter)
     check_finite(model, f"{what} {folder}")
-    own = [one for one in adapters if any((one / name).exists() for name in TOKENIZER)]
-    return Loaded(model.eval(), load_tokenizer(own[0] if own else base, what, trust))
+    return Loaded(model.eval(), load_tokenizer(folder, what, trust))
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,8 @@ def fit_dpo(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        if not all(bool(matrix.isfinite().all()) for matrix in policy.state().values()):
+            raise InputError(f"the training diverged: the adapter is no longer finite; lower --rate {training.rate:g}")
         last_epoch = trainer.ratios[-math.ceil(len(losses) / training.epochs) :]
         ratios = trainer.accelerator.gather(torch.cat(last_epoch)) if last_epoch else torch.full((1, 3), math.nan)
         spent = trainer.accelerator.gather(torch.tensor([trainer.read], device=policy.device))

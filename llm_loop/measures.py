@@ -18,10 +18,10 @@ from bandits.loop import Round
 from bandits.runs.stats import rank_correlation
 from llm_loop.arena import Completions, Table, shares
 from llm_loop.config import Alignment
-from llm_loop.data.chat import Prompt, text_of, to_json
+from llm_loop.data.chat import Prompt, to_json
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.learner import Fit
-from llm_loop.models import Row
+from llm_loop.models import Policy, Row
 from llm_loop.report.evaluate import distinct
 from llm_loop.rewards.scorers import checked, cut
 from llm_loop.sampling import beside_reference, sample
@@ -233,22 +233,19 @@ def answer(setup: Setup, fixed: Fixed, initial: bool = False, last: bool = False
         for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
     ]
     row = {
-        "bits_per_byte": bits_per_byte(setup),
+        "bits_per_byte": bits_per_byte(policy, heldout.written),
         "heldout_cut": len(cut(heldout.scorer, asked, texts)),
         "judge_cut": len(cut(heldout.judge, asked, texts)),
     }
     return {"row": row, "evaluations": evaluations, "duels": duels, "samples": samples}
 
 
-def bits_per_byte(setup: Setup) -> float:
-    """Return how well the policy foretells what people wrote: bits per byte of texts of held-out prompts.
+def bits_per_byte(policy: Policy, texts: Sequence[str]) -> float:
+    """Return how well the policy foretells what people wrote: bits per byte of texts.
 
     ``-Σ log₂ π(text) / bytes``, each text begun as the tokenizer begins texts (or after an end token); bytes, not
-    tokens, so that models with unlike tokenizers can be compared.  Of a conversation the last message counts, and of
-    the prompts those that give the fixed duels.
+    tokens, so that models with unlike tokenizers can be compared.
     """
-    policy, prompts = setup.policy, setup.heldout.prompts[: setup.alignment.evaluation.duels]
-    texts = [text_of(prompt if isinstance(prompt, str) else prompt[-1:]) for prompt in prompts]
     rows = [policy.as_response(text) for text in texts]
     policy.together(rows)
     logs = policy.log_probs(rows, "evaluate")

@@ -126,6 +126,8 @@ class Meter:
         self.tokens[name] += tokens
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""What gets an adapter where nobody said what: the attention of most families, by its usual names."""
 WIDEST = 100_000
 """The largest rank and α of LoRA: beyond the width of any model, where numbers cease to be finite."""
 
@@ -135,14 +137,16 @@ class Adapter:
     """LoRA's settings: ``W x + (α/r) B A x`` at the named modules (Hu et al. 2021).
 
     ``targets`` may be ``("all-linear",)``: every linear layer but the output's; or empty: what PEFT takes by default
-    for a model's family, or every linear layer where it has no default.
+    for a model's family, or every linear layer where it has no default.  In a model that lacks one of ``ATTENTION``,
+    these stand for PEFT's default.
     """
 
     rank: int = 16
     alpha: float = 32.0
     """LoRA's scale is alpha/rank"""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """modules that get an adapter; all-linear: all linear layers but the output; none: what PEFT takes for the model"""
+    targets: tuple[str, ...] = ATTENTION
+    """modules that get an adapter (not given: these, or PEFT's default where the model lacks one of them); all-linear:
+    all linear layers but the output; none: what PEFT takes for the model"""
     layers: Annotated[int, tyro.conf.arg(name="lora-layers")] = 0
     """how many of the uppermost layers get an adapter, 0: all; what is below runs once a response, not in every pass"""
     init: Annotated[Literal["b0", "a0"], tyro.conf.arg(name="lora-init")] = "b0"
@@ -173,7 +177,8 @@ class Policy:
         check_device(device)
         if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise InputError("the model has an adapter already; merge it into the weights first")
-        targets = _targets(model, adapter.targets)
+        self.targets = _targets(model, adapter.targets)
+        """names of the modules that have the adapter"""
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end token, so no response could end; give it one")
         rows = model.get_input_embeddings().weight.shape[0]
@@ -183,8 +188,7 @@ class Policy:
                 f"the tokenizer has tokens up to number {max(beyond)}, but the model has embeddings for {rows} only; "
                 "give it the tokenizer it was trained with"
             )
-        if chat == "yes" and not tokenizer.chat_template:
-            raise InputError("prompts are to be chat messages, but the tokenizer has no chat template; use --chat no")
+        _check_template(tokenizer, chat)
         self.tokenizer, self.adapter, self.device, self.chat = tokenizer, adapter, torch.device(device), chat
         self.end: int = tokenizer.eos_token_id
         self.ends = _ends(model, tokenizer)
@@ -200,11 +204,11 @@ class Policy:
         config = LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
-            target_modules=list(targets),
+            target_modules=list(self.targets),
             lora_dropout=0.0,
             bias="none",
             task_type="CAUSAL_LM",
-            layers_to_transform=_upper(model, adapter.layers),
+            layers_to_transform=_upper(model.config, adapter.layers),
             fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )
         try:
@@ -212,7 +216,7 @@ class Policy:
                 self.model = get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # modules that PEFT does not adapt
             raise InputError(
-                f"LoRA cannot be put on {', '.join(targets)}: {str(error).partition(chr(10))[0]}"
+                f"LoRA cannot be put on {', '.join(self.targets)}: {str(error).partition(chr(10))[0]}"
             ) from None
         if adapter.init == "a0":
             self._swap(key)
@@ -239,6 +243,15 @@ class Policy:
     def layers(self) -> list[LoraLayer]:
         """The adapted modules, in the model's order."""
         return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+
+    @property
+    def replaced(self) -> str:
+        """Which modules have the adapter in place of those that the model lacks, in a clause; else empty."""
+        there = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
+        lacking = [name for name in self.adapter.targets if name not in there]
+        if self.adapter.targets != ATTENTION or not lacking:
+            return ""
+        return f"it lacks {', '.join(lacking)} (--targets), so LoRA is on PEFT's default: {', '.join(self.targets)}"
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of θ, LoRA's matrices by name, on the CPU."""
@@ -513,9 +526,14 @@ def grouped(rows: Sequence[Row], limit: int) -> list[list[int]]:
     return out
 
 
-def _upper(model: Any, count: int) -> list[int] | None:
+def _check_template(tokenizer: Any, chat: str) -> None:
+    if chat == "yes" and not tokenizer.chat_template:
+        raise InputError("prompts are to be chat messages, but the tokenizer has no chat template; use --chat no")
+
+
+def _upper(config: Any, count: int) -> list[int] | None:
     """Return the numbers of a model's uppermost layers; None for all."""
-    there = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    there = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not count or there is None:
         return None
     if count > there:
@@ -528,25 +546,29 @@ def _adaptable(module: nn.Module) -> bool:
 
 
 def _targets(model: Any, named: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the modules to adapt; ``InputError`` for one that is not there or cannot be adapted alone."""
+    """Return the names of the modules to adapt; ``InputError`` for one that is not there, and for the output layer.
+
+    The output layer is not adapted: where it shares its weights with the embedding it cannot be adapted alone, and the
+    trainer multiplies by its weights directly, so an adapter there would never be trained.
+    """
+    linear = {name: module for name, module in model.named_modules() if _adaptable(module)}
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2]: module for name, module in model.named_modules() if _adaptable(module)}
-    every = tuple(sorted(name for name, module in linear.items() if module is not head))
+    output = {name.rpartition(".")[2] for name, module in linear.items() if module is head}
+    there = sorted({name.rpartition(".")[2] for name in linear} - output)
     if named == ("all-linear",):
-        named = every
-    elif not named:
-        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
-        named = tuple(name for name in usual if name in linear) or every
-    missing = [name for name in named if name not in linear]
-    if missing:
-        raise InputError(
-            f"the model has no modules named {', '.join(missing)}; it has {', '.join(sorted(linear))} (--targets)"
-        )
+        named = tuple(there)
+    elif not named or (named == ATTENTION and not set(named) <= set(there)):
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+        usual = tuple(name for name in known if name in there) if not isinstance(known, str) else ()  # else a pattern
+        named = usual or named or tuple(there)
     for name in named:
-        if linear[name] is head and head.weight is model.get_input_embeddings().weight:
-            raise InputError(
-                f"{name} shares its weights with the embedding, so it cannot be adapted alone; leave it out"
-            )
+        if name in output:
+            raise InputError(f"{name} is the output layer, which gets no adapter; leave it out (--targets)")
+    if missing := [name for name in named if name not in there]:
+        none = f", and PEFT has no default for {model.config.model_type}" if named == ATTENTION else ""
+        raise InputError(
+            f"the model has no modules named {', '.join(missing)}{none}; it has {', '.join(there)} (--targets)"
+        )
     return named
 
 
@@ -641,6 +663,38 @@ def load_policy(
             raise InputError(f"model {name}: {error}") from None
 
 
+def check_model(
+    name: str, adapter: Adapter, tokens: int, chat: Literal["auto", "yes", "no"], trust: bool, option: str = "--model"
+) -> None:
+    """Raise ``InputError`` if a model's config.json or tokenizer shows that ``load_policy``, or a response, will fail.
+
+    ``tokens`` is the longest response.  No weight is read.
+    """
+    with naming(option):
+        folder = None if name in TINY else _folder(name, trust)
+        config = _config(name, folder, trust)
+        _upper(config, adapter.layers)
+        if (context := context_of(config)) is not None and tokens >= context:
+            raise InputError(
+                f"--tokens {tokens}: the model has {context} positions, for a prompt and its response; lower it"
+            )
+        if chat == "yes":
+            _check_template(folders.load_tokenizer(folder, "model", trust) if folder else byte_tokenizer(), chat)
+
+
+def model_bytes(name: str, dtype: str, trust: bool, option: str = "--model") -> int:
+    """Return the bytes of a model's weights, which are not read: its config tells how many there are."""
+    with naming(option):
+        config = _config(name, None if name in TINY else _folder(name, trust), trust)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return DTYPES[dtype].itemsize * sum(p.numel() for p in model.parameters())
+
+
+def _config(name: str, folder: Path | None, trust: bool) -> Any:
+    return folders.load_config(folder, "model", trust) if folder else tiny_config(name)
+
+
 def weights_hash(name: str, trust: bool = False, option: str = "--model") -> str:
     """Return a SHA-256 of the files that ``load_policy`` reads for a name, or of the name of a tiny random model."""
     with naming(option):
@@ -676,6 +730,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
     """Return a random model of 2 layers over the byte tokenizer's vocabulary, of Llama's, Gemma's or GPT-2's kind."""
+    config = tiny_config(name, width, layers)
+    with seeded(key):
+        return AutoModelForCausalLM.from_config(config).float()
+
+
+def tiny_config(name: str, width: int = 32, layers: int = 2) -> Any:
+    """Return the config of a tiny model."""
     vocabulary = len(ByteLevel.alphabet()) + 1
     # Weights larger than usual: the model then has preferences, and its adapter something to move.
     common = {
@@ -695,11 +756,11 @@ def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
     }
     match name:
         case "tiny-llama":
-            config: Any = LlamaConfig(**common, **stack)
+            return LlamaConfig(**common, **stack)
         case "tiny-gemma":
-            config = Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
+            return Gemma3TextConfig(**common, **stack, head_dim=8, sliding_window=16, query_pre_attn_scalar=8)
         case "tiny-gpt2":
-            config = GPT2Config(
+            return GPT2Config(
                 **common,
                 n_embd=width,
                 n_layer=layers,
@@ -711,5 +772,3 @@ def tiny_model(name: str, key: Key, width: int = 32, layers: int = 2) -> Any:
             )
         case _:
             raise unknown("tiny model", name, TINY)
-    with seeded(key):
-        return AutoModelForCausalLM.from_config(config).float()

@@ -103,16 +103,18 @@ class AlignmentStudy(Study):
         return [Cell(name, seed) for name, seed in turns(self.parts.strategies, self.alignment.seeds)]
 
     def prepare(self) -> None:
-        """Put a cell together before anything is written, so that what cannot be is refused then; tell what is slow."""
+        """Put a cell together before anything is written, so that what cannot be is refused then; tell what is odd."""
         check(self.alignment, self.parts)
         with quiet_libraries():
             setup = build(self.alignment, self.parts, self.alignment.strategies[0], 0)
             check_lengths(setup)
-            slow, asked = setup.policy.route.summary, setup.arena.prompts
+            slow, replaced, asked = setup.policy.route.summary, setup.policy.replaced, setup.arena.prompts
             del setup
             for load in authors(self.alignment, self.parts, asked):
                 load()
         gc.collect()  # the cells load their own; here the models would only take room
+        if replaced:
+            print(f"model {self.alignment.model}: {replaced}", file=sys.stderr)
         if slow:
             print(f"model {self.alignment.model} disagrees with the fastest ways, so: {slow}", file=sys.stderr)
 

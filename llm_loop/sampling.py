@@ -201,7 +201,9 @@ def sample(
                     with nullcontext() if seen is None else policy.trunk.watched(seen.passes):
                         tokens, lengths, logs = _decode(policy, read, responses, decoding, own, opening, seen)
             if not bool(logs.isfinite().all()):
-                raise InputError("the model gives log-probabilities that are not finite numbers; try --dtype float32")
+                half = next(policy.head.parameters()).dtype != torch.float32
+                what = "try --dtype float32" if half else "if it was trained, that diverged: lower the learning rate"
+                raise InputError(f"the model gives log-probabilities that are not finite numbers; {what}")
             log_probs[places] = logs
             drawn = [
                 Row(prompts[place // responses], tuple(row[:length]))

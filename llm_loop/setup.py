@@ -30,8 +30,8 @@ from llm_loop.data.files import hashes, located
 from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
-from llm_loop.models import Adapter, Policy, Row, check_device, distinct, load_policy, weights_hash
-from llm_loop.rewards.scorers import SCORERS, Classifier, Scorer, load_scorer
+from llm_loop.models import Adapter, Policy, Row, check_device, check_model, distinct, load_policy, weights_hash
+from llm_loop.rewards.scorers import SCORERS, Scorer, Whole, load_scorer, read_by
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
 from llm_loop.tuning import Tuned, examples, tuned, wide
@@ -77,7 +77,7 @@ class Parts:
     def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
         """Return a scorer by name, directory or import path."""
         if name in self.scorers:
-            return self.scorers[name](alignment.device)
+            return read_by(self.scorers[name](alignment.device), alignment.long_texts)
         return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code, alignment.long_texts)
 
 
@@ -90,6 +90,8 @@ class Heldout:
     scorer: Scorer
     judge: Scorer
     key: Key
+    written: tuple[str, ...]
+    """what people wrote of each prompt"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,14 @@ def build(alignment: Alignment, parts: Parts, strategy: str, seed: int, sft: Sha
         note=learner.note_initial_draws if alignment.pool else learner.note_drawn,
     )
     prompts = texts.heldout[: alignment.evaluation.prompts]
-    heldout = Heldout(prompts, policy.encode(prompts, alignment.prompt_tokens), scorer, judge, key.fold_in("heldout"))
+    heldout = Heldout(
+        prompts,
+        policy.encode(prompts, alignment.prompt_tokens),
+        scorer,
+        judge,
+        key.fold_in("heldout"),
+        tuple(map(texts.text_of_people, prompts)),
+    )
     settle(policy, max(map(len, (*arena.encoded, *heldout.encoded))), alignment.decoding.tokens)
     return Setup(
         alignment,
@@ -266,21 +275,14 @@ def check_lengths(setup: Setup) -> None:
     """
     arena, heldout, alignment = setup.arena, setup.heldout, setup.alignment
     for scorer in (heldout.scorer, heldout.judge):
-        if not isinstance(scorer, Classifier) or scorer.cuts or scorer.limit is None:
+        if not isinstance(scorer, Whole):
             continue
         if isinstance(arena, GivenArena) and scorer is heldout.scorer:
             for prompt, texts in arena.given.items():
                 scorer.admit([prompt] * len(texts), texts)
         drawn = scorer is heldout.scorer and not isinstance(arena, GivenArena)
-        asked = (*arena.prompts, *heldout.prompts) if drawn else heldout.prompts
-        for prompt in asked:
-            taken = len(scorer.tokens(prompt, "")["input_ids"])
-            if taken + alignment.decoding.tokens > scorer.limit:
-                raise InputError(
-                    f"reward model {scorer.name} reads {scorer.limit} tokens; a prompt takes {taken}, and a response "
-                    f"has up to {alignment.decoding.tokens}: {text_of(prompt)[:40]!r}; lower --tokens, shorten prompts "
-                    "or pass --long-texts cut to have the beginnings scored"
-                )
+        for prompt in (*arena.prompts, *heldout.prompts) if drawn else heldout.prompts:
+            scorer.admit_drawn(prompt, alignment.decoding.tokens)
 
 
 def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
@@ -291,10 +293,12 @@ def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
 def check(alignment: Alignment, parts: Parts) -> None:
     """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
     check_device(alignment.device)
-    if alignment.model in assets.models():
-        assets.find(alignment.model)
     if alignment.pool_models:
         distinct((alignment.model, *alignment.pool_models), alignment.trust_remote_code, "--pool-models")
+    tokens, chat = alignment.decoding.tokens, _chat(alignment, parts)
+    check_model(alignment.model, alignment.adapter, tokens, chat, alignment.trust_remote_code)
+    for name in alignment.pool_models:
+        check_model(name, AUTHOR, tokens, chat, alignment.trust_remote_code, "--pool-models")
     texts = parts.load_prompts(alignment)
     _check_prompts(alignment, texts)
     if isinstance(alignment.pool, str):

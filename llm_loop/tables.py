@@ -49,7 +49,7 @@ class Round(Row):
     labels: int
     """bought so far"""
     bits_per_byte: float | None = None
-    """of the held-out prompts' texts under the policy: what it still knows of how people write"""
+    """of what people wrote of the held-out prompts, under the policy: what it still knows of how people write"""
     pool_cut: int | None = None
     """of the pool's responses, how many the reward model read the beginning of only"""
     heldout_cut: int | None = None

@@ -1,6 +1,10 @@
 """The benchmarks' machinery on small rows, and the fast paths that they measure against slow references."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -18,8 +22,9 @@ from bandits.core.greedy import greedy
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.core.sketches import ShiftSketch
+from bandits.selector import STRATEGIES
 from benchmarks import __main__ as command
-from benchmarks.harness import report
+from benchmarks.harness import commands, report
 from benchmarks.harness.measure import AbsentError, Measured, Timing, hardware, measure, prepare
 from benchmarks.harness.row import Check, Contender, Row, Target
 from benchmarks.rows import fits, growth, llm, simulator, sketches, widths
@@ -51,8 +56,49 @@ def littering(told: str):
     return lambda: {"value": 1.0 if Path(folder).is_dir() else 0.0}
 
 
+SLEEPER = """
+import os, pathlib, sys, time
+pathlib.Path("pid.part").write_text(str(os.getpid()))
+pathlib.Path("pid.part").rename("pid")
+time.sleep(120)
+"""
+BENCH = """
+import sys, tempfile
+from pathlib import Path
+from benchmarks.harness import commands
+from benchmarks.harness.measure import measure
+from benchmarks.harness.row import Check, Contender, Row, Target
+
+def build():
+    return lambda: {"peak": commands.run("sleeper", (), Path(tempfile.mkdtemp()), Path(sys.argv[1]))}
+
+if __name__ == "__main__":
+    targets = (Target("seconds", 1.0, "soon"),)
+    measure(Row("asleep", "Asleep", "sleep", Contender("ours", build), lambda answers: Check(True, ""), targets), 1)
+"""
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs, or would (one that was ended and that nobody asked after is listed still)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def soon(happens, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.1)
+    return happens()
+
+
 def broken():
     raise RuntimeError("no such algorithm")
+
+
+def refusing():
+    raise AbsentError("its data are not here")
 
 
 def crashing():
@@ -112,6 +158,38 @@ class TestMeasuring:
         assert got.check.passed
         assert not Path((tmp_path / "told").read_text()).exists()
 
+    @pytest.mark.campaign
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+    def test_a_command_and_its_files_end_with_benchmarks_that_are_stopped(self, how, tmp_path: Path):
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        (tmp_path / "sleeper.py").write_text(SLEEPER)
+        (tmp_path / "bench.py").write_text(BENCH)
+        environment = os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(commands.ROOT)}
+        told = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        bench = subprocess.Popen([sys.executable, tmp_path / "bench.py", tmp_path], env=environment, **told)
+        try:
+            assert soon((tmp_path / "pid").exists)
+            asleep = int((tmp_path / "pid").read_text())
+            assert lives(asleep)
+            assert list(scratch.glob("bench-*"))
+            bench.send_signal(how)
+            assert soon(lambda: not lives(asleep))
+            assert soon(lambda: not list(scratch.glob("bench-*")))
+        finally:
+            bench.kill()
+            bench.wait()
+
+    def test_a_command_that_fails_is_told_by_its_last_line(self, tmp_path: Path):
+        (tmp_path / "failing.py").write_text("raise SystemExit('first line\\nerror: no such thing')")
+        with pytest.raises(AbsentError, match=r"^error: no such thing$"):
+            commands.run("failing", (), tmp_path, tmp_path)
+
+    def test_a_commit_that_is_not_there_is_told_in_plain_words(self, tmp_path: Path):
+        with pytest.raises(AbsentError, match="commit 0123456 is not in this checkout's history"):
+            commands.unpack("0123456", tmp_path)
+
     def test_the_machine_is_told_with_its_vector_instructions(self):
         assert hardware()["instructions"] == torch.backends.cpu.get_cpu_capability()
 
@@ -125,11 +203,13 @@ class TestMeasuring:
             Contender("absent", build, {"value": 1.0}, needs=("no_such_module",)),
             Contender("broken", broken),
             Contender("crashing", crashing),
+            Contender("refusing", refusing),
         )
         got = measure(row(settings={"value": 1.0}, peers=peers), threads=1, profiled=False)
         assert got.absent["absent"] == "no_such_module is not installed"
         assert "no such algorithm" in got.absent["broken"]
         assert "too large" in got.absent["crashing"]
+        assert got.absent["refusing"] == "its data are not here"
         assert len(got.timings["ours"].seconds) == 2
         assert report.verdict(row(peers=peers), Target("peer", 1.0, "faster"), got)["word"] == "unknown"
 
@@ -161,6 +241,29 @@ class TestTelling:
     def test_verdicts(self, target, word):
         """Ratios are paired in time: 6/1 and 6/2, median 4.5."""
         assert report.verdict(self.small(target), target, self.measured())["word"] == word
+
+    @pytest.mark.parametrize(
+        ("target", "told"),
+        [
+            (Target("figure", 1, "", "share"), "0.2"),
+            (Target("figure", 1, "", "share", unit="GB"), "0.2 GB"),
+            (Target("figure", 1, "", "share", unit="%"), "20 %"),
+            (Target("seconds", 60, ""), "1 s"),
+        ],
+    )
+    def test_what_was_measured_is_told_with_its_unit(self, target, told):
+        assert report.verdict(self.small(target), target, self.measured())["measured"] == told
+
+    def test_short_times_are_told_in_milliseconds(self):
+        target = Target("seconds", 0.05, "")
+        assert report.verdict(self.small(target), target, self.measured(ours=(0.00193,)))["measured"] == "1.93 ms"
+
+    def test_figures_of_all_rows_have_the_unit_that_their_target_names(self):
+        """Exponents alone have none."""
+        for row in command.ROWS.values():
+            for target in row.targets:
+                if target.of == "figure":
+                    assert target.unit == next(unit for unit in ("GB", "%", "") if unit in target.text)
 
     @pytest.mark.parametrize(
         ("seconds", "of", "word"),
@@ -251,6 +354,13 @@ class TestCommand:
         assert command.main(["no-such-row"]) == 2
         assert capsys.readouterr().err.startswith("error: unknown benchmark row 'no-such-row'")
 
+    def test_a_page_replaces_no_other_file(self, tmp_path: Path, capsys):
+        notes = tmp_path / "notes.md"
+        notes.write_text("mine")
+        assert command.main(["--no-measure", "--output", str(tmp_path / "bench"), "--docs", str(notes)]) == 2
+        assert "notes.md is there already and is no page 'Benchmarks'" in capsys.readouterr().err
+        assert notes.read_text() == "mine"
+
     def test_rows_are_listed(self, capsys):
         assert command.main(["--list"]) == 0
         assert "greedy-past" in capsys.readouterr().out
@@ -339,6 +449,63 @@ class TestFastPaths:
             ShiftSketch.draw(4, 0, Key(0))
 
 
+@pytest.mark.slow
+class TestSteps:
+    """The rows of a DPO step, on a tiny model."""
+
+    @pytest.fixture(autouse=True)
+    def _tiny(self, monkeypatch):
+        from llm_loop.models import Adapter, Row, load_policy
+
+        def policy(layers=0):
+            return load_policy("tiny-llama", Adapter(rank=4, layers=layers), Key(0))
+
+        def rows(policy, count, length):
+            ids = [[3 + (7 * place + 11 * row) % 90 for place in range(length)] for row in range(count)]
+            return [Row(tuple(row[: length // 6]), tuple(row[length // 6 :])) for row in ids]
+
+        monkeypatch.setattr(llm, "_policy", policy)
+        monkeypatch.setattr(llm, "_rows", rows)
+
+    def test_all_take_the_same_steps(self):
+        answers = {"ours": llm.dpo()(), "TRL": llm.trl(False)(), "TRL, cached": llm.trl(True)()}
+        check = llm.dpo_check(answers)
+        assert check.passed, check.text
+        assert "refused beyond 0.0001 nats" in check.text
+        for name in answers:  # whoever's loss is off
+            for wrong in (0.5, np.nan):
+                assert not llm.dpo_check(answers | {name: {"first_loss": np.log(2), "last_loss": wrong}}).passed
+
+    def test_the_rows_of_upper_layers_train_those_that_the_loop_does(self):
+        from llm_loop.config import Alignment
+
+        assert Alignment().adapter.layers == llm.UPPER
+        assert all(f"the upper {llm.UPPER} of 30 layers" in row.workload for row in llm._upper_rows())
+
+
+class TestCells:
+    """The row that plays cells of the past, on a tiny model."""
+
+    @pytest.mark.slow
+    def test_the_same_work_must_be_done_by_all(self):
+        whole = {"rounds": 6.0, "labels": 18.0, "cells": np.array([1.0, 2.0]), "gigabytes": 0.5}
+        assert llm.cells_check({"ours": whole, "past": whole}, "smoke").passed
+        for short in ({"rounds": 5.0}, {"labels": 12.0}):
+            assert not llm.cells_check({"ours": whole, "past": whole | short}, "smoke").passed
+
+    @pytest.mark.campaign
+    def test_both_commits_play_the_same_cells(self, tmp_path: Path, monkeypatch):
+        """One of the past's rules has another name by now, so this one's code would not know it."""
+        assert "adpo+" not in STRATEGIES
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        try:
+            past = llm.cells(("smoke", "--jobs", "1", "--strategies", "adpo+", "random"), llm.BEFORE)
+        except AbsentError as reason:
+            pytest.skip(str(reason))
+        ours = llm.cells(("smoke", "--jobs", "1"))
+        assert llm.cells_check({"ours": ours(), "past": past()}, "smoke").passed
+
+
 class TestReferences:
     @pytest.mark.slow
     def test_checks_refuse_wrong_answers(self):
@@ -364,9 +531,16 @@ class TestReferences:
         assert growth.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
 
     def test_growth_is_drawn_with_its_exponents(self):
-        curves = {f"{side}:{axis.name}": [1.0, 2.0, 4.0] for axis in growth.AXES for side in "xy"}
+        curves = {f"{side}:{axis.name}": [45.5, 181.0, 724.0] for axis in growth.AXES for side in "xy"}
         figure = report.growth({"curves": curves, "figures": {f"slope_{axis.name}": 1.0 for axis in growth.AXES}})
-        assert figure.axes[0].get_title() == "n: exponent 1.00 (≤ 1.1)"
+        assert figure.axes[0].get_title() == "exponent 1.00 (promised ≤ 1.1)"
+        assert figure.get_figwidth() < 10  # as wide as a page can show
+        figure.draw_without_rendering()
+        for place, axis in zip(figure.axes, growth.AXES, strict=True):
+            assert place.get_xlabel() == axis.label
+            low, high = place.get_xlim()
+            shown = [tick for tick in place.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+            assert [tick.label1.get_text() for tick in shown] == ["50", "100", "200", "500"]
 
     def test_the_fit_problem_has_its_gradient(self):
         problem = fits.Problem.draw(8)

@@ -108,9 +108,18 @@ class TestMeter:
         drawn = np.array([[1.0, 0.8, 0.5], [1.0, 0.5, 0.2], [1.0, 0.4, 0.3]])
         found = _compare(2, chosen, drawn, "")
         share = [1 - 1.5 / 2, (1 + 1 / 3) / 2 - 1, 1 / 2 - 1]  # the last two have 0.4 with 1 1/3 labels, and with 1
-        for estimate, values in ((found.labels_saved, share), (found.error_saved, 1 - 0.4 / drawn[:, -1])):
-            low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        for estimate, values, least in (
+            (found.labels_saved, share, -1),
+            (found.error_saved, 1 - 0.4 / drawn[:, -1], -np.inf),
+        ):
+            low, high = np.clip(stats.ttest_1samp(values, 0).confidence_interval(0.95), least, 1)
             assert (estimate.value, estimate.low, estimate.high) == pytest.approx((np.mean(values), low, high))
+
+    def test_no_interval_of_a_share_is_beyond_what_a_share_can_be(self):
+        found = _compare(2, np.array([1.0, 0.6, 0.1]), np.array([[1.0, 0.9, 0.4], [1.0, 0.5, 0.02]]), "")
+        for estimate in (found.labels_saved, found.error_saved):
+            assert estimate.high == 1.0 > estimate.value
+        assert found.labels_saved.low == -1.0
 
     def test_rows_that_never_form_gradients_give_the_same(self):
         """Factored duels in two replicates, each as if it were alone; the interval is then over replicates."""

@@ -1,6 +1,7 @@
 """Labelling in a terminal, and answers that come from other tools or go to them."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from test_labelling_page import full
 
 from bandits.core.errors import InputError
 from labelling import label, queries, terminal
-from labelling.answers import Answers
+from labelling.answers import Answer, Answers
 from labelling.desk import Desk, Source
 from labelling.queries import Query
 from llm_loop.data.chat import Message
@@ -217,6 +218,18 @@ class TestImport:
             ("a.csv", f"id,answer\n{IDS[0]},left\n", ("--columns", "id=key"), "no column 'key'"),
             ("a.csv", f"id,answer\n{IDS[0]},left\n", ("--columns", "key=id"), "'key' is none of id"),
             ("a.csv", f"id,answer\n{IDS[0]},left\n", ("--columns", "id"), "takes pairs such as id=task_id"),
+            (
+                "a.csv",
+                f"id,w,v\n{IDS[0]},left,right\n",
+                ("--columns", "answer=w", "answer=v"),
+                "--columns gives 'answer' twice, as 'w' and 'v'",
+            ),
+            (
+                "a.csv",
+                f"id,answer\n{IDS[0]},A\n",
+                ("--values", "A=left", "A=right"),
+                "--values gives 'A' twice, as 'left' and 'right'",
+            ),
             ("a.csv", f"id,answer\n{IDS[0]},left\n", ("--values", "A=both"), "'both' is none of left"),
             ("a.csv", f"id,answer,time\n{IDS[0]},left,yesterday\n", (), "its time 'yesterday' is not ISO 8601"),
             ("a.csv", f"id,chosen\n{IDS[0]},green\n", (), "its chosen text is neither response"),
@@ -272,6 +285,7 @@ class TestExport:
         label.main([str(file), "--export", str(path), "--question", 'Which is "better"?'])
         assert [task["data"]["id"] for task in json.loads(path.read_text())] == IDS
         assert 'value="Which is &quot;better&quot;?"' in capsys.readouterr().out
+        path.unlink()
         label.main([str(file), "--export", str(path), "--format", "argilla"])
         records = json.loads(path.read_text())
         assert [record["id"] for record in records] == IDS
@@ -279,3 +293,17 @@ class TestExport:
             record["responses"] = {"answer": [{"value": choice, "user_id": "u"}]}
         bring(file, "back.json", records)
         assert [answer for _, _, answer in kept(file)] == ["left", "tie", "right"]
+
+    @pytest.mark.parametrize("form", ["csv", "argilla", "label-studio"])
+    def test_nothing_that_is_there_is_replaced(self, file: Path, form: str) -> None:
+        answers = file.with_name("q.answers.jsonl")
+        Answers(answers).append(Answer.of(QUERIES[0], "ada", "left"))
+        pipe, link = file.with_name("pipe"), file.with_name("link")
+        os.mkfifo(pipe)
+        link.symlink_to("nowhere")
+        for path in (answers, file, pipe, link, Path("/dev/null"), file.parent):
+            before = path.lstat()
+            with pytest.raises(InputError, match="is there already; remove it or choose another --export"):
+                label.main([str(file), "--export", str(path), "--format", form])
+            assert path.lstat().st_ino == before.st_ino
+        assert kept(file) == [(0, "ada", "left")]

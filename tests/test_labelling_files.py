@@ -1,5 +1,6 @@
 """The files of a project: pools as people have them, queries whose edits are noticed, answers that no kill loses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import given
 
 from bandits.core.errors import InputError
+from bandits.core.rng import Key
 from bandits.runs.files import WriteError
 from labelling import labelled, queries
 from labelling.answers import Answer, Answers, majority
 from labelling.project import Project
 from labelling.queries import Query
-from llm_loop.data import pools
+from llm_loop.data import pools, prompts
 from llm_loop.data.chat import Message
 
 ASK = "What is it?"
@@ -93,6 +95,27 @@ class TestPool:
         path = lines(tmp_path / "p.jsonl", {"query": ASK, "drafts": ["one", "two"]})
         assert pools.read(path, {"prompt": "query", "responses": "drafts"}).groups[0].responses == ("one", "two")
 
+    def test_of_two_forms_the_named_one_is_read(self, tmp_path):
+        row = {"prompt": ASK, "responses": ["1", "2"], "completions": ["3", "4"], "chosen": "5", "rejected": "6"}
+        path = lines(tmp_path / "p.jsonl", row)
+        for fields, want in (
+            ({"responses": "responses"}, ("1", "2")),
+            ({"responses": "completions"}, ("3", "4")),
+            ({"chosen": "chosen"}, ("5", "6")),
+        ):
+            assert pools.read(path, fields).groups[0].responses == want
+
+    def test_a_split_holds_prompts_out_as_it_does_where_the_model_answers(self, tmp_path):
+        (tmp_path / "d").mkdir()
+        rows = [{"prompt": name, "responses": ["x", "y"]} for name in "abcd"]
+        rows[1]["split"], rows[2]["split"] = "test", "train"
+        lines(tmp_path / "d" / "some.jsonl", *rows)
+        lines(tmp_path / "d" / "validation.jsonl", {"prompt": "e", "responses": ["x", "y"], "split": "train"}, rows[0])
+        read = pools.read(tmp_path / "d")
+        assert {group.prompt for group in read.groups if group.heldout} == {"a", "b", "e"}
+        assert set(prompts.load(str(tmp_path / "d"), Key(0)).heldout) == {"a", "b", "e"}
+        assert [group.prompt for group in read.learnable().groups] == ["c", "d"]
+
     def test_prompts_alone_are_to_be_answered(self, tmp_path):
         assert pools.read(lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})).drawn
 
@@ -119,6 +142,15 @@ class TestPool:
             ),
             ([{"prompt": ASK}, ["prompt"]], "line 2: it is not a row"),
             (
+                [{"prompt": ASK, "responses": ["1", "2"], "completions": ["3", "4"]}],
+                "line 1: it has responses, and also completions: leave one form",
+            ),
+            (
+                [{"prompt": ASK, "responses": ["1", "2"], "chosen": "3", "rejected": "4"}],
+                "line 1: it has responses, and also chosen and rejected",
+            ),
+            ([{"prompt": ASK, "responses": ["1", "2"], "split": "trial"}], "line 1: its split 'trial' is neither"),
+            (
                 [
                     {
                         "prompt": [{"role": "user", "content": ASK}],
@@ -141,6 +173,8 @@ class TestPool:
         assert [label.outcome for label in labelled.read_labels(lines(tmp_path / "l.jsonl", *rows))] == [1.0, 0.5]
         with pytest.raises(InputError, match=r"labels: .*line 1: a label has chosen and rejected"):
             labelled.read_labels(lines(tmp_path / "l.jsonl", {"prompt": ASK, "responses": ["a", "b"]}))
+        with pytest.raises(InputError, match=r"labels: .*line 1: it is held out by its split"):
+            labelled.read_labels(lines(tmp_path / "l.jsonl", rows[0] | {"split": "test"}))
 
 
 texts = st.text(min_size=1).filter(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text))
@@ -240,6 +274,59 @@ class TestAnswers:
         again.append(Answer.of(query(7), "ada", "tie"))
         assert Answers(path).all == again.all
         assert path.read_bytes().endswith(b"\n")
+
+    @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
+    @pytest.mark.parametrize("last", [True, False])
+    def test_lines_may_end_as_other_tools_end_them(self, tmp_path, end, last):
+        path = tmp_path / "a.jsonl"
+        Answers(path).extend(Answer.of(query(n), "ada", "left") for n in range(4))
+        path.write_bytes(path.read_bytes().replace(b"\n", end).removesuffix(b"" if last else end))
+        answers = Answers(path)
+        assert [answer.query for answer in answers.all] == [query(n).id for n in range(4)]
+        answers.append(Answer.of(query(4), "ada", "right"))
+        assert [answer.query for answer in Answers(path).all] == [query(n).id for n in range(5)]
+        path.write_bytes(path.read_bytes() + b"no answer" + end)
+        with pytest.raises(InputError, match="line 6: it is not JSON"):
+            Answers(path)
+
+    @pytest.mark.parametrize(
+        "separator", ["", " ", "\x0b", "\u2028", "\0"], ids=["nothing", "blank", "tab", "u2028", "zero"]
+    )
+    def test_answers_that_lost_their_ends_are_refused_and_stay(self, tmp_path, separator):
+        path = tmp_path / "a.jsonl"
+        answers = Answers(path)
+        answers.extend(Answer.of(query(n), "ada", "left") for n in range(3))
+        content = path.read_bytes().replace(b"\n", separator.encode())
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.jsonl, line 1: it is not JSON \(Extra data"):
+            Answers(path)
+        with contextlib.suppress(InputError):
+            answers.append(Answer.of(query(9), "ada", "tie"))  # by one who read the file before
+        assert path.read_bytes().startswith(content)
+
+    def test_a_file_of_something_else_is_refused_and_stays(self, tmp_path):
+        path = tmp_path / "notes.txt"
+        for content in (b"my notes", b'{"note": "mi', b"\xff\xfe{"):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match="line 1: it is not JSON"):
+                Answers(path)
+            assert path.read_bytes() == content
+
+    def test_no_answers_are_kept_in_a_pipe_or_a_folder(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+            with pytest.raises(InputError, match="is no regular file"):
+                Answers(path)
+
+    def test_zeros_that_a_crash_left_are_passed_over(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        Answers(path).append(Answer.of(query(), "ada", "left"))
+        for rest in (b"\0" * 40, b'{"query": "9f0c\0\0\0'):
+            path.write_bytes(path.read_bytes() + rest)
+            again = Answers(path)
+            again.append(Answer.of(query(1), "ada", "right"))
+            assert Answers(path).all == again.all
+            assert b"\0" not in path.read_bytes()
 
     def test_a_bad_line_is_told_by_its_number(self, tmp_path):
         path = tmp_path / "a.jsonl"

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from trl.data_utils import is_conversational
 
 from activedpo.__main__ import main
 from bandits.core.duels import Duels, Labelled
+from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.files import WriteError
 from bandits.runs.stats import share
-from labelling import queries
+from bandits.selector import STRATEGIES
+from labelling import page, queries
 from labelling import train as training
 from labelling.answers import Answer, Answers
 from labelling.labelled import read_labels
@@ -119,6 +122,35 @@ class TestPromptsAlone:
         assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize("values", [[0.3] * 5, [0.0] * 5, [1.0, 1.0 + 2**-23], [1e-40] * 2, [0.1, 0.7]])
+def test_a_histogram_of_equal_widths_is_drawn(values):
+    widths = torch.tensor(values)
+    low, high = page.spanned(widths)
+    counts, edges = np.histogram(widths.double().numpy(), 30, (low, high))
+    assert counts.sum() == len(values)
+    assert (np.diff(edges) > 0).all()
+    if values == [0.1, 0.7]:
+        assert (low, high) == pytest.approx((0.1, 0.7))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_rule_chooses_two_batches(strategy, tmp_path):
+    """Also on a model all of whose widths are equal in the first batch: normalised gradients, B = 0, all layers."""
+    pool, root = one_pool(tmp_path / "pool.jsonl"), tmp_path / "p"
+    begin = ["select", "--project", str(root), "--pool", str(pool), "--strategy", strategy, "--budget", "3"]
+    begin += ["--model", "tiny-llama", "--lora-layers", "0", "--sketch-size", "512"]
+    if {"target", "truth"} & set(STRATEGIES[strategy].reads):  # what no pool of one's own has
+        assert main(begin) == 2
+        assert not root.exists()
+        return
+    assert main(begin) == 0
+    answer_all(Project(root))
+    assert main(["select", "--project", str(root), "--budget", "3"]) == 0
+    assert Project(root).batches == 2
+    assert (root / "index.html").exists()
+
+
 class TestOwnPool:
     """A pool that has its responses: select, answer, train, select."""
 
@@ -200,6 +232,21 @@ class TestOwnPool:
         assert main(["select", "--project", str(begun.root), "--pool", str(more), "--budget", "3"]) == 0
         assert sum(made) == 6  # two prompts of three responses; θ did not move
 
+    def test_a_lone_batch_replaces_no_file_and_not_its_own_page(self, tmp_path, capsys):
+        base = ["select", "--pool", str(one_pool(tmp_path / "pool.jsonl")), "--budget", "2", *TINY]
+        (tmp_path / "q.html").write_text("mine")
+        for out, said in (
+            ("x.html", "that is the name of the queries' page"),
+            ("q.jsonl", "q.html is there already; remove it or choose another --out"),
+            ("pool.jsonl", "pool.jsonl is there already"),
+        ):
+            assert main([*base, "--out", str(tmp_path / out)]) == 2
+            error = capsys.readouterr().err
+            assert said in error
+            assert error.count("\n") == 1
+        assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "q.html"}
+        assert (tmp_path / "q.html").read_text() == "mine"
+
     @pytest.mark.slow
     def test_labels_from_elsewhere_count_and_are_not_asked_again(self, tmp_path, capsys):
         path = one_pool(tmp_path / "pool.jsonl", 2)
@@ -268,6 +315,8 @@ class TestOwnPool:
     @pytest.mark.slow
     def test_what_is_wrong_is_one_line_and_leaves_nothing(self, begun, tmp_path, capsys):
         path, root = one_pool(tmp_path / "pool.jsonl"), tmp_path / "new"
+        empty = lines(tmp_path / "empty.jsonl")
+        out = lines(tmp_path / "out.jsonl", {"prompt": "Say", "responses": ["a", "b"], "split": "test"})
         capsys.readouterr()
         for arguments, said in (
             (["--pool", str(path), "--project", str(root), "--budget", "99"], "the pool has 13 duels that were not"),
@@ -276,8 +325,15 @@ class TestOwnPool:
             (["--pool", str(tmp_path / "none.jsonl"), "--project", str(root)], "is neither a file"),
             (["--pool", str(path), "--project", str(root), "--strategy", "activdpo"], "did you mean 'activedpo'"),
             (["--pool", str(path), "--project", str(root), "--fields", "promt=x"], "--fields takes"),
+            (
+                ["--pool", str(path), "--project", str(root), "--fields", "prompt=q", "prompt=q2"],
+                "--fields gives 'prompt' twice, as 'q' and 'q2'",
+            ),
+            (["--pool", str(path), "--project", str(root), "--labelled", str(empty)], "has no labels; leave it out"),
+            (["--pool", str(out), "--project", str(root)], "every prompt is held out by its split"),
             (["--pool", str(path), "--project", str(root), "--response-tokens", "4"], "over the limit of 4"),
             (["--pool", str(path), "--project", str(path.parent)], "holds something else"),
+            (["--pool", str(path), "--project", str(root), "--targets", "q_proj", "lm_head"], "is the output layer"),
         ):
             assert main(["select", *arguments, *TINY]) == 2, arguments
             error = capsys.readouterr().err
@@ -314,6 +370,35 @@ class TestOwnPool:
         home = Path(__file__).parents[1]
         published = home / "docs/studies/map/calibration.csv"
         assert (home / "labelling/calibration.csv").read_bytes() == published.read_bytes()
+
+    @pytest.mark.slow
+    def test_what_a_split_holds_out_is_never_asked(self, tmp_path, capsys):
+        folder, root = tmp_path / "data", tmp_path / "p"
+        folder.mkdir()
+        one_pool(folder / "train.jsonl", 3)
+        lines(
+            folder / "test.jsonl",
+            {"prompt": "Say 1", "responses": ["x", "y"]},  # which is in the other file, too
+            {"prompt": "Held out", "responses": ["x", "y"]},
+        )
+        begin = ["select", "--project", str(root), "--pool", str(folder), "--strategy", "random", *TINY]
+        assert main([*begin, "--budget", "7"]) == 0
+        assert f"note: 2 of 5 prompts of {folder} are held out by their split" in capsys.readouterr().out
+        assert {query.prompt for query in Project(root).read_queries(1)} == {"Say 0", "Say 2", "Say little"}
+        assert "Held out" not in Project(root).pool.read_text()
+        answer_all(Project(root))
+        assert main(["select", "--project", str(root), "--pool", str(folder), "--budget", "1"]) == 2
+        assert "the pool has 0 duels" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_ties_alone_are_trained_on_and_no_share_is_made_up(self, begun, capsys):
+        answer_all(begun, "tie")
+        capsys.readouterr()
+        assert main(["train", str(begun.root), "--no-health"]) == 0
+        told = capsys.readouterr().out
+        assert "nan" not in told
+        assert "no decided duel among them" in told
+        assert "no decided duel among those that a second fit was not shown" in told
 
     @pytest.mark.slow
     def test_a_price_stops(self, tmp_path, capsys):
@@ -360,6 +445,9 @@ def test_agreement_is_over_prompts(monkeypatch):
     want = share((1 + 1 + 0) / 3 + 0.5, 2)  # the tie says nothing; a margin of 0 is half right
     assert training._agreement(None, past, 1) == want
     assert training._agreement(None, past, 0) == share(1.0, 2)
+    monkeypatch.setattr(training, "_rewards", lambda *_: torch.tensor([3.0, torch.nan, 1.0, 0.0, 0.0]))
+    with pytest.raises(InputError, match=r"its training diverged; lower --rate"):
+        training._agreement(None, past, 1)
 
 
 def test_preferences_of_a_conversation_have_messages_on_both_sides(tmp_path):

@@ -14,11 +14,13 @@ from llm_loop.report.evaluate import (
     TOKENS,
     accuracies,
     against,
+    at_equal_kl,
     authors,
     check_balanced,
     corpus_distinct,
     degenerate,
     distinct,
+    first_at,
     intervals,
     labels_saved,
     learning_curves,
@@ -247,7 +249,71 @@ def test_longer_wins_counts_pairs_of_unequal_length() -> None:
     rows = [(0, 0, 5, 1.0), (0, 1, 5, 1.0), (0, 2, 5, 1.0), (0, 3, 5, 1.0)]
     rows += [(2, 0, 9, 2.0), (2, 1, 3, 0.0), (2, 2, 5, 0.0), (2, 3, 7, 1.0)]  # longer better twice, alike, tied
     frame = pd.DataFrame(rows, columns=["round", "prompt_index", "tokens", "reward"]).assign(strategy="a", seed=0)
-    assert longer_wins(frame) == {"a": pytest.approx(2.5 / 3)}
+    found = longer_wins(frame)["a"]
+    assert (found.value, found.n) == (pytest.approx(2.5 / 3), 3)
+    assert 0 < found.low < 2.5 / 3 < found.high <= 1
+    again = longer_wins(pd.concat([frame, frame.assign(seed=1)]))["a"]  # a prompt of two seeds is one prompt
+    assert (again.value, again.low, again.n) == (found.value, found.low, 3)
+    alike = longer_wins(frame.assign(tokens=5))["a"]
+    assert (np.isnan(alike.value), alike.n) == (True, 0)
+
+
+def test_reward_at_a_kl_is_read_where_the_curve_first_comes_there() -> None:
+    """Against a walk along the curve in small steps, of which the first at or above the level counts."""
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        kl, reward = np.append(0.0, generator.random(4)), generator.normal(size=5)
+        level = float(generator.random() * kl[-1])
+        place = 0.0
+        while np.interp(place, range(5), kl) < level:
+            place += 1e-3
+        there = first_at(kl, reward, level)
+        steepest = np.abs(np.diff(reward)).max()
+        assert abs(there - np.interp(place, range(5), reward)) <= 1.001e-3 * steepest
+    assert first_at([0.0, 0.4, 0.2], [1.0, 3.0, 9.0], 0.2) == 2.0  # not the last round's 9
+    assert first_at([0.0, -0.1], [1.0, 3.0], 0.0) == 1.0
+
+
+def test_reward_at_equal_kl_is_paired_by_seed_at_the_smaller_last_kl() -> None:
+    generator = np.random.default_rng(4)
+    rows = [
+        (name, seed, r, generator.normal() + gain * r, 0.1 * r * speed + 0.04 * generator.normal() * (r > 0))
+        for name, gain, speed in (("a", 1.0, 1.0), ("random", 0.2, 2.0), ("b", -1.0, 1.0))
+        for seed in range(6)
+        for r in range(4)
+    ]
+    curves = pd.DataFrame(rows, columns=["strategy", "seed", "round", "reward", "kl_per_token"])
+    found = at_equal_kl(curves).set_index("strategy")
+    for name in ("a", "b"):
+        gaps, levels = [], []
+        for seed in range(6):
+            sides = [
+                sorted((r, kl, reward) for n, s, r, reward, kl in rows if (n, s) == (who, seed))
+                for who in (name, "random")
+            ]
+            level = min(side[-1][1] for side in sides)
+            read = []
+            for side in sides:
+                for (_, low, below), (_, high, above) in itertools.pairwise(side):
+                    if high >= level:
+                        read.append(below + (above - below) * (level - low) / (high - low))
+                        break
+            gaps.append(read[0] - read[1])
+            levels.append(level)
+        half = stats.t.ppf(1 - 0.05 / 2 / 2, 5) * np.std(gaps, ddof=1) / np.sqrt(6)
+        assert found.loc[name, "kl"] == pytest.approx(np.mean(levels))
+        assert found.loc[name, "difference"] == pytest.approx(np.mean(gaps))
+        assert found.loc[name, "low"] == pytest.approx(np.mean(gaps) - half)
+        assert found.loc[name, "high"] == pytest.approx(np.mean(gaps) + half)
+    assert found["verdict"].tolist() == ["better", "worse"]
+    assert found["seeds"].tolist() == [6, 6]
+    mirrored = at_equal_kl(curves[curves["strategy"] != "b"], baseline="a").iloc[0]
+    assert mirrored["difference"] == pytest.approx(-found.loc["a", "difference"])
+    assert mirrored["verdict"] == "worse"
+    assert at_equal_kl(curves[curves["strategy"] != "random"]).empty
+    assert at_equal_kl(curves[curves["strategy"] == "random"]).empty
+    negative = at_equal_kl(curves.assign(kl_per_token=-curves["kl_per_token"].abs()))
+    assert negative["kl"].tolist() == [0, 0]
 
 
 def test_incomplete_evaluations_are_refused() -> None:

@@ -313,6 +313,15 @@ def test_training_refuses_what_cannot_be(settings, option):
         Training(**settings)
 
 
+def test_training_that_diverged_says_so():
+    policy = tiny("tiny-llama")
+    with torch.no_grad():
+        for matrix in policy.parameters.values():
+            matrix.fill_(math.inf)
+    with pytest.raises(InputError, match=r"the training diverged: .*; lower --rate 0\.5"):
+        fit_dpo(policy, preferences_of(tiny("tiny-llama")), Training(rate=0.5), Key(0))
+
+
 def test_no_preference_is_refused():
     with pytest.raises(InputError, match="at least one preference"):
         fit_dpo(tiny("tiny-llama"), [], Training(), Key(0))

@@ -27,6 +27,7 @@ from test_llm_models import tiny
 from test_llm_scorers import classifier
 
 import bandits.runs.files
+import llm_loop.folders
 from bandits.core.design import Design, GramDesign
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
@@ -40,12 +41,13 @@ from llm_loop.__main__ import main
 from llm_loop.arena import Completions, GivenArena, Table, TextArena
 from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
 from llm_loop.data import pools
-from llm_loop.data.chat import text_of
+from llm_loop.data.chat import Message, text_of
+from llm_loop.data.prompts import Entry
 from llm_loop.data.prompts import load as load_prompts
 from llm_loop.diagnostics import drift, reasons
 from llm_loop.gym import TextEnv
 from llm_loop.journal import Journal
-from llm_loop.models import TINY, Row
+from llm_loop.models import TINY, Row, byte_tokenizer, tiny_model
 from llm_loop.rewards.scorers import checked, load_scorer
 from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding
@@ -88,6 +90,30 @@ def cell(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_bits_per_byte_are_those_of_what_people_wrote_of_all_held_out_prompts(cell):
+    """Of the initial model, from all its logits, text by text; and of a prompt set that has instructions of its own."""
+
+    def asking(dropped):
+        return [Entry((Message("user", f"Go on: {n} é..."),), f"{n}", written=f"{n} é") for n in range(20)]
+
+    setup = build(FEW, Parts.of(FEW), "random", 0)
+    assert setup.heldout.written == setup.heldout.prompts
+    texts = setup.heldout.written
+    assert len(texts) == FEW.evaluation.prompts > FEW.evaluation.duels
+    bits = 0.0
+    for text in texts:
+        row = setup.policy.as_response(text)
+        with torch.no_grad():
+            logits = setup.policy.model(input_ids=torch.tensor([row.prompt + row.response])).logits[0].double()
+        logs = torch.log_softmax(logits, -1)[len(row.prompt) - 1 : -1]
+        bits -= sum(float(at[token]) for at, token in zip(logs, row.response, strict=True)) / math.log(2)
+    first = tables.frame(tables.Round, cell).set_index("round").loc[0]
+    assert first["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in texts), rel=1e-5)
+    parts = Parts.of(FEW)
+    own = build(FEW, replace(parts, prompts={FEW.prompts: asking}), "random", 0)
+    assert all(re.fullmatch(r"\d+ é", text) for text in own.heldout.written)
+
+
 def test_a_run_leaves_what_it_promises(finished):
     cell = finished / "cells" / "activedpo-normalised--seed0"
     rounds, candidates, evaluations, duels, preferences = (
@@ -294,6 +320,7 @@ def test_a_damaged_cell_ends_in_the_same_bytes(tmp_path, cell, capfd):
         (["--rank", "100000000000"], "--rank must be at most"),
         (["--alpha", "1e30"], "--alpha must be positive and at most"),
         (["--targets", "no-such-name"], "(--targets)"),
+        (["--targets", "q_proj", "lm_head"], "lm_head is the output layer"),
         (["--pool", "nan"], "(--pool)"),
         (["--sft", "no-such-name"], "(--sft)"),
         (["--model", "a,b"], "(--model)"),
@@ -523,6 +550,15 @@ def test_two_rounds_on_each_architecture(model, settings, tmp_path):
     assert (rounds["gradient_drift"][1:] > 0).all()
 
 
+@pytest.mark.slow
+def test_a_run_says_where_the_adapter_sits_in_a_model_without_the_default_modules(capsys):
+    for model, told in (("tiny-gpt2", "LoRA is on PEFT's default: c_attn\n"), ("tiny-llama", "")):
+        AlignmentStudy.of(replace(FEW, model=model)).prepare()
+        error = capsys.readouterr().err
+        assert error.endswith(told)
+        assert error.count("\n") == bool(told)
+
+
 def arena_of(prompts, **settings) -> TextArena:
     scorer = load_scorer("lexical-letters", "cpu")
     return TextArena(tiny("tiny-llama"), scorer, prompts, key=Key(0), decoding=Decoding(6), **settings)
@@ -684,6 +720,8 @@ class TestBroughtPool:
                 "line 1: its response 2 is",
             ),
             (None, ("--response-tokens", "9"), "a response has 1. tokens, over the limit of 9"),
+            (None, ("--prompts", "plots"), "has prompts of its own; leave --prompts plots out"),
+            (None, ("--prompts=builtin",), "has prompts of its own; leave --prompts builtin out"),
             (None, ("--prompts", "ours.jsonl.gz"), "has prompts of its own; leave --prompts ours.jsonl.gz out"),
             (None, ("--pool-temperature", "1"), "--pool-temperature is for a pool that is drawn"),
             (None, ("--rounds", "11"), "33 labels are to be bought, but the pool has 30 duels; lower --rounds or"),
@@ -743,6 +781,50 @@ class TestBroughtPool:
         assert not (tmp_path / "cell").exists()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a model with 2 layers and 512 positions, whose tokenizer has no chat template."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("tiny-llama", Key(0)).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+class TestBeforeAModel:
+    @pytest.fixture(autouse=True)
+    def unread(self, monkeypatch):
+        def load(*given, **more):
+            raise AssertionError("a model was loaded")
+
+        for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+            monkeypatch.setattr(getattr(transformers, name), "from_pretrained", load)
+            monkeypatch.setattr(getattr(transformers, name), "from_config", load)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--pool-temperature", "1.4"), "--pool-temperature is for a pool that is drawn; give --pool a number"),
+            (("--lora-layers", "3"), "--lora-layers 3: the model has 2 layers; 0 means all"),
+            (("--tokens", "512"), "--tokens 512: the model has 512 positions, for a prompt and its response; lower it"),
+            (("--chat", "yes"), "the tokenizer has no chat template; use --chat no"),
+            (("--reward", "lexical-leters"), "'lexical-leters': did you mean lexical-letters"),
+            (("--judge", "nosuchthing"), "cannot load reward model 'nosuchthing'"),
+        ],
+    )
+    def test_what_its_folder_or_the_options_tell_is_refused_before_it_is_read(
+        self, options, words, dry, folder, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(llm_loop.folders, "snapshot_download", lambda *given, **more: 1 / 0)
+        for model in ("tiny-llama", "tiny-gpt2", str(folder)):
+            assert smoke(tmp_path / "out", "--model", model, *options, *dry) == 2
+            error = capsys.readouterr().err
+            assert words in error
+            assert error.count("\n") == 1
+            assert not (tmp_path / "out").exists()
+
+
 class TestLongTexts:
     """A judge with 40 positions, and prompts of up to 34 bytes that are answered with up to 5 tokens."""
 
@@ -758,9 +840,17 @@ class TestLongTexts:
             assert smoke(tmp_path / "out", option, judge) == 2
             error = capsys.readouterr().err
             assert re.search(
-                r"reads 40 tokens; a prompt takes \d+, and a response has up to 8: .* --long-texts cut", error
+                r"reads 40 tokens; a prompt leaves \d of them to a response, which .* --long-texts cut", error
             )
             assert error.count("\n") == 1
+            assert not (tmp_path / "out").exists()
+
+    @pytest.mark.slow
+    def test_what_ships_is_refused_as_early_where_responses_may_be_longer_than_it_reads(self, tmp_path, capsys):
+        for option in ("--judge", "--reward"):
+            assert smoke(tmp_path / "out", option, "sentiment-valence", "--tokens", "63") == 2
+            error = capsys.readouterr().err
+            assert "sentiment-valence reads 64 tokens; a prompt leaves 62 of them to a response, which has" in error
             assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
@@ -769,10 +859,10 @@ class TestLongTexts:
         rounds = tables.read(tables.Round, tmp_path / "cell")
         assert [row.heldout_cut for row in rounds] == [0, 0, 0]
         assert [row.pool_cut for row in rounds] == [None, 0, 0]
-        scorer = load_scorer(judge, "cpu")
+        scorer = load_scorer(judge, "cpu", long_texts="cut")
         for row in rounds:
             answers = [sample for sample in tables.read(tables.Sample, tmp_path / "cell") if sample.round == row.round]
-            lengths = [len(scorer.tokens(sample.prompt, sample.response)["input_ids"]) for sample in answers]
+            lengths = scorer.lengths([sample.prompt for sample in answers], [sample.response for sample in answers])
             assert row.judge_cut == sum(length > 40 for length in lengths)
         assert any(row.judge_cut for row in rounds)
 

@@ -10,13 +10,24 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, Phi3Config
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop import folders
 from llm_loop.data.chat import Message
-from llm_loop.models import TINY, Adapter, Policy, Row, batches, byte_tokenizer, load_policy, tiny_model, weights_hash
+from llm_loop.models import (
+    ATTENTION,
+    TINY,
+    Adapter,
+    Policy,
+    Row,
+    batches,
+    byte_tokenizer,
+    load_policy,
+    tiny_model,
+    weights_hash,
+)
 from llm_loop.seeding import seeded
 
 TARGETS = {"tiny-gpt2": ("c_attn", "c_proj")}
@@ -501,7 +512,6 @@ def test_the_hash_of_weights_is_that_of_contents(sound, tmp_path):
         ("tiny-llama", (), {"q_proj", "v_proj"}),
         ("tiny-gpt2", ("all-linear",), {"c_attn", "c_proj", "c_fc"}),
         ("tiny-gpt2", (), {"c_attn"}),
-        ("tiny-llama", ("lm_head",), {"lm_head"}),
     ],
 )
 def test_target_modules_are_found(name, targets, want):
@@ -511,9 +521,31 @@ def test_target_modules_are_found(name, targets, want):
     assert policy.log_probs(rows, "test").tolist() == pytest.approx([by_hand(policy, row) for row in rows], abs=2e-5)
 
 
-def test_an_output_layer_that_shares_the_embedding_is_not_adapted():
-    with pytest.raises(InputError, match="lm_head shares its weights with the embedding"):
-        load_policy("tiny-gpt2", Adapter(2, 4.0, ("lm_head",)), Key(0))
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])  # the latter's shares its weights with the embedding
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "c_attn", "lm_head")])
+def test_the_output_layer_is_not_adapted(name, targets):
+    with pytest.raises(InputError, match=r"lm_head is the output layer, which gets no adapter; .*--targets"):
+        load_policy(name, Adapter(2, 4.0, targets), Key(0))
+
+
+def test_where_a_default_name_is_absent_pefts_default_takes_its_place_or_the_modules_are_told():
+    policy = load_policy("tiny-gpt2", Adapter(2, 4.0), Key(0))
+    assert policy.targets == ("c_attn",)
+    assert policy.replaced.startswith("it lacks q_proj, k_proj, v_proj, o_proj (--targets), so LoRA is on PEFT's")
+    assert policy.files()["adapter_config.json"].count(b"c_attn") == 1
+    llama = load_policy("tiny-llama", Adapter(2, 4.0), Key(0))
+    assert (llama.targets, llama.replaced) == (ATTENTION, "")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape |= {"pad_token_id": 256}
+    with seeded(Key(0)):
+        neox = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=257, **shape))
+        phi = AutoModelForCausalLM.from_config(Phi3Config(vocab_size=257, **shape))
+        opt = AutoModelForCausalLM.from_config(OPTConfig(vocab_size=257, ffn_dim=64, word_embed_proj_dim=32, **shape))
+    assert Policy(neox, byte_tokenizer(), Adapter(2, 4.0), Key(0)).targets == ("query_key_value",)
+    assert "it lacks o_proj (" in Policy(opt, byte_tokenizer(), Adapter(2, 4.0), Key(0)).replaced
+    words = r"named q_proj, k_proj, v_proj, and PEFT has no default for phi3; it has .*qkv_proj.* \(--targets\)"
+    with pytest.raises(InputError, match=words):
+        Policy(phi, byte_tokenizer(), Adapter(2, 4.0), Key(0))
 
 
 def tokenizer_with(template=None, chat=None):

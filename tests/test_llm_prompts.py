@@ -550,3 +550,29 @@ def test_both_is_even_and_a_redundant_set_is_not_where_one_learns() -> None:
     prompt, answer = alone.demonstrations[0]
     assert answer
     assert answer not in text_of(prompt)
+
+
+@needs_texts
+@pytest.mark.parametrize("name", ["articles", "both", "redundant"])
+def test_what_people_wrote_of_a_prompt_is_without_our_wording(name: str) -> None:
+    """Put back into the wordings, it gives the message, and it has an opening's words."""
+    found = load(name, LUCK)
+    wordings = (
+        "In one short sentence: is this a good film? {}...",
+        "Write a short headline for this article: {}...",
+        "{}...",
+    )
+    for prompt in (*found.heldout, *found.train):
+        text = found.text_of_people(prompt)
+        assert prompt[-1].content in [wording.format(text) for wording in wordings[: 3 if name == "articles" else 2]]
+        assert len(text.split()) in (prompts.WORDS, prompts.ARTICLE)
+
+
+def test_what_people_wrote_of_other_prompts_is_the_text_or_the_last_message() -> None:
+    said = (Message("system", "Be brief."), Message("user", "Is it?"))
+    ours = (Message("user", "Name a word: tree..."),)
+    entries = [Entry("It was", "1"), Entry(said, "2"), Entry(ours, "3", written="tree"), Entry(ours, "4")]
+    found = part("mine", [*entries, *(Entry(f"a {n}", "5") for n in range(6))], LUCK, Counter())
+    assert [found.text_of_people(one.prompt) for one in entries] == ["It was", "Is it?", "tree", "tree"]
+    kept = found.within(lambda prompt: 3, 5)
+    assert kept.text_of_people(ours) == "tree"

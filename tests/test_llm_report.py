@@ -4,22 +4,29 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bandits.core.registry import fingerprint
 from bandits.runs.directory import VOLATILE, Ledger, config_of
 from bandits.runs.files import write_json
+from bandits.runs.stats import share
 from bandits.selector import STRATEGIES
 from llm_loop import tables
 from llm_loop.config import Alignment, Evaluation
 from llm_loop.report import findings
 from llm_loop.report import page as report
 from llm_loop.report.evaluate import distinct
+from llm_loop.studies import page as study
+from llm_loop.studies.plans import STUDIES
+from llm_loop.studies.read import read as read_table
 
 PROMPTS, ROUNDS, BATCH = 24, 4, 6
 WORDS = [
@@ -254,6 +261,44 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
     assert "it can be gamed" in page
 
 
+def test_the_page_gives_reward_at_equal_kl(run: Path) -> None:
+    """From the cells' files again, by plain loops: both curves at the smaller last KL, where they first come to it."""
+    gaps, levels = [], []
+    for seed in range(3):
+        curves = []
+        for strategy in ("activedpo-normalised", "random"):
+            frame = tables.frame(tables.Evaluation, run / "cells" / f"{strategy}--seed{seed}")
+            rounds = [frame[frame["round"] == r] for r in range(ROUNDS + 1)]
+            curves.append([(float((own["log_ratio"] / 12).mean()), float(own["reward"].mean())) for own in rounds])
+        levels.append(min(curve[-1][0] for curve in curves))
+        read = []
+        for curve in curves:
+            after = next(r for r in range(1, ROUNDS + 1) if curve[r][0] >= levels[-1])
+            (low, below), (high, above) = curve[after - 1], curve[after]
+            read.append(below + (above - below) * (levels[-1] - low) / (high - low))
+        gaps.append(read[0] - read[1])
+    mean, half = np.mean(gaps), stats.t.ppf(0.975, 2) * np.std(gaps, ddof=1) / np.sqrt(3)
+    interval = findings.span(mean - half, mean + half)
+    said = (
+        "Reward at equal KL from the initial model, less random's, 3 paired seeds: "
+        f"activedpo-normalised {findings.number(mean)} {interval} at {np.mean(levels):.2f} nats a token (undecided"
+    )
+    found = json.loads((run / "findings.json").read_text())
+    assert f"{said})." in found[0]
+    assert sum(line.startswith(f"{said}; about ") and line.endswith("an effect of this size).") for line in found) == 1
+    assert pd.read_csv(run / "frontier.csv")["difference"].tolist() == [pytest.approx(mean)]
+
+
+def test_many_strategies_at_equal_kl_are_counted() -> None:
+    words = ["better", "worse", "undecided", "better"]
+    rows = pd.DataFrame({"strategy": list("abcd"), "verdict": words, "reason": ""})
+    equal = rows.assign(kl=0.1, difference=0.2, low=0.1, high=0.3, seeds=8)
+    assert findings.frontier(equal, "random") == (
+        "At equal KL from the initial model, 2 did better, 1 did worse than random of 4; the others are undecided."
+    )
+    assert findings.frontier(equal, "random", reasons=True).count("at 0.10 nats a token") == 4
+
+
 @pytest.mark.campaign
 def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None:
     for slope, word in ((0.6, "better"), (0.0, "worse")):
@@ -278,11 +323,14 @@ def test_a_strategy_that_is_better_or_worse_is_called_so(tmp_path: Path) -> None
 def test_a_sign_of_repetition_takes_more_than_a_twentieth(measure: str, change: float, words: str) -> None:
     """Each change lies beyond its interval."""
     still = {"mean": 0.01, "change": 0.0, "change_low": 0.0, "change_high": 0.0}
-    names = ("kl_per_token", "degenerate", "distinct_2", "corpus_distinct_2", "tokens", "judge", "fluency")
+    names = ("kl_per_token", "degenerate", "distinct_2", "corpus_distinct_2", "tokens", "judge", "fluency", "ended")
     last = dict.fromkeys(names, still) | {"reward": still | {"change_low": 0.1}, "judge": still | {"change_low": 0.1}}
     last |= {measure: {"mean": 0.01 + change, "change": change, "change_low": change, "change_high": change}}
     last["corpus_distinct_2"] = first = {"mean": 0.9}
-    row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}}
+    each = pd.DataFrame({"seed": [0], "fluency_change": [0.0], "kl_per_token": [0.1]})
+    row = {"strategy": "random", "last": last, "first": {"corpus_distinct_2": first, "fluency": still}, "each": each}
+    fit = pd.DataFrame({"chosen_log_ratio": [0.1], "chosen_fell_share": [0.4], "chosen_length": [12.0]})
+    row |= {"fit": fit, "longer": share(12, 24), "wins": {"rate": 0.5}}
     said = findings.health([row | {"bits": (1.2, 1.2), "start": {"tokens": 12.0}}])
     assert said[1:] == ([words] if words else [])
     assert said[0].startswith("There are signs of gaming" if words else "No sign of gaming in this run")
@@ -401,6 +449,195 @@ def test_a_reward_bought_with_broken_text_is_called_so_from_a_recorded_run(
         assert any(line.startswith(f"{name}: the policy is {kl} nats a token (KL)") for line in said)
 
 
+def test_one_broken_seed_among_eight_whole_ones_is_named(tmp_path: Path) -> None:
+    """The means over seeds are within both limits: −0.20 nats a token of fluency, 0.22 of KL."""
+    folder = made_up(tmp_path, {"random": 0.3}, seeds=8)
+
+    def ends_at(fluency: float, kl: float) -> list[str]:
+        cell = folder / "cells" / "random--seed3"
+        told = [
+            replace(row, reference_log_prob=12 * fluency, log_ratio=12 * kl) if row.round == ROUNDS else row
+            for row in tables.read(tables.Evaluation, cell)
+        ]
+        tables.write(tables.Evaluation, cell, told)
+        close(cell)
+        report.write(folder)
+        return json.loads((folder / "findings.json").read_text())
+
+    said = ends_at(-5.70, 1.45)
+    assert "Single seeds are beyond the limits of health, where a higher reward is no gain" in said[0]
+    assert not any("No sign of gaming" in line for line in said)
+    lost, far = said[2:4]
+    assert re.fullmatch(r"1 of 8 seeds of random \(seed 3\) lost 2\.1\d nats a token of fluency, beyond 0\.3\.", lost)
+    assert far == "1 of 8 seeds of random (seed 3) went 1.45 nats a token (KL) from the initial model, beyond 0.5."
+    said = ends_at(-3.8, 0.45)
+    assert said[1].startswith("No sign of gaming in this run")
+
+
+STUDIES_AT = Path(__file__).parents[1] / "docs" / "studies"
+
+
+@pytest.mark.parametrize("name", ["1", "3", "4", "redundant", "regime"])
+def test_every_seed_beyond_the_limits_in_a_recorded_study_is_named(name: str) -> None:
+    """The seeds are found here again, the slow way: no name of a run whose seeds are all within the limits occurs."""
+    table = read_table(STUDIES_AT / f"{'figure-' * name.isdigit()}{name}.csv")
+    lost, far = {}, {}
+    for row in table[table["round"] > 0].to_dict("records"):
+        own = table[(table["part"] == row["part"]) & (table["strategy"] == row["strategy"])]
+        if row["round"] == own["round"].max():
+            first = own[(own["seed"] == row["seed"]) & (own["round"] == 0)]["fluency"].iloc[0]
+            names = [row[column] for column in ("part", "strategy") if table[column].nunique() > 1]
+            who = ", ".join(names or [row["strategy"]])
+            lost.setdefault(who, {})[row["seed"]] = row["fluency"] - first < -0.3
+            far.setdefault(who, {})[row["seed"]] = row["kl_per_token"] > 0.5
+    said = " ".join(study.healthy(STUDIES[name], table))
+    for limit, words in ((lost, "lost"), (far, "went")):
+        for who, seeds in limit.items():
+            over = sorted(seed for seed, beyond in seeds.items() if beyond)
+            which = f"seed{'s' if len(over) > 1 else ''} {findings.named([str(seed) for seed in over] or [''])}"
+            assert (f"{len(over)} of {len(seeds)} seeds of {who} ({which}) {words} " in said) == bool(over)
+            assert over or not re.search(rf"seeds of {re.escape(who)} \([^)]*\) {words} ", said)
+    assert ("in all runs and seeds" in said) == (not any(any(s.values()) for s in [*lost.values(), *far.values()]))
+
+
+def test_a_recorded_regime_has_a_broken_setting_and_its_default_is_healthy() -> None:
+    table = read_table(STUDIES_AT / "regime.csv")
+    own, default = (table[table["part"] == part] for part in ("6 epochs", "rate 1.5e-3, β 0.1"))
+    (said,) = study.healthy(STUDIES["regime"], own)
+    assert said.startswith("Beyond the limits")
+    (said,) = study.healthy(STUDIES["regime"], default)
+    assert said.startswith("The text stayed language in all runs and seeds")
+
+
+def test_a_seed_beyond_the_limits_of_a_matrix_is_named() -> None:
+    gains = pd.DataFrame({"model": "plots", "chosen_by": ["plots"] * 4 + ["random"] * 4, "seed": [0, 1, 2, 3] * 2})
+    whole = gains.assign(fluency_change=0.1, kl_per_token=0.1)
+    assert study.matrix_healthy(whole).startswith("The text stayed language in all runs and seeds")
+    broken = whole.assign(fluency_change=[0.1, 0.1, 0.1, -0.7] + [0.1] * 4, kl_per_token=[0.1] * 7 + [1.5])
+    assert study.matrix_healthy(broken).startswith("The text stayed language in all runs, by the means over seeds")
+    for seeds in ("by its own choice (seed 3) lost 0.70", "by chance (seed 3) went 1.50"):
+        assert f"1 of 4 seeds of the model tuned on plots, {seeds}" in study.matrix_healthy(broken)
+    assert study.matrix_healthy(whole.assign(kl_per_token=1.0)).startswith("Beyond the limits")
+
+
+Change = Callable[[Any], dict[str, Any]]
+"""from a row of the last round, what is other in it"""
+
+
+def judged(plain: Path, folder: Path, kind: type[tables.Row], change: Change, seeds: int = 3) -> tuple[list[str], str]:
+    """Return what is said of the health, and the remarks, of a whole run whose last round is changed in one table."""
+    shutil.copytree(plain, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["seeds"] = seeds
+    write_json(folder / "manifest.json", manifest)
+    for cell in (folder / "cells").iterdir():
+        rows = tables.read(kind, cell)
+        tables.write(kind, cell, [replace(row, **change(row)) if row.round == ROUNDS else row for row in rows])
+        close(cell)
+    run = report.read(folder)
+    summary = report.summary(run, report.measures(run))
+    return findings.health(summary), " ".join(findings.remarks(summary))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up(tmp_path_factory.mktemp("plain"), {"random": 0.3})
+
+
+@pytest.mark.parametrize(("cut", "sign", "remark"), [(1, False, False), (4, False, True), (6, True, True)])
+def test_responses_that_no_longer_end_are_a_remark_and_many_a_sign(
+    cut: int, sign: bool, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Of 24 responses every other one ended; one less is within the interval, six are more than a fifth."""
+    said, told = judged(
+        plain, tmp_path / "run", tables.Evaluation, lambda row: {"ended": row.ended and row.prompt_index >= 2 * cut}
+    )
+    share = f"50% → {(12 - cut) / 24:.0%}"
+    assert said[1:] == ([f"random: fewer responses end by themselves, {share}; the others are cut."] if sign else [])
+    assert said[0].startswith("There are signs of gaming" if sign else "No sign of gaming")
+    assert (f"Fewer responses ended by themselves, beyond the interval over prompts: random {share}." in told) == remark
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fell", "seeds", "sign", "remark"),
+    [
+        (+1.0, 0.2, 3, False, False),
+        (-0.04, 0.8, 3, False, False),  # not beyond the interval over seeds
+        (-1.0, 0.8, 3, False, True),
+        (-3.5, 0.8, 3, False, True),
+        (-4.0, 0.8, 3, True, True),  # 12 tokens at 0.3 nats are 3.6, and the interval has 0.12
+        (-4.0, 0.4, 3, False, False),
+        (-4.0, 0.8, 1, False, False),
+    ],
+)
+def test_displaced_likelihood_is_a_remark_and_much_of_it_a_sign(
+    ratio: float, fell: float, seeds: int, sign: bool, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    said, told = judged(
+        plain,
+        tmp_path / "run",
+        tables.Round,
+        lambda row: {"chosen_log_ratio": ratio + 0.05 * (row.seed - 1), "chosen_fell_share": fell},
+        seeds,
+    )
+    assert any("likelihood displacement" in line for line in said) == sign
+    assert said[0].startswith("There are signs of gaming") == sign
+    assert ("Most preferred responses became less likely themselves" in told) == remark
+    if sign:
+        assert "In 80% of labelled pairs" in said[1]
+        assert "mean log-ratio is −4.00 [−4.12, −3.88] nats" in said[1]
+
+
+@pytest.mark.parametrize(("training", "seeds", "remark"), [(1.0, 3, True), (0.7, 3, False), (1.0, 1, False)])
+def test_labels_learned_by_heart_are_a_remark(
+    training: float, seeds: int, remark: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Half of the held-out duels are ordered correctly, and all of them or 7 in 10 of the labelled ones."""
+    whole = shutil.copytree(plain, tmp_path / "whole")
+    for cell in (whole / "cells").iterdir():
+        rows = tables.read(tables.Round, cell)
+        accurate = training - 0.1 * (int(cell.name[-1]) == 2)
+        tables.write(tables.Round, cell, [replace(row, training_accuracy=accurate) for row in rows])
+
+    def half(row: tables.HeldoutDuel) -> dict[str, float]:
+        return {"margin": row.true_margin * (-1) ** row.prompt_index}
+
+    said, told = judged(whole, tmp_path / "run", tables.HeldoutDuel, half, seeds)
+    assert said[0].startswith("No sign of gaming")
+    assert told == (
+        "Labels learned by heart: of the labelled duels and of held-out ones the last policy orders correctly random "
+        "97% and 50% (gap +47 [+32, +61] points). The intervals over seeds lie above 25 points."
+        if remark
+        else ""
+    )
+
+
+@pytest.mark.parametrize(("longer", "by_length", "sign"), [(18, True, True), (18, False, False), (12, True, False)])
+def test_a_reward_for_length_is_a_sign_where_answers_grow(
+    longer: int, by_length: bool, sign: bool, plain: Path, tmp_path: Path
+) -> None:
+    """Answers of 14 tokens where 12 were; the others have 10.
+
+    Where every answer is better the longer one wins less often than the policy's, and with as many shorter ones answers
+    did not become longer.
+    """
+    whole = shutil.copytree(plain, tmp_path / "whole")
+    for cell in (whole / "cells").iterdir():
+        start = [replace(row, reward=0.0, judge=0.0) for row in tables.read(tables.Evaluation, cell)]
+        tables.write(tables.Evaluation, cell, start)
+
+    def answer(row: tables.Evaluation) -> dict[str, float]:
+        tokens = 14 if row.prompt_index < longer else 10
+        gain = 1.0 if tokens > 12 or not by_length else -0.1
+        return {"tokens": tokens, "reward": gain, "judge": gain, "reference_log_prob": -3.6 * tokens}
+
+    said, _ = judged(whole, tmp_path / "run", tables.Evaluation, answer)
+    assert any("length may be what is rewarded" in line for line in said) == sign
+    assert said[0].startswith("There are signs of gaming" if sign else "No sign of gaming")
+    if sign:
+        assert "in 100% [86%, 100%], more often than the policy's has (75%)" in said[1]
+
+
 @pytest.mark.campaign
 def test_a_page_is_not_called_healthy_from_too_few_prompts(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"random": 0.3})
@@ -421,6 +658,8 @@ def test_nothing_is_claimed_from_one_seed(tmp_path: Path) -> None:
     report.write(folder)
     said = json.loads((folder / "findings.json").read_text())
     assert any("That is no evidence either way" in line for line in said)
+    assert "equal KL" not in said[0]
+    assert any("nats a token (undecided; one seed gives no interval)." in line for line in said)
     assert "did better" not in said[0]
     assert "none from one seed" in page_of(folder)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page_of(folder)).lower()

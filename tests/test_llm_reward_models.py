@@ -218,6 +218,13 @@ def test_labeller_and_judge_learn_from_other_texts() -> None:
     assert set(judged.values) == {-1.0, 0.0, 1.0}
 
 
+def test_the_card_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    assert training.main(["--card", str(tmp_path / "notes.md"), "--work", str(tmp_path / "work")]) == 2
+    assert "is no page 'The two reward models'; choose another --card" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.campaign
 @needs_ratings
 def test_the_command_trains_ships_writes_the_card_and_does_nothing_twice(

@@ -143,3 +143,14 @@ def test_drawing_leaves_no_trace_on_the_model():
 def test_decoding_refuses_what_cannot_be(settings):
     with pytest.raises(InputError, match="--"):
         Decoding(**settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(torch.float32, "if it was trained, that diverged"), (torch.bfloat16, "try --dtype float32")]
+)
+def test_what_is_not_finite_is_told_with_what_helps(dtype, hint):
+    policy = tiny("tiny-llama")
+    policy.head.to(dtype).weight.data.fill_(torch.nan)
+    policy.model.to(dtype)
+    with pytest.raises(InputError, match=f"not finite numbers; {hint}"):
+        sample(policy, [(1, 2)], 1, Decoding(2), Key(0), "test")

@@ -164,9 +164,34 @@ def test_long_texts_are_refused_or_cut_at_the_models_positions_and_counted(tmp_p
     alike = scorer(["one", "one"], ["a response, much longer than A", "a response, much longer than B"])
     assert alike[0] == alike[1]  # a tie, and counted
     assert cut(scorer, ["one", "one"], ["a response, much longer than A", "a response, much longer than B"]) == [0, 1]
-    shipped, short = load_scorer("sentiment-valence", "cpu"), "good " * 62
-    assert cut(shipped, ["", ""], [short, short + "bad"]) == [1]
     assert cut(load_scorer("lexical-letters", "cpu"), [""], ["x" * 999]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "limit", "prompts", "room"),
+    [
+        ("sentiment-valence", 64, ["word " * 999] * 2, 62),
+        ("tweet-judge", 64, ["word " * 999] * 2, 62),
+        ("similarity", 256, ["word " * 254] * 2, 254),
+    ],
+)
+def test_long_texts_are_refused_or_cut_by_what_ships_too(name, limit, prompts, room):
+    fits, long = "good " * (limit - 2), "good " * (limit - 1)
+    whole, cuts = load_scorer(name, "cpu"), load_scorer(name, "cpu", long_texts="cut")
+    assert whole(prompts, [fits, fits]).tolist() == cuts(prompts, [fits, fits]).tolist()
+    with pytest.raises(InputError, match=rf"{name} reads {limit} tokens; 1 of 2 texts have more, up to {limit + 1}, "):
+        whole(prompts, [fits, long])
+    assert cut(cuts, prompts, [fits, long]) == [1]
+    assert cuts(prompts, [fits, long])[1] == pytest.approx(float(cuts(prompts, [fits, fits])[0]), abs=1e-5)
+    whole.admit_drawn(prompts[0], room)
+    with pytest.raises(InputError, match=rf"a prompt leaves {room} of them to a response, which has up to {room + 1}"):
+        whole.admit_drawn(prompts[0], room + 1)
+
+
+def test_a_prompt_that_is_too_long_itself_leaves_nothing():
+    with pytest.raises(InputError, match="similarity reads 256 tokens; a prompt leaves 0 of them to a response"):
+        load_scorer("similarity", "cpu").admit_drawn("word " * 255, 1)
 
 
 def test_what_the_user_wrote_last_is_what_a_response_is_compared_with():
@@ -189,7 +214,7 @@ def test_word_overlap_is_the_f1_of_distinct_words():
 @pytest.mark.slow
 def test_similarity_is_the_cosine_of_embeddings_read_alone():
     """Against one text a pass, and in order of meaning: a copy, a paraphrase, another matter."""
-    scorer, encoder = load_scorer("similarity", "cpu"), load_encoder()
+    scorer, encoder = load_scorer("similarity", "cpu", long_texts="cut"), load_encoder()
     article = "The central bank raised interest rates on Tuesday to slow inflation."
     responses = [
         article,
@@ -293,10 +318,10 @@ def test_what_reads_like_a_special_token_in_a_chat_is_text_and_a_long_chat_is_cu
 
 
 def test_what_reads_like_a_special_token_in_a_pair_is_text(tmp_path):
-    scorer = load_scorer(str(classifier(tmp_path)), "cpu")
+    scorer = load_scorer(str(classifier(tmp_path)), "cpu", long_texts="cut")
     want = float(plain(tmp_path, "a", "b<end>c", split_special_tokens=True)[0])
     assert float(scorer(["a"], ["b<end>c"])[0]) == pytest.approx(want, abs=1e-5)
-    assert len(scorer.tokens("a", "b<end>c")["input_ids"]) == 8
+    assert scorer.lengths(["a"], ["b<end>c"]) == [8]
 
 
 def test_code_of_ones_own_scores(tmp_path, monkeypatch):

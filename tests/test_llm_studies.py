@@ -5,6 +5,7 @@ import re
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,12 @@ from test_llm_models import tiny
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+import llm_loop.forecast
 from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from llm_loop import measures, tables
+from llm_loop.__main__ import main
 from llm_loop.arena import DrawnArena, answers, shares
 from llm_loop.forecast import Author, of_pool, work
 from llm_loop.models import Adapter, Policy, byte_tokenizer, tiny_model
@@ -30,9 +33,10 @@ from llm_loop.shared import Shared
 from llm_loop.studies import __main__ as studies
 from llm_loop.studies import figures, page
 from llm_loop.studies.matrix import MATRICES, MatrixStudy
-from llm_loop.studies.plans import STUDIES
-from llm_loop.studies.read import Found, read
+from llm_loop.studies.plans import STUDIES, Part
+from llm_loop.studies.read import Found, finished, read, run_of
 
+ROOT = Path(__file__).parents[1]
 POOL = ("--pool", "5", "--responses", "4", "--pool-temperature", "1.5")
 
 
@@ -103,6 +107,44 @@ def test_a_pool_is_one_for_all_strategies_and_seeds_and_no_duel_is_asked_twice(p
         tables.frame(tables.Candidate, pooled / "cells" / f"random--seed{k}")["prompt_index"].tolist() for k in (0, 1)
     ]
     assert seeds[0] != seeds[1]
+
+
+def test_a_study_reads_how_well_the_model_is_off_its_runs(pooled):
+    """Every measure of health again from plain rows, of each seed alone."""
+    part = Part("pool", (*POOL, "--seeds", "2"), ("activedpo-normalised", "random"))
+    table = finished(part, *run_of(["smoke", *part.words, "--output", str(pooled.parents[1])])).table
+    assert set(table["options"]) == {part.digest}
+    answers = {}
+    for cell in sorted((pooled / "cells").iterdir()):
+        strategy, seed = cell.name.split("--seed")
+        own = table[(table["strategy"] == strategy) & (table["seed"] == int(seed))].set_index("round")
+        answers[strategy, int(seed)] = rows = tables.read(tables.Evaluation, cell)
+        for row in tables.read(tables.Round, cell):
+            ended = [one.ended for one in rows if one.round == row.round]
+            assert own.loc[row.round, "ended"] == pytest.approx(np.mean(ended), abs=1e-4)
+            assert own.loc[row.round, "bits_per_byte"] == pytest.approx(row.bits_per_byte, abs=1e-4)
+            duels = [one for one in tables.read(tables.HeldoutDuel, cell) if one.round == row.round]
+            right = [(np.sign(one.margin * one.true_margin) + 1) / 2 for one in duels if one.true_margin]
+            assert own.loc[row.round, "accuracy"] == pytest.approx(np.mean(right), abs=1e-4)
+            if row.round:
+                assert own.loc[row.round, "chosen_log_ratio"] == pytest.approx(row.chosen_log_ratio, abs=0.01)
+                assert own.loc[row.round, "rejected_log_ratio"] == pytest.approx(row.rejected_log_ratio, abs=0.01)
+                assert own.loc[row.round, "chosen_fell_share"] == pytest.approx(row.chosen_fell_share, abs=1e-4)
+                assert own.loc[row.round, "training_accuracy"] == pytest.approx(row.training_accuracy, abs=1e-4)
+        first, last = ({one.prompt_index: one for one in rows if one.round == number} for number in (0, 2))
+        longer = [
+            (np.sign((last[k].tokens - first[k].tokens) * (last[k].reward - first[k].reward)) + 1) / 2
+            for k in last
+            if last[k].tokens != first[k].tokens
+        ]
+        assert own["longer_wins"].dropna().to_list() == pytest.approx([np.mean(longer)] if longer else [], abs=1e-4)
+    begun = [{one.prompt_index: one for one in answers["random", seed] if one.round == 0} for seed in (0, 1)]
+    for column, measure in (("null_wins", "reward"), ("null_judge_wins", "judge")):
+        twice = [[getattr(one[k], measure) for k in begun[0]] for one in begun]
+        wins = np.mean([(np.sign(second - first) + 1) / 2 for first, second in zip(*twice, strict=True)])
+        null = table[table[column].notna()]
+        assert null[["strategy", "seed", "round"]].to_numpy().tolist() == [[name, 0, 0] for name in part.strategies]
+        assert null[column].to_list() == pytest.approx([wins, wins], abs=1e-4)
 
 
 @pytest.mark.campaign
@@ -194,6 +236,7 @@ def mixed_arena(responses: int = 7, spread: float = 0.0) -> DrawnArena:
     )
 
 
+@pytest.mark.slow
 class TestModelsBesideTheInitialOne:
     def test_each_has_its_share_and_the_first_what_is_left(self):
         assert shares(8, 1) == (8,)
@@ -344,8 +387,15 @@ def test_the_forecast_of_a_pool_counts_each_models_share():
     alignment = replace(SMOKE, pool=10, responses=5, pool_models=("a", "b"))
     pace = {"draw": 1.0, "below": 0.1, "score": 0.01}
     assert of_pool(replace(alignment, pool_models=()), pace) == pytest.approx(10 * 5 * 1.1)
-    others = [Author(3.0, 100.0, 7), Author(4.0, 1000.0, 7)]
+    others = [Author(3.0, 100.0), Author(4.0, 1000.0)]
     assert of_pool(alignment, pace, others) == pytest.approx(10 * (3 + 100 + 1000 + 5 * 0.11) + 7)
+
+
+def test_a_win_rates_interval_stays_within_what_a_share_can_be():
+    table = pd.DataFrame({"wins": [0.2, 0.99], "reward": [0.2, 0.99]})
+    share, free = page.over_seeds(table, "wins"), page.over_seeds(table, "reward")
+    assert (share.value, share.low, share.high) == (free.value, 0.0, 1.0)
+    assert free.low < 0 < 1 < free.high
 
 
 def test_names_that_look_like_numbers_stay_names(tmp_path):
@@ -369,9 +419,120 @@ def test_a_study_plays_in_parts_and_says_what_its_finished_seeds_show(name, tmp_
     table = pd.read_csv(tmp_path / "studies" / f"figure-{name}.csv")
     assert set(table["round"]) == {0, 1, 2}
     shutil.rmtree(tmp_path / "llm")  # what a table has is not lost with its runs, nor when the code has moved on
-    assert studies.main([name, *options, "--show-only"]) == 0
+    assert studies.main([name, *options]) == 0
+    assert not (tmp_path / "llm").exists()
     assert (tmp_path / "studies" / f"figure-{name}.md").read_text() == page
     assert (tmp_path / "studies" / f"figure-{name}.png").stat().st_size > 5000
+
+
+def table_of(part, strategies=None, last=2, batch=3, **columns):
+    """A study's table of a part of the smoke preset, as if two seeds were played."""
+    generator = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"strategy": strategy, "seed": seed, "round": number, "labels": batch * number, "part": part.name}
+            | dict(zip(("reward", "judge", "fluency"), generator.normal(size=3), strict=True))
+            | {"kl_per_token": 0.1 * number, "wins": 0.5, "judge_wins": 0.5, "picks": "0:1"}
+            | {"model": "tiny-gpt2", "machine": "a machine", "commit": "abc1234"}
+            | columns
+            for strategy in strategies or part.strategies
+            for seed in (0, 1)
+            for number in range(last + 1)
+        ]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("columns", "options", "plays"),
+    [
+        ({}, (), 0),
+        ({"options": "own"}, (), 0),
+        ({"options": "another"}, (), 1),
+        ({"strategies": ("random", "activedpo")}, (), 1),
+        ({"last": 1}, (), 1),
+        ({}, ("--again",), 1),
+        ({}, ("--show-only", "--again"), 0),
+        ({"last": 1}, ("--part", "fixed pool"), 1),
+    ],
+)
+def test_what_a_table_has_whole_is_not_played_again(columns, options, plays, tmp_path, monkeypatch, capsys):
+    (part,) = STUDIES["3"].parts("smoke")
+    given = columns | ({"options": part.digest} if columns.get("options") == "own" else {})
+    (tmp_path / "studies").mkdir()
+    table_of(part, **given).to_csv(tmp_path / "studies" / "figure-3.csv", index=False)
+    played = []
+    monkeypatch.setattr(studies.command, "run", lambda *call: played.append(call) or 0)
+    assert studies.main(["3", "--output", str(tmp_path), *options]) == 0
+    assert len(played) == plays
+    said = f"fixed pool: kept from {tmp_path}/studies/figure-3.csv, commit abc1234; --again plays it anew"
+    assert (said in capsys.readouterr().out) == (not plays and "--show-only" not in options)
+
+
+@pytest.mark.slow
+def test_one_part_is_played_and_no_other(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(studies.command, "run", lambda _, arguments: played.append(arguments) or 0)
+    assert studies.main(["1", "--output", str(tmp_path), "--part", "films, Gemma-3-270M"]) == 0
+    assert ["tiny-gemma" in arguments for arguments in played] == [True]
+
+
+@pytest.mark.slow
+def test_two_pages_are_read_off_one_table(tmp_path):
+    (tmp_path / "studies").mkdir()
+    parts = STUDIES["1"].parts("smoke")
+    pd.concat(map(table_of, parts)).to_csv(tmp_path / "studies" / "figure-1.csv", index=False)
+    assert studies.main(["5", "--output", str(tmp_path), "--show-only"]) == 0
+    made = {path.name for path in (tmp_path / "studies").iterdir()}
+    assert made == {f"figure-{number}.{kind}" for number in (1, 5) for kind in ("md", "png")} | {"figure-1.csv"}
+
+
+def test_committed_tables_are_small_and_none_is_there_twice():
+    tables = [path.read_bytes() for path in (ROOT / "docs" / "studies").rglob("*.csv")]
+    assert sum(map(len, tables)) <= 2_000_000
+    assert len(set(tables)) == len(tables) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("7",), "unknown study '7'"),
+        (("1", "--jobs", "-3"), "--jobs must be at least 0"),
+        (("2", "--jobs", "-3"), "--jobs must be at least 0"),
+        (("1", "--dry-run", "--cells", "9/4"), "1 <= i <= n, got '9/4'"),
+        (("2", "--dry-run", "--cells", "9/4"), "1 <= i <= n, got '9/4'"),
+        (("1", "--dry-run", "--part", "film"), "unknown --part of study 1, 'film'; did you mean 'films'? choose from"),
+        (("2", "--part", "films"), "study 2 is one run, without parts"),
+    ],
+)
+def test_bad_options_of_a_study_are_one_line(arguments, words, tmp_path, capsys):
+    assert studies.main([*arguments, "--output", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_study_tells_what_is_left_of_all_its_runs(tmp_path, monkeypatch, capsys):
+    """Of two runs one is in the table; of the other, cells that are done are not counted."""
+    one, two = STUDIES["1"].full[:2]
+    study = replace(STUDIES["1"], full=tuple(replace(part, strategies=("apo", "random")) for part in (one, two)))
+    monkeypatch.setitem(STUDIES, "1", study)
+    films, headlines = study.parts("smoke")
+    (tmp_path / "studies").mkdir()
+    table_of(films).to_csv(tmp_path / "studies" / "figure-1.csv", index=False)
+    assert smoke(tmp_path, *headlines.words, "--cells", "1/4") == 0
+    capsys.readouterr()
+    assert studies.main(["1", "--output", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "films: kept from" in said
+    assert "3 cells to play, 1 finished" in said
+    whole = re.search(r"about (.+) with \d side by side", said)[1]
+    assert said.endswith(f"in all: about {whole}\n")
+    table_of(headlines).to_csv(tmp_path / "studies" / "figure-1.csv", index=False, mode="a", header=False)
+    assert studies.main(["1", "--output", str(tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("in all: nothing is left to play\n")
 
 
 @pytest.mark.campaign
@@ -406,7 +567,8 @@ def test_two_models_and_three_preference_sets_make_a_matrix(tmp_path, capsys):
     assert len(table) == 2 * 3 * 2
     assert (tmp_path / "studies" / "figure-2.png").stat().st_size > 5000
     shutil.rmtree(tmp_path / "matrix")  # the table outlives its run
-    assert studies.main(["2", *options, "--show-only"]) == 0
+    assert studies.main(["2", *options]) == 0
+    assert not (tmp_path / "matrix").exists()
     assert (tmp_path / "studies" / "figure-2.md").read_text() == page
 
 
@@ -499,6 +661,10 @@ def test_a_matrix_is_told_by_whether_own_data_suits_more():
     assert found.loc[("films", "films", "random"), "verdict"] == "better"
     assert found.loc[("news", "films", "news"), "verdict"] == "worse"
     assert found.loc[("news", "films", "random"), "verdict"] == "undecided"
+    said = page._contrasts(page.contrasts(gains(0.2)))
+    assert len(said) == 6
+    assert said[0].startswith("The model tuned on films: the choice of films against chance: better (+0.2")
+    assert said[-1].startswith("The model tuned on news: all other differences between preference sets are undecided")
 
 
 def test_every_seed_of_a_matrix_is_in_the_picture():
@@ -530,6 +696,11 @@ def test_a_projection_is_compared_with_exact_gradients_round_one():
     assert "dimension 256: 75 %" in said
     assert "off by 20.0 %" in said
     assert page.sketched(table[table["part"] != "exact"]).empty
+    (row,) = page.exact_differences(table)
+    assert (row["strategy"], row["difference"], row["seeds"]) == ("256", 0.0, 2)
+    whole = table.assign(judge=0.1, kl_per_token=0.1, fluency=-3.0)
+    titles = [axis.get_title() for axis in figures.drawn(STUDIES["4"], whole, pd.DataFrame(), found).axes]
+    assert titles[3:5] == list(figures.ERRORS.values())
 
 
 @pytest.mark.slow
@@ -564,6 +735,9 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     table = pd.DataFrame(rows)
     saved = page.saved_of(study, table)
     said = page.verdicts(study, study.full, table, saved)
+    (equal,) = (line for line in said if line.startswith("headlines: reward at equal KL"))
+    assert re.search(r"activedpo-normalised \+4\.\d+ \[.*\] at 0\.20 nats a token \(better\); apo −3\.[78]", equal)
+    assert sum("reward at equal KL" in line for line in said) == 5
     assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 4
     assert sum("decisive-bald saves labels: with 32 it has random's reward at 64" in line for line in said) == 1
     assert sum("apo does not save labels" in line for line in said) == 4
@@ -577,18 +751,86 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     found = {part.name: Found(told[told["part"] == part.name]) for part in study.full}
     lines = page.written("1", study, study.full, found, saved, page.Told("figure-1", "full"))
     assert "Computed on: a machine." in lines
-    assert any(line.endswith("In the tables alone: KL, nats a token; fluency, nats a token.") for line in lines)
+    assert any("0 labels: the initial model. KL and fluency are in the table below only." in line for line in lines)
     assert any(line.startswith("- films: 4 finished paired seeds, 4 rounds of 16 labels, tiny") for line in lines)
-    assert not any("with Random itself" in line for line in said)
+    for strategies in ("activedpo-normalised apo aplp", "policy-trace-target decisive-bald"):
+        assert any(line.endswith(f"(`--strategies {strategies} random --prompts films --seeds 8`)") for line in lines)
+    assert "## Not yet run" not in lines
+    begun = {name: one if name == "films" else Found(pd.DataFrame()) for name, one in found.items()}
+    lines = page.written("1", study, study.full, begun, saved, page.Told("figure-1", "full"))
+    rest = lines[lines.index("## Not yet run") :]
+    assert [line.partition(" (`--strategies ")[0] for line in rest[2:]] == [f"- {part.name}" for part in study.full[1:]]
+    assert not any("not known that Random learned" in line for line in said)
     assert set(names_of(figures.drawn(study, table, saved, page.sketched(table)))) == set(pace)
     flat = table["strategy"].eq("random") & table["part"].eq("headlines")
     none = table.assign(reward=table["reward"].mask(flat, generator.normal(scale=0.05, size=len(table))))
-    said = page.verdicts(study, study.full, none, page.saved_of(study, none))
-    assert [line.partition(":")[0] for line in said if "with Random itself it cannot be told" in line] == ["headlines"]
+    saved = page.saved_of(study, none)
+    said = page.verdicts(study, study.full, none, saved)
+    assert [line.partition(":")[0] for line in said if "it is not known that Random learned" in line] == ["headlines"]
+    assert not any(line.startswith("headlines: ") and "save labels" in line for line in said)
+    rows = [line for line in page._savings(saved) if line.startswith("| headlines | ")]
+    assert [row.split(" | ")[2] for row in rows] == ["not defined: it is not known that Random learned"] * 3
     fell = table.assign(reward=table["reward"].where(~flat, -table["reward"]))
     (line,) = page.unlearned(study, fell[fell["part"] == "headlines"])
-    assert line.startswith("headlines: with Random itself it got worse (−4")
+    assert line.startswith("headlines: Random got worse (−4")
     assert not page.unlearned(study, fell[(fell["part"] == "headlines") & (fell["seed"] == 0)])
+
+
+def test_strategies_that_are_not_told_apart_are_one_sentence_and_a_row_each():
+    """Of two, one has a difference near its interval's end; how many seeds would tell stands with either."""
+    (part,) = STUDIES["3"].full
+    study = replace(STUDIES["3"], besides="activedpo")
+    rng = np.random.default_rng(3)
+    table = table_of(part, last=3, batch=16)
+    table = pd.concat([table.assign(seed=table["seed"] + 2 * k, reward=rng.normal(size=len(table))) for k in range(4)])
+    near = table["strategy"].eq("activedpo-normalised") & table["round"].eq(3)
+    table.loc[near, "reward"] += 0.5
+    said = page.verdicts(study, [part], table, page.saved_of(study, table))
+    (line,) = [line for line in said if "significantly from Random" in line]
+    assert line.startswith(
+        "fixed pool: no strategy differs significantly from Random in held-out reward after the last"
+    )
+    (other,) = [line for line in said if "significantly from activedpo " in line]
+    assert other.startswith("fixed pool: no strategy differs")
+    rows = page.differences(study, [part], table)
+    lines = page._differences(rows)
+    for row in rows:
+        if (row["measure"], row["outcome"], row["baseline"]) == ("reward", "final", "random"):
+            count = row["reason"].removesuffix(" replicates would decide an effect of this size")
+            cells = [row["strategy"], "random", "held-out reward", page._size(row), "undecided", count]
+            assert any(one.startswith(f"| fixed pool | {' | '.join(cells)} |") for one in lines)
+            nearest = f"the nearest to a verdict, {row['strategy']}, {page._size(row)} over 8 paired seeds, would take"
+            assert (nearest in line) == (row["strategy"] == "activedpo-normalised")
+    same = page.summed(
+        [row | {"difference": 0.0, "low": 0.0, "high": 0.0} for row in rows[:1]], "strategy", "random", "x"
+    )
+    assert same[0].startswith("activedpo does not differ significantly from Random in x")
+
+
+def test_win_rates_stand_beside_what_they_are_to_be_compared_with():
+    study, (films, headlines) = STUDIES["5"], STUDIES["5"].full[:2]
+    old, new = table_of(films), table_of(headlines, null_wins=np.nan, null_judge_wins=np.nan, longer_wins=np.nan)
+    new.loc[(new["round"] == 0) & (new["seed"] == 0), ["null_wins", "null_judge_wins"]] = [0.5, 0.25]
+    new.loc[new["round"] == 2, "longer_wins"] = 0.75
+    lines = page._final(study, pd.concat([old, new]))
+    assert lines[0].endswith("win rate by the judge | longer wins | null by the reward | null by the judge |")
+    assert "| films | apo | 2 | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | – | – | – |" in lines
+    assert (
+        "| headlines | apo | 2 | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | 0.75 [0.75, 0.75] | 0.50 – | 0.25 – |" in lines
+    )
+    lacking = "longer wins, null by the reward, null by the judge of films."
+    assert lines[-1].endswith(f"Not in the table, which is older than these columns: {lacking}")
+
+
+def test_a_page_says_how_well_models_are_as_far_as_its_table_does():
+    films, headlines = STUDIES["1"].full[:2]
+    new = table_of(headlines, ended=0.5, chosen_log_ratio=2.0)
+    new.loc[new["round"] == 0, ["ended", "chosen_log_ratio"]] = [0.25, np.nan]
+    lines = page._well(pd.concat([table_of(films), new]))
+    assert "| headlines | random | 0.25 → 0.50 | – | 2.00 | – | – | – | – |" in lines
+    assert not any(line.startswith("| films") for line in lines)
+    assert lines[-1].endswith("held-out accuracy of films.")
+    assert page._well(table_of(films)) == lines[-1:]
 
 
 def test_a_regime_names_the_best_setting_whose_text_stayed_language():
@@ -607,9 +849,13 @@ def test_a_regime_names_the_best_setting_whose_text_stayed_language():
     )
     said = page.verdicts(study, study.full, table, page.saved_of(study, table))
     assert said[0].startswith(
-        f"Of the 11 of 12 settings within the limits, {list(steps)[10]} raised the reward most: by +0.10"
+        f"Of the 11 of 12 settings within the limits in every seed, {list(steps)[10]} raised the reward most: by +0.10"
     )
-    assert said[1].endswith(f"so that reward there is no gain: {list(steps)[11]}.")
+    assert f"so that reward there is no gain: {list(steps)[11]}. Seed by seed: 2 of 2 seeds" in said[1]
+    worse = table["part"].eq(list(steps)[10]) & table["seed"].eq(1) & table["round"].eq(1)
+    said = page.healthy(study, table.assign(fluency=table["fluency"].mask(worse, -3.35)))
+    assert said[0].startswith(f"Of the 10 of 12 settings within the limits in every seed, {list(steps)[9]} raised")
+    assert f"1 of 2 seeds of {list(steps)[10]} (seed 1) lost 0.35 nats a token" in said[1]
     drawing = figures.drawn(study, table, page.saved_of(study, table), page.sketched(table))
     first = drawing.axes[0]
     ends = {
@@ -617,11 +863,7 @@ def test_a_regime_names_the_best_setting_whose_text_stayed_language():
     }
     for name, place in steps.items():
         assert ends[name] == pytest.approx((-0.4 if place == 11 else -0.1, 0.01 * place + 0.0005))
-
-
-def test_an_unknown_study_is_refused(capsys):
-    assert studies.main(["7"]) == 2
-    assert "unknown study '7'" in capsys.readouterr().err
+    assert all({text.get_text() for text in axis.texts} == set(steps) for axis in drawing.axes)
 
 
 @pytest.mark.slow
@@ -656,11 +898,68 @@ def test_a_pool_too_small_is_refused_by_the_arena():
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(tmp_path, capsys):
     assert smoke(tmp_path / "none", "--dry-run", "--seeds", "3") == 0
     said = capsys.readouterr().out
-    assert said.startswith("6 cells; ")
+    assert said.startswith("6 cells to play\n")
     assert re.search(r"activedpo-normalised: 3 cells of about .* \(draw .*, score .*, features .*, train .*\)", said)
     assert re.search(r"random: 3 cells of about [^f]*\)", said)  # blind: no features
-    assert "GiB a cell" in said
+    assert re.search(r"memory: about .* GiB a cell, and this machine has .* side by side would fit\n", said)
+    assert re.search(r"tokens: about [\d,]+ drawn and [\d,]+ trained on \(all epochs\) in a cell, [\d,]+ drawn", said)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--jobs", "-3"), ("--cells", "9/4")])
+def test_a_dry_run_refuses_what_a_run_does(option, value, tmp_path, capsys):
+    assert main(["smoke", "--output", str(tmp_path / "none"), "--dry-run", option, value]) == 2
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_left_of_its_part_of_the_cells(tmp_path, capsys):
+    few = ("--rounds", "1", "--strategies", "random", "--seeds", "4", "--sft", "toy-letters")
+    assert smoke(tmp_path, *few, "--cells", "1/4") == 0
+    for more, first, tuned in (
+        ((), "3 cells to play, 1 finished\n", False),
+        (("--cells", "1/2"), "1 cells to play, 1 finished; part 1/2 of 4\n", False),
+        (("--force",), "4 cells to play\n", True),
+    ):
+        capsys.readouterr()
+        assert smoke(tmp_path, *few, *more, "--dry-run") == 0
+        said = capsys.readouterr().out
+        assert said.startswith(first)
+        assert f"random: {first[0]} cells" in said
+        assert ("is tuned on" in said) == tuned  # once for all cells: it was kept
+    assert smoke(tmp_path, *few, "--cells", "1/4", "--dry-run") == 0
+    assert capsys.readouterr().out == "0 cells to play, 1 finished; part 1/4 of 4\n"
+    assert smoke(tmp_path, *few, "--cells", "9/3", "--dry-run") == 2
+    assert "--cells must be i/n with 1 <= i <= n, got '9/3'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_figure_2_counts_its_part_of_the_cells(tmp_path, capsys):
+    arguments = ["2", "--output", str(tmp_path), "--dry-run", "--cells"]
+    assert studies.main([*arguments, "2/3"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 cells to play; part 2/3 of 6\nof these 1 of about")
+    assert "before them, once: two tunings and the pool" in said
+    assert studies.main([*arguments, "9/3"]) == 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_dry_run_for_a_gpu_that_is_not_here_is_of_the_cpu_and_says_what_does_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert smoke(tmp_path, "--dry-run", "--device", "cuda", "--seeds", "1") == 0
+    assert "device 'cuda' is not available here: hours and memory are of this machine's CPU" in capsys.readouterr().out
+    monkeypatch.setattr(llm_loop.forecast, "machine_memory", lambda: 2.0**29)
+    assert smoke(tmp_path, "--dry-run", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert "GiB a cell, and this machine has 0.5 GiB, of which a run may take 90%: it does not fit\n" in said
+    assert "1 side by side, if it did fit" in said
+    monkeypatch.setattr(llm_loop.forecast, "machine_memory", lambda: 100.0)
+    monkeypatch.setattr(llm_loop.forecast, "build", lambda *given: 1 / 0)
+    assert smoke(tmp_path, "--dry-run", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("the model alone does not fit, so it was not loaded and no work was timed\n")
+    assert re.search(r"tokens: at most [\d,]+ drawn", said)
 
 
 @pytest.mark.slow

@@ -79,6 +79,24 @@ class TestFiles:
         files.sweep(tmp_path, everybody=True)
         assert not list(tmp_path.iterdir())
 
+    def test_a_pipe_never_becomes_a_file(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(files.WriteError, match="it is no regular file"):
+            write_bytes(tmp_path / "pipe", b"x")
+        assert (tmp_path / "pipe").is_fifo()
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_page_is_written_over_itself_alone(self, tmp_path):
+        page = tmp_path / "page.md"
+        files.replaceable(page, "Mine", "--docs")
+        page.write_text("# Mine\n\nold")
+        files.replaceable(page, "Mine", "--docs")
+        os.mkfifo(tmp_path / "pipe")
+        page.with_name("other.md").write_text("# Minestrone\n")
+        for other in ("other.md", "pipe", "."):
+            with pytest.raises(InputError, match="is no page 'Mine'; choose another --docs"):
+                files.replaceable(tmp_path / other, "Mine", "--docs")
+
 
 class TestLedger:
     def test_every_change_of_every_file_is_noticed(self, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,7 +24,7 @@ from bandits.core.rng import Key
 from bandits.runs.files import write_bytes
 from bandits.sim import run as cells
 from bandits.sim.config import PRESETS, Simulation
-from bandits.sim.report import percent
+from bandits.sim.report import percent, share
 from bandits.sim.run import SimulationStudy, build
 
 SMALL = ["--contenders", "random", "activedpo-stale", "policy:ucb", "--rounds", "4"]
@@ -251,6 +252,25 @@ def test_every_preset_is_valid_and_described():
 def test_a_change_is_told_with_its_interval_or_without_one(low, high, words):
     assert percent({"effect": 0.9375, "low": low, "high": high}) == words
     assert percent({"effect": float("nan"), "low": low, "high": high}) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words", "of_the_meter"),
+    [
+        (0.47, -0.61, 1.55, "47 % [−61, 100]", "47 % [−61, 100]"),
+        (0.5, -1.0, 1.0, "50 % [−∞, 100]", "50 % [−100, 100]"),
+        (0.5, -np.inf, np.inf, "50 % [−∞, 100]", None),
+        (-0.2, -1.5, 0.3, "−20 % [−∞, 30]", "−20 % [−150, 30]"),
+        (0.5, np.nan, np.nan, "50 %", "50 %"),
+        (np.nan, np.nan, np.nan, "–", "–"),
+    ],
+)
+def test_a_share_is_never_beyond_all(value, low, high, words, of_the_meter):
+    assert share({"saved": value, "low": low, "high": high}) == words
+    if of_the_meter is not None:
+        assert share({"error_saved": value, "error_saved_low": low, "error_saved_high": high}, "error_saved") == (
+            of_the_meter
+        )
 
 
 def test_usage_lists_the_presets(capsys):

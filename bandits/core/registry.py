@@ -12,10 +12,13 @@ import hashlib
 import inspect
 import json
 import re
+import sys
+import sysconfig
 import textwrap
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -63,20 +66,48 @@ def fingerprint(part: object) -> dict[str, Any]:
     """Return what identifies a part in a run's config: its class (or function), its settings, and a hash of its code.
 
     The hash is over the source of the class and its bases, comments and docstrings apart; where there is no source (a
-    class typed at a prompt), over the byte code.  JSON values only.
+    class typed at a prompt), over the byte code.  Of a part of one's own it is also over the whole module that defines
+    it and the modules beside that one which it imports: their functions and constants decide too.  JSON values only.
     """
     kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
     settings: Mapping[str, Any] = {}
     if kind is not part:
         fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else None
-        settings = {f.name: getattr(part, f.name) for f in fields} if fields is not None else vars(part)
+        try:
+            settings = {f.name: getattr(part, f.name) for f in fields} if fields is not None else vars(part)
+        except TypeError:
+            raise InputError(f"a setting that is a {kind.__name__} cannot be recorded; use JSON values") from None
     bases = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
-    code = "\n".join(_code(base) for base in bases if base not in (object, ABC, Generic))
+    own = {name: _code(module) for base in bases for name, module in _own_modules(base.__module__).items()}
+    parts = [_code(base) for base in bases if base not in (object, ABC, Generic)]
+    code = "\n".join(parts + [own[name] for name in sorted(own)])
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "settings": json.loads(json.dumps(settings, sort_keys=True, default=_plain)),
         "source": hashlib.sha256(code.encode()).hexdigest()[:16],
     }
+
+
+def _own_modules(name: str) -> dict[str, ModuleType]:
+    """Return a user's module and those in its folder, or below, that it imports; none of an installed package's."""
+    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
+    found: dict[str, ModuleType] = {}
+    waiting, folder = [name], None
+    while waiting:
+        module = sys.modules.get(name := waiting.pop())
+        file = getattr(module, "__file__", None)
+        if module is None or not file or name in found or name.partition(".")[0] == "bandits":
+            continue
+        path = Path(file).resolve()
+        folder = folder or path.parent
+        if not path.is_relative_to(folder) or any(path.is_relative_to(place.resolve()) for place in installed):
+            continue
+        found[name] = module
+        for value in list(vars(module).values()):
+            owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(owner, str):
+                waiting.append(owner)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -71,8 +71,6 @@ def run(command: Command[Any], arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found; return the exit status."""
     preset, options = parse(command, arguments)
     part = Part.of(options.cells)
-    if options.jobs < 0:
-        raise InputError(f"--jobs must be at least 0, got {options.jobs}")
     study = command.study(options.settings)
     afford(study.memory(), study.count(), command.counted_by, options.jobs, options.allow_large)
     directory = RunDirectory(options.output, study.experiment, preset, study.identity())
@@ -110,7 +108,11 @@ def parse(command: Command[Settings], arguments: Sequence[str]) -> tuple[str, Op
     text, settings = presets[preset]
     kind: Any = Options.__class_getitem__(type(settings))  # type: ignore[attr-defined]
     default = Options(settings=settings)
-    return preset, read(kind, arguments[1:], f"{command.program} {preset}", text, default)
+    options: Options[Settings] = read(kind, arguments[1:], f"{command.program} {preset}", text, default)
+    Part.of(options.cells)  # here, so that a dry run refuses it too
+    if options.jobs < 0:
+        raise InputError(f"--jobs must be at least 0, got {options.jobs}")
+    return preset, options
 
 
 def read(

@@ -33,6 +33,7 @@ BLUE, ORANGE, GREEN, PINK, BROWN, ROSE, GREY, GOLD, SKY, RED = (
     *("#0072b2", "#de8f05", "#029e73", "#cc78bc", "#7a4b26", "#fbafe4", "#7f7f7f", "#b8a800", "#56b4e9", "#d55e00"),
 )
 NAVY, PURPLE, FOREST, MAROON, TEAL = "#001c7f", "#591e71", "#12711c", "#8c0800", "#006374"
+VIOLET, CRIMSON = "#8f6fd8", "#c2185b"
 SOLID, DASHED, DASHDOT = "-", (0, (5, 1)), (0, (3, 1, 1, 1))
 PALETTE: dict[str, Look] = {
     name: {"color": colour, "ls": dash}
@@ -43,7 +44,7 @@ PALETTE: dict[str, Look] = {
         ("activedpo-initial", SKY, SOLID),
         ("activedpo-stale", SKY, DASHED),
         ("activedpo-normalised", NAVY, SOLID),
-        ("activedpo-normalised-duel", NAVY, DASHED),
+        ("activedpo-normalised-duel", VIOLET, DASHED),
         ("activedpo-fisher", TEAL, SOLID),
         ("activedpo-identity", ORANGE, SOLID),
         ("activedpo-diagonal", ORANGE, DASHED),
@@ -71,7 +72,7 @@ PALETTE: dict[str, Look] = {
         ("delta-logdet-20%", RED, DASHDOT),
         ("decisive-bald", FOREST, DASHED),
         ("decisive-bald-power", FOREST, DASHDOT),
-        ("ceiling", "black", ":"),
+        ("ceiling", CRIMSON, DASHDOT),
     )
 }
 """The look of each strategy, the same on every page of every program."""

@@ -36,8 +36,25 @@ class DamagedError(InputError):
     """A file is gone, cut or altered."""
 
 
+def vacant(path: Path, option: str) -> None:
+    """Raise ``InputError`` if something is at a path that a user named for a new file: nobody's file is replaced."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} is there already; remove it or choose another {option}")
+
+
+def replaceable(path: Path, title: str, option: str) -> None:
+    """Raise ``InputError`` if a page, which is written anew each time, would replace a file with another title."""
+    if path.exists() and not (path.is_file() and read_text(path).startswith(f"# {title}\n")):
+        raise InputError(f"{path} is there already and is no page {title!r}; choose another {option}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: under a temporary name in the same folder, flushed to the disk, then renamed."""
+    """Write a file whole: under a temporary name in the same folder, flushed to the disk, then renamed.
+
+    Raises ``WriteError`` where that cannot be, and for a device or a pipe, which would become a file.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise WriteError(f"cannot write {path}: it is no regular file; choose another --output")
     temporary = path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from bandits.core.errors import InputError
 
 __all__ = ["Count", "Distinct", "Ge", "Gt", "Le", "Lt", "MinLen", "Names", "Positive", "Probability", "Seed", "Whole"]
-__all__ += ["afford", "called", "check", "option", "under"]
+__all__ += ["afford", "called", "check", "option", "pairs", "under"]
 
 Count = Annotated[int, Ge(1), Le(10**9)]
 Whole = Annotated[int, Ge(0), Le(10**9)]
@@ -53,6 +53,19 @@ class Names:
 def option(field: str, prefix: str = "") -> str:
     """Return the command line's option for a field: ``fit_iterations`` of ``exact`` is ``--exact.fit-iterations``."""
     return f"--{prefix}{field}".replace("_", "-")
+
+
+def pairs(words: Sequence[str], name: str, example: str) -> dict[str, str]:
+    """Return what an option's ``KEY=VALUE`` words say; ``InputError`` for another word, and for a key given twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"{name} takes pairs such as {example}, got {word!r}")
+        if key in found:
+            raise InputError(f"{name} gives {key!r} twice, as {found[key]!r} and {value!r}; give it once")
+        found[key] = value
+    return found
 
 
 def called(field: str, hint: Any) -> str:

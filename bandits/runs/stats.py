@@ -438,9 +438,13 @@ def decide(
         return "equivalent", f"within {math.expm1(margin):.0%}"
     if math.isnan(effect.low):
         return "undecided", "one replicate gives no interval"
-    enough = replicates_to_decide(effect, level)
+    return "undecided", would_decide(replicates_to_decide(effect, level))
+
+
+def would_decide(enough: float) -> str:
+    """Say how many replicates decide, in ``POWER`` of all tries, an effect that is (over its scatter) the one seen."""
     count = f"about {enough:,.0f}" if enough <= MANY else f"more than {MANY:,}"
-    return "undecided", f"{count} replicates would decide an effect of this size"
+    return f"{count} replicates would decide an effect of this size"
 
 
 # --- Labels saved -------------------------------------------------------------------------------------------------
@@ -588,43 +592,41 @@ def labels_saved(
     return found.saving(total, sign * float(_at(at, theirs, end).mean()), level)
 
 
-def replicates_to_tell(saved: Estimate, margin: float, level: float = LEVEL, power: float = POWER) -> float:
-    """Return how many replicates would tell, with the given power, a saving of the estimated size.
+def replicates_to_tell(saving: Saving, margin: float, level: float = LEVEL, power: float = POWER) -> float:
+    """Return how many replicates would tell, with the given power, a saving of the size (over its scatter) seen.
 
-    For *saves* the interval must lie above 0, for *does not save* below ``margin``: the lesser of what is ``needed``
-    for the distance from the limit, over the deviation that the interval's side towards it shows.
+    What decides are t tests of ``D(s)``: *saves* needs a rejection at every ``s <= 0``, *does not save* at every ``s >=
+    margin``.  So of the two that is taken whose least effect ``|mean|/deviation``, in the direction it needs, is the
+    larger: ``needed`` of it.  The interval's width is not asked, of which a censored end would tell too little.
     """
-    if saved.n < 2 or not math.isfinite(saved.low + saved.high):
+    gaps = saving.gaps
+    if gaps is None or gaps.n < 2:
         return math.inf
-    reach = float(special.stdtrit(saved.n - 1, (1 + level) / 2))
-    sides = ((saved.value, saved.value - saved.low), (margin - saved.value, saved.high - saved.value))
-    return min(
-        needed(gap * reach / (half * math.sqrt(saved.n)), level, power) if half > 0 else 2.0
-        for gap, half in sides
-        if gap > 0
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effects = np.where(gaps.mean == 0, 0.0, gaps.mean / gaps.deviation)
+    step = gaps.first / GRID  # an interval ends one place of the grid beyond what is not rejected
+    saves, not_saves = gaps.grid <= step, gaps.grid >= min(margin, gaps.first) - step
+    return needed(max(-effects[saves].max(), effects[not_saves].min()), level, power)
 
 
-def tell(saved: Estimate, margin: float, level: float = LEVEL) -> tuple[str, str, float]:
-    """Return the word for a share of labels saved, its reason, and how many replicates would decide it (NaN: decided).
+def tell(saved: Estimate, margin: float) -> tuple[str, str]:
+    """Return the word for a share of labels saved, and its reason.
 
     *saves*: the interval lies above 0.  *does not save*: it lies below ``margin``, a share; the reason says whether it
     is equivalent (within ±``margin``) or worse.  *not judged*: no finite numbers, or fits that did not converge.
     """
     if saved.unmet or math.isnan(saved.value):
-        return UNJUDGED, saved.unmet or "nothing was measured", math.nan
+        return UNJUDGED, saved.unmet or "nothing was measured"
     if math.isnan(saved.low):
-        return UNDECIDED, "one replicate gives no interval", math.inf
+        return UNDECIDED, "one replicate gives no interval"
     if saved.low > 0:
-        return SAVES, saved.note, math.nan
+        return SAVES, saved.note
     if saved.high <= margin:
         if saved.high < 0:
-            return SAVES_NOT, "the baseline needs fewer labels", math.nan
+            return SAVES_NOT, "the baseline needs fewer labels"
         within = saved.low >= -margin
-        return SAVES_NOT, f"within ±{margin:.0%} of the labels" if within else f"at most {margin:.0%}", math.nan
-    enough = replicates_to_tell(saved, margin, level)
-    count = f"about {enough:,.0f}" if enough <= MANY else f"more than {MANY:,}"
-    return UNDECIDED, f"{count} replicates would decide it", enough
+        return SAVES_NOT, f"within ±{margin:.0%} of the labels" if within else f"at most {margin:.0%}"
+    return UNDECIDED, ""
 
 
 def spending(looks: Sequence[int]) -> np.ndarray:
@@ -663,7 +665,8 @@ def savings(
     ``level`` jointly over all rows (Bonferroni).  ``looks``: the numbers of replicates at which the data were or will
     be looked at to decide whether to go on.  Each look then has its share of the error rate (``spending``), and a
     row's interval is what the intervals of all looks so far have in common.  ``unmet`` says of (truth, contender) why
-    it must not be judged.  Words, reasons and ``needed``: ``tell``.  Empty without the baseline.
+    it must not be judged.  Words and reasons: ``tell``; ``needed`` (NaN where decided): ``replicates_to_tell``.  Empty
+    without the baseline.
     """
     truths = {
         truth: {
@@ -695,7 +698,10 @@ def savings(
                 if low <= high:
                     saved = replace(saved, value=min(max(saved.value, low), high), low=low, high=high)
                 saved = saved.but(unmet=", ".join(f"{name}: {reason}" for name, reason in why.items() if reason))
-                word, reason, needed = tell(saved, margin, levels[len(found) - 1])
+                (word, reason), needed = tell(saved, margin), math.nan
+                if word == UNDECIDED:
+                    needed = replicates_to_tell(last, margin, levels[len(found) - 1])
+                    reason = reason or would_decide(needed)
                 ends = [_needed(last.budget, share) for share in (saved.value, saved.high, saved.low)]
                 rows.append(
                     {

@@ -69,7 +69,7 @@ def results(settings: Map, rounds: pd.DataFrame) -> pd.DataFrame:
                 ours, theirs = curves[rule, measure], curves["random", measure]
                 for budget in settings.budgets:
                     saving = labels_saved(ours.columns, ours, theirs, float(budget), less)
-                    saved, word = saving.saved, tell(saving.at(level).saved.but(unmet=unmet), settings.margin)[0]
+                    saved, (word, _) = saving.saved, tell(saving.at(level).saved.but(unmet=unmet), settings.margin)
                     ratio = log_ratio(curves[rule, "error"][budget], curves["random", "error"][budget])
                     value = mean(curves[rule, "policy_value"][budget] - curves["random", "policy_value"][budget])
                     rows.append(
@@ -219,7 +219,7 @@ def sentences(
         if len(lined):
             lines.append(
                 f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
-                f"{len(settings.worlds())} worlds): "
+                f"{len(settings.worlds())} worlds; noise in what was saved pulls the rank correlation down): "
                 + "; ".join(
                     f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(lined)
                 )

@@ -129,6 +129,8 @@ class Map:
         check(self)
         if "random" in self.rules:
             object.__setattr__(self, "rules", tuple(rule for rule in self.rules if rule != "random"))
+        if not self.rules:
+            raise InputError("--rules random: Random is always played; name a rule to compare with it")
         for budget in self.budgets:
             if budget % self.batch or budget <= self.batch:
                 raise InputError(

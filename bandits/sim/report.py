@@ -104,17 +104,15 @@ def percent(row: Mapping[Hashable, Any]) -> str:
 
 
 def share(row: Mapping[Hashable, Any], name: str = "") -> str:
-    """Return a share with its interval, in per cent; a limit that was not seen is open."""
+    """Return a share with its interval, in per cent, none beyond 100; of labels saved, a limit not seen is open."""
     columns = (name, f"{name}_low", f"{name}_high") if name else ("saved", "low", "high")
     value, least, most = (100 * float(row[column]) for column in columns)
     if math.isnan(value):
         return "–"
-    ends = (
-        ""
-        if math.isnan(least)
-        else f" [{'<' if least <= -100 else ''}{least:.0f}, {'>' if most >= 100 else ''}{most:.0f}]"
-    )
-    return f"{value:.0f} %{ends}".replace("-", "−").replace("<−100", "−∞").replace(">100", "100")
+    if math.isnan(least):
+        return f"{value:.0f} %".replace("-", "−")
+    low = "−∞" if not name and least <= -100 else f"{least:.0f}"
+    return f"{value:.0f} % [{low}, {min(most, 100.0):.0f}]".replace("-", "−")
 
 
 def needed(row: Mapping[Hashable, Any], first: float) -> str:

@@ -5,18 +5,21 @@ Knows nothing of what the contenders do.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
 import platform
+import secrets
+import shutil
+import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -67,8 +70,8 @@ class _Worker:
         self.timing = Timing()
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
-        self._scratch = TemporaryDirectory(prefix="bench-")
-        told = (theirs, contender, threads, self._scratch.name)
+        self._scratch = Path(tempfile.gettempdir()) / f"bench-{secrets.token_hex(8)}"
+        told = (theirs, contender, threads, self._scratch)
         self._process = context.Process(target=_serve, args=told, daemon=False)
         self._process.start()
         theirs.close()
@@ -111,14 +114,15 @@ class _Worker:
         self.timing.beside = max(self.timing.beside, sizes.get("RssAnon", 0.0))
 
     def stop(self) -> None:
-        """End the process; its temporary files go with it."""
+        """End the process and all that it started; its temporary files go with it."""
         if self._process.is_alive():
             self._connection.close()
             self._process.join(5)
             if self._process.is_alive():
-                self._process.kill()
+                assert self._process.pid is not None
+                kill(family(self._process.pid))
                 self._process.join()
-        self._scratch.cleanup()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -133,11 +137,37 @@ def memory(pid: int) -> dict[str, float]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e9 for line in status if line.endswith(" kB")}
 
 
-def _serve(connection: Connection, contender: Contender, threads: int, scratch: str) -> None:
-    """Build and run a contender on request (the body of its process); it and what it starts write into ``scratch``."""
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants; it alone where there is no /proc."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it has just ended
+                continue
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes at once; those that have ended already are left alone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _serve(connection: Connection, contender: Contender, threads: int, scratch: Path) -> None:
+    """Build and run a contender on request (the body of its process); it and what it starts write into ``scratch``.
+
+    ``scratch`` comes and goes with the process, so that none is left where the benchmarks themselves were killed.
+    """
     torch.set_num_threads(threads)
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     try:
+        scratch.mkdir(mode=0o700)
         run = contender.build(**contender.settings)
         connection.send(("ready", None))
         while True:
@@ -150,11 +180,15 @@ def _serve(connection: Connection, contender: Contender, threads: int, scratch: 
             connection.send(("answer", (time.perf_counter() - started, _plain(answer))))
     except EOFError:
         return
+    except AbsentError as reason:
+        connection.send(("failed", str(reason)))
     except Exception as error:  # whatever a peer raises is reported in its place
         where = traceback.extract_tb(error.__traceback__)[-1]
         connection.send(
             ("failed", f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})")
         )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _plain(answer: Answer) -> dict[str, Any]:

@@ -119,13 +119,14 @@ def verdict(row: Row, target: Target, measured: Measured) -> dict[str, str]:
             )
         case "seconds":
             value = float(np.median(ours.seconds))
-            told = f"{value:.3g} s"
+            told = f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
         case "memory":
             value = _memory(row, ours)
             told = f"{value:.2f} GB"
         case "figure":
             value = measured.figures[target.figure]
-            told = f"{value:.3g}"
+            shown = 100 * value if target.unit == "%" else value
+            told = f"{shown:.3g} {target.unit}".rstrip()
     if value is None:
         word = "unknown"
     elif not measured.check.passed:
@@ -232,27 +233,19 @@ def terminal(entry: Record) -> str:
 
 def growth(entry: Record) -> Figure:
     """Draw seconds against each size, with the measured exponent."""
-    figure, axes = panels(len(AXES), 0, 3.1, 2.9, legend=0)
+    figure, axes = panels(len(AXES), 3, 3.1, 2.8, legend=0)
     for place, axis in zip(axes, AXES, strict=True):
         x, y = np.array(entry["curves"][f"x:{axis.name}"]), np.array(entry["curves"][f"y:{axis.name}"])
         slope = entry["figures"][f"slope_{axis.name}"]
         place.plot(x, y, "o-", color=GOOD, ms=4)
         place.plot(x, y[-1] * (x / x[-1]) ** axis.promised, ":", color=NEUTRAL, lw=1)
-        place.set(
-            xscale="log",
-            yscale="log",
-            xlabel=axis.label,
-            title=f"{axis.name}: exponent {slope:.2f} (≤ {axis.promised:g})",
-        )
-        place.title.set_fontsize(10)
-        ends = [x[0], x[len(x) // 2], x[-1]]
-        place.set_xticks(ends, [f"{size:.3g}" if size < 1000 else f"{size:.0f}" for size in ends])
-        place.xaxis.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
+        place.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=axis.measure)
+        place.set_title(f"exponent {slope:.2f} (promised ≤ {axis.promised:g})", fontsize=10)
         place.set_ylim(y.min() / 1.6, y.max() * 1.6)
-        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if y.max() / y.min() < 10 else (1,)))
-        place.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-        place.yaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("seconds")
+        for side, values in ((place.xaxis, x), (place.yaxis, y)):
+            side.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() / values.min() < 20 else (1, 3)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            side.set_minor_formatter(NullFormatter())  # within a decade matplotlib would name every minor tick
     return figure
 
 
@@ -267,7 +260,7 @@ def docs(entries: Sequence[Record], rows: Sequence[Row], picture: str | None) ->
     )
     environment.filters["median"] = lambda seconds: f"{float(np.median(seconds)):.3g}"
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    shown = [known[row.name] | {"bound": row.bound, "workload": row.workload} for row in rows if row.name in known]
+    shown = [known[row.name] | {"bound": row.bound} for row in rows if row.name in known]
     return environment.get_template("benchmarks.md.j2").render(
         commit=entries[-1]["commit"],
         machine=entries[-1]["machine"],

@@ -49,7 +49,7 @@ class Target:
 
     ``peer``: the fastest peer's seconds over ours, or those of the one named by ``against``, at least; ``yardstick``
     and ``limit``: ours over the yardstick's or the limit's, at most; ``seconds`` and ``memory`` (GB, peak) of ours, at
-    most; ``figure``: a number of our answer, by name, at most.
+    most; ``figure``: a number of our answer, by name, at most.  ``unit`` is the figure's; a share is told in ``%``.
     """
 
     of: Literal["peer", "yardstick", "limit", "seconds", "memory", "figure"]
@@ -57,6 +57,7 @@ class Target:
     text: str
     figure: str = ""
     against: str = ""
+    unit: Literal["", "GB", "%"] = ""
 
 
 @dataclass(frozen=True)

@@ -34,19 +34,26 @@ class Axis:
     label: str
     promised: float
     text: str
+    measure: str = "seconds"
 
 
 AXES = (
-    Axis("n", "duels in the pool", 1.1, "greedy batch (d=512, 32 picks, 200 past) grows no faster than n^1.1"),
-    Axis("d", "dimension of a feature", 1.1, "greedy batch (n=4000, 32 picks, 200 past) grows no faster than d^1.1"),
+    Axis("n", "duels in the pool, n", 1.1, "greedy batch (d=512, 32 picks, 200 past) grows no faster than n^1.1"),
+    Axis("d", "dimension of a feature, d", 1.1, "greedy batch (n=4000, 32 picks, 200 past) grows no faster than d^1.1"),
     Axis(
         "m",
-        "width of the network",
+        "width of the network, m",
         2.1,
         "exact widths (60 items, 1000 asked duels) grow with m no faster than m^2.1 (parameters are of order m^2)",
     ),
-    Axis("T", "round", 1.1, "seconds per round (NDB's setting, 10 replicates, with fits) grow no faster than T^1.1"),
-    Axis("replicates", "replicates", 1.05, "a run of 100 rounds grows with the replicates no faster than R^1.05"),
+    Axis(
+        "T",
+        "round, T",
+        1.1,
+        "seconds per round (NDB's setting, 10 replicates, with fits) grow no faster than T^1.1",
+        "seconds a round",
+    ),
+    Axis("replicates", "replicates, R", 1.05, "a run of 100 rounds grows with the replicates no faster than R^1.05"),
 )
 
 

@@ -3,7 +3,7 @@
 A row is ``prompt`` (a text or messages) with ``responses`` (texts or messages; as UltraFeedback has them, also
 ``completions``), or with ``chosen`` and ``rejected`` as TRL has them, also with the prompt within both; rows of one
 prompt are put together, and a response that is there twice counts once.  Prompts alone make a pool whose responses the
-model draws.  Knows nothing of models.
+model draws.  What the data hold out by a split is marked, by the same rule as prompts are.  Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llm_loop.data import files
 from llm_loop.data.chat import Message, Prompt
 from llm_loop.data.files import Found
 from llm_loop.data.prompts import PromptSet
-from llm_loop.data.rows import ANSWER, messages, prompt_of
+from llm_loop.data.rows import ANSWER, heldout_of, messages, prompt_of
 
 RESPONSES = ("responses", "completions", "candidates")
 """names of the list of responses"""
@@ -39,6 +39,8 @@ class Group:
     responses: tuple[str, ...]
     place: str = ""
     """where it was read: file and row"""
+    heldout: bool = False
+    """whether a split of the data holds the prompt out"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class Pool:
         """Whether there are prompts alone."""
         return not any(group.responses for group in self.groups)
 
+    def learnable(self) -> Pool:
+        """Return the pool without what the data hold out; ``InputError`` if nothing else is there."""
+        groups = tuple(group for group in self.groups if not group.heldout)
+        if not groups:
+            raise InputError(f"pool: {', '.join(self.files)}: every prompt is held out by its split; none is left")
+        return replace(self, groups=groups)
+
     @property
     def widest(self) -> int:
         """The largest number of responses to a prompt."""
@@ -63,18 +72,23 @@ class Pool:
 def read(path: Path, fields: Mapping[str, str] | None = None, dropped: Counter[str] | None = None) -> Pool:
     """Return the pool of a file or folder; ``fields`` says by which name its rows have ours (``prompt: question``).
 
-    Raises ``InputError``, with the row's place, for a row that is none, two forms in one file, an id that is there
-    twice, and a pool without a single duel.  With ``dropped`` such rows are left out, and counted there.
+    A prompt that any of its rows holds out is held out.
+
+    Raises ``InputError``, with the row's place, for a row that is none, two forms in one row or one file, an id that is
+    there twice, a split that is not known, and a pool without a single duel.  With ``dropped`` such rows are left out,
+    and counted there.
     """
     found, hashes = files.rows(files.located(str(path), "the name of one"))
     groups: dict[Prompt, dict[str, None]] = {}
     places: dict[Prompt, str] = {}
+    out: set[Prompt] = set()
     ids: dict[str, str] = {}
     first: tuple[bool, str] | None = None
     for row in found:
         try:
             with at(row):
                 prompt, responses = _group(renamed(row_of(row), fields or {}))
+                heldout = heldout_of(row.value, row.split)
                 _new_id(row, ids)
                 if first is None:
                     first = bool(responses), row.place
@@ -88,9 +102,11 @@ def read(path: Path, fields: Mapping[str, str] | None = None, dropped: Counter[s
             continue
         groups.setdefault(prompt, {}).update(dict.fromkeys(responses))
         places.setdefault(prompt, row.place)
+        if heldout:
+            out.add(prompt)
     if not groups:
         raise InputError(f"pool: {path} has no rows")
-    kept = tuple(Group(prompt, tuple(texts), places[prompt]) for prompt, texts in groups.items())
+    kept = tuple(Group(prompt, tuple(texts), places[prompt], prompt in out) for prompt, texts in groups.items())
     return Pool(kept, hashes)
 
 
@@ -138,11 +154,16 @@ def row_of(row: Found) -> dict[str, Any]:
 
 
 def renamed(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row with our names of its fields."""
+    """Return a row with our names of its fields; of several forms of responses, only the one that they name."""
     missing = [name for name in fields.values() if name not in row]
     if missing:
         raise InputError(f"it has no field {missing[0]!r}, which --fields names; it has {', '.join(row) or 'none'}")
-    return {name: value for name, value in row.items() if name not in fields.values()} | {
+    others = {*fields.values()}
+    if "responses" in fields:
+        others |= {*RESPONSES, "chosen", "rejected"}
+    elif "chosen" in fields or "rejected" in fields:
+        others |= {*RESPONSES}
+    return {name: value for name, value in row.items() if name not in others} | {
         ours: row[theirs] for ours, theirs in fields.items()
     }
 
@@ -157,7 +178,13 @@ def _new_id(row: Found, ids: dict[str, str]) -> None:
 
 def _group(row: dict[str, Any]) -> tuple[Prompt, tuple[str, ...]]:
     named = [name for name in RESPONSES if isinstance(row.get(name), list)]
-    if "chosen" in row and "rejected" in row:
+    pair_there = "chosen" in row and "rejected" in row
+    if len(named) + pair_there > 1:
+        forms = [*named, *(["chosen and rejected"] if pair_there else [])]
+        raise InputError(
+            f"it has {', and also '.join(forms)}: leave one form, or let --fields of activedpo select name it"
+        )
+    if pair_there:
         prompt, pair = pair_of(row)
         return prompt, _distinct(pair)
     prompt = _prompt(row)

@@ -24,7 +24,7 @@ from bandits.runs.text import dumps, lines
 from llm_loop.data import assets, files, ratings
 from llm_loop.data.chat import Message, Prompt, text_of, to_json
 from llm_loop.data.files import Found
-from llm_loop.data.rows import NoPromptError, answer_of, held_out, prompt_of, split_of
+from llm_loop.data.rows import NoPromptError, answer_of, heldout_of, prompt_of
 
 WORDS = 7
 """Words of a packaged text that make its prompt."""
@@ -53,6 +53,12 @@ class PromptSet:
     """SHA-256 of what was read, by file; empty for named sets"""
     answers: Mapping[Prompt, str] = field(default_factory=dict)
     """what people answered, of the prompts for which that is known"""
+    written: Mapping[Prompt, str] = field(default_factory=dict)
+    """what people wrote of each prompt, where instructions of our own stand around it"""
+
+    def text_of_people(self, prompt: Prompt) -> str:
+        """Return what people wrote of a prompt: what fills our own wording, or the text, or the last message."""
+        return self.written.get(prompt) or (prompt if isinstance(prompt, str) else prompt[-1].content)
 
     @property
     def demonstrations(self) -> list[tuple[Prompt, str]]:
@@ -110,6 +116,8 @@ class Entry:
     heldout: bool | None = None
     answer: str = ""
     """what a person answered; of a text that goes on, with the blank before it"""
+    written: str = ""
+    """what people wrote of the prompt, where that is not all of its text, or of its last message"""
 
 
 Source = Callable[[Counter[str]], Iterable[Entry | Prompt]]
@@ -166,16 +174,14 @@ def load(
 def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = False) -> Iterable[Entry]:
     """Yield the prompts of rows; one that cannot be used is an ``InputError`` with its place, or dropped and counted.
 
-    Where a row and its file or data set name a split, either can hold it out.
+    Which side a row is on, ``heldout_of`` says.
     """
     for row in rows:
         try:
             if row.error:
                 raise InputError(row.error)
             prompt = prompt_of(row.value)
-            said = (split_of(row.value), held_out(row.split or ""))
-            heldout = None if said == (None, None) else any(said)
-            yield Entry(prompt, row.place, heldout, answer_of(row.value, prompt))
+            yield Entry(prompt, row.place, heldout_of(row.value, row.split), answer_of(row.value, prompt))
         except NoPromptError as reason:
             dropped[str(reason)] += 1
         except InputError as error:
@@ -201,12 +207,15 @@ def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> 
     sides: dict[Prompt, bool | None] = {}
     places: dict[Prompt, str] = {}
     answers: dict[Prompt, str] = {}
+    written: dict[Prompt, str] = {}
     for entry in found:
         if entry.prompt in sides:
             dropped["duplicate"] += 1
         places.setdefault(entry.prompt, entry.place)
         if entry.answer.strip():
             answers.setdefault(entry.prompt, entry.answer)
+        if entry.written:
+            written.setdefault(entry.prompt, entry.written)
         sides[entry.prompt] = sides.get(entry.prompt) or entry.heldout
     (generator,) = key.fold_in("prompts").generators()
     listed = list(sides)
@@ -216,7 +225,7 @@ def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> 
         out = set(sorted(prompts, key=_fingerprint)[: round(HELDOUT * len(prompts))])
     train, heldout = (tuple(p for p in prompts if (p in out) is side) for side in (False, True))
     _check_sides(name, train, heldout)
-    return PromptSet(name, train, heldout, dict(dropped), places, answers=answers)
+    return PromptSet(name, train, heldout, dict(dropped), places, answers=answers, written=written)
 
 
 def _check_sides(name: str, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
@@ -330,7 +339,7 @@ def _first(found: Sequence[Entry], count: int) -> list[Entry]:
 def _asked(entry: Entry, system: Message, wording: str) -> Entry:
     assert isinstance(entry.prompt, str)
     asked = (system, Message("user", wording.format(entry.prompt)))
-    return replace(entry, prompt=asked, answer=entry.answer.strip())
+    return replace(entry, prompt=asked, answer=entry.answer.strip(), written=entry.prompt)
 
 
 @register("tldr")

@@ -194,3 +194,12 @@ def split_of(row: dict[str, Any]) -> bool | None:
     if found is None:
         raise InputError(f"its split {str(split)[:40]!r} is neither train nor one of {', '.join(sorted(HELD_OUT))}")
     return found
+
+
+def heldout_of(row: dict[str, Any], name: str | None) -> bool | None:
+    """Return whether a row is held out (None: nothing says), by its ``split`` or by its file's or data set's name.
+
+    Where both say, either can hold it out.
+    """
+    said = (split_of(row), held_out(name or ""))
+    return None if said == (None, None) else any(said)

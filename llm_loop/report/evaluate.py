@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from bandits.core.errors import InputError
-from bandits.runs.stats import SAVINGS, compare, mean, savings, share
+from bandits.runs.stats import SAVINGS, Estimate, compare, decide, joint_level, mean, savings, share
 
 Unit = Literal["prompt_index", "seed"]
 KEYS = ["strategy", "round"]
@@ -62,6 +63,27 @@ def check_balanced(evaluations: pd.DataFrame) -> None:
         raise InputError("evaluations: strategies or rounds differ in their seeds or prompts; is the run complete?")
     if any(0 not in r for r in rounds.values()):
         raise InputError("evaluations: round 0, the initial model, is missing")
+
+
+def per_token(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with ``kl_per_token`` and ``fluency`` (the initial model's log-probability) in nats a token."""
+    return evaluations.assign(
+        kl_per_token=evaluations["log_ratio"] / evaluations["tokens"],
+        fluency=evaluations["reference_log_prob"] / evaluations["tokens"],
+    )
+
+
+def by_seed(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return how each seed ended, a row per ``keys`` and seed: ``fluency_change`` since round 0, and ``kl_per_token``.
+
+    ``table`` has columns as ``per_token`` makes them, with any number of rows a round, which are averaged.
+    """
+    names = [*keys, "seed"]
+    means = table.groupby([*names, "round"], sort=False)[["fluency", "kl_per_token"]].mean().reset_index()
+    ordered = means.sort_values("round", kind="stable").groupby(names, sort=False)
+    first, last = (rows.set_index(names) for rows in (ordered.head(1), ordered.tail(1)))
+    found = last.assign(fluency_change=last["fluency"] - first["fluency"])[["fluency_change", "kl_per_token"]]
+    return found.reset_index().sort_values("seed", kind="stable")
 
 
 def intervals(evaluations: pd.DataFrame, measures: list[str], unit: Unit) -> pd.DataFrame:
@@ -156,18 +178,20 @@ def same_policy(evaluations: pd.DataFrame, measure: str = "reward") -> pd.DataFr
     return win_rates(twice[place < len(seeds) // 2 * 2], measure)
 
 
-def longer_wins(evaluations: pd.DataFrame) -> dict[str, float]:
+def longer_wins(evaluations: pd.DataFrame) -> dict[str, Estimate]:
     """Return, by strategy, how often the longer of the initial and the last policy's response has more reward.
 
-    A tie in reward counts ½; pairs of one length are left out.  Near ½, length says nothing; NaN: no such pair.
+    A tie in reward counts ½; pairs of one length are left out.  The interval (exact, 95 %) is over prompts: a prompt's
+    result is its mean over the seeds.  Near ½, length says nothing; NaN: no such pair.
     """
     keys = ["strategy", "seed", "prompt_index"]
     last = evaluations[evaluations["round"] == evaluations["round"].max()].set_index(keys)
     first = evaluations[evaluations["round"] == 0].set_index(keys)
     longer = np.sign(last["tokens"] - first["tokens"])
     agree = (longer * np.sign(last["reward"] - first["reward"]) + 1) / 2
-    found = agree[longer != 0].groupby("strategy", sort=False).mean()
-    return {name: float(found.get(name, np.nan)) for name in dict.fromkeys(evaluations["strategy"])}
+    found = agree[longer != 0].groupby(["strategy", "prompt_index"], sort=False).mean().reset_index(name="won")
+    by_prompt = {name: found["won"][found["strategy"] == name] for name in dict.fromkeys(evaluations["strategy"])}
+    return {name: share(float(won.sum()), len(won)) for name, won in by_prompt.items()}
 
 
 def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
@@ -195,6 +219,19 @@ def accuracies(duels: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def fits(rounds: pd.DataFrame, duels: pd.DataFrame) -> pd.DataFrame:
+    """Return what the last fit made of its labels, and of held-out duels, a row per strategy and seed.
+
+    Columns ``chosen_log_ratio``, ``chosen_fell_share``, ``chosen_length`` and ``training_accuracy`` are the rounds'
+    own, ``accuracy`` is held-out (``accuracies``).
+    """
+    kept = ["strategy", "seed", "chosen_log_ratio", "chosen_fell_share", "chosen_length", "training_accuracy"]
+    ends = rounds.loc[rounds["round"] == rounds["round"].max(), kept]
+    last = duels[duels["round"] == duels["round"].max()]
+    right = pd.concat([accuracies(own).assign(seed=seed) for seed, own in last.groupby("seed")])
+    return ends.merge(right[["strategy", "seed", "accuracy"]], on=["strategy", "seed"], how="left")
 
 
 def against(evaluations: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:
@@ -230,6 +267,51 @@ def learning_curves(evaluations: pd.DataFrame, rounds: pd.DataFrame, measure: st
     curves[measure] = curves["change"] + curves["start"]
     curves = curves.merge(rounds[[*keys, "round", "labels"]], on=[*keys, "round"], how="left")
     return curves.drop(columns=["change", "start"])
+
+
+EQUAL = ["strategy", "kl", "difference", "low", "high", "seeds", "verdict", "reason"]
+
+
+def first_at(kl: ArrayLike, reward: ArrayLike, level: float) -> float:
+    """Return the reward with which a policy first is ``level`` of KL away, from rounds in order that begin at KL 0.
+
+    ``level`` is from 0 to the last round's KL.  Both curves are straight between rounds.  KL is measured with noise and
+    may fall from a round to the next; of several places with that KL the first counts.
+    """
+    away, rewards = np.asarray(kl, dtype=np.float64), np.asarray(reward, dtype=np.float64)
+    place = int((away >= level).argmax())
+    if place == 0:
+        return float(rewards[0])
+    part = (level - away[place - 1]) / (away[place] - away[place - 1])
+    return float(rewards[place - 1] + part * (rewards[place] - rewards[place - 1]))
+
+
+def at_equal_kl(curves: pd.DataFrame, baseline: str = "random") -> pd.DataFrame:
+    """Return each strategy's paired difference from a baseline in reward at equal KL from the initial model.
+
+    ``curves`` has strategy, seed, round, reward and ``kl_per_token``, a row each.  Seed by seed, both rewards are read
+    (``first_at``) at the smaller of the two last KLs, whose mean over seeds is ``kl``; a mean log-ratio below 0, which
+    a KL cannot be, counts as 0.  Intervals are Student's t over seeds, 95 % jointly over the strategies; the verdict is
+    ``bandits.runs.stats.decide``'s.  Empty without the baseline or rivals.
+    """
+    wide = curves.pivot(index=["strategy", "seed"], columns="round", values=["kl_per_token", "reward"])
+    known = list(dict.fromkeys(curves["strategy"]))
+    rivals = [name for name in known if name != baseline] if baseline in known else []
+    level, rows = joint_level(len(rivals)), []
+    for rival in rivals:
+        ours, theirs = wide.loc[rival], wide.loc[baseline]
+        seeds = ours.index.intersection(theirs.index)
+        levels, gaps = [], []
+        for seed in seeds:
+            a, b = ours.loc[seed], theirs.loc[seed]
+            levels.append(max(0.0, min(a["kl_per_token"].iloc[-1], b["kl_per_token"].iloc[-1])))
+            reached = [first_at(one["kl_per_token"], one["reward"], levels[-1]) for one in (a, b)]
+            gaps.append(reached[0] - reached[1])
+        effect = mean(gaps, level)
+        word, reason = decide(effect, lower_is_better=False, level=level)
+        found = (float(np.mean(levels)), effect.value, effect.low, effect.high, effect.n, word, reason)
+        rows.append({"strategy": rival} | dict(zip(EQUAL[1:], found, strict=True)))
+    return pd.DataFrame(rows, columns=EQUAL)
 
 
 def labels_saved(curves: pd.DataFrame, baseline: str = "random", measure: str = "reward") -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from bandits.runs.stats import Estimate, mean
 from llm_loop.report.evaluate import OUTCOMES
 
 FEW = 4
@@ -23,6 +24,12 @@ REPEATS = 0.05
 """Share of a response's word pairs that may come to repeat, and of responses that may become empty or repetitive."""
 FAR = 0.5
 """Nats a token of KL within which a policy is near the initial model."""
+CUT = 0.2
+"""Share of the responses that may come to be cut instead of ending: where length is limited, some always are."""
+LONGER = 0.6
+"""Share of pairs in which the longer response may win."""
+BY_HEART = 0.25
+"""How far training accuracy may lie above held-out accuracy: half of what parts chance from no error."""
 
 REWARDS = {
     "sentiment-valence": "a small model of sentiment valence: how positive people find a text, from −4 to 4. It is no "
@@ -44,8 +51,8 @@ REWARDS = {
 DIAGNOSTICS = {
     "bits_per_byte": (
         "bits per byte",
-        "What the policy needs, in bits a byte, to foretell what people wrote (the held-out prompts' own texts). Where "
-        "it rises, the policy has unlearned language that no label was about.",
+        "What the policy needs, in bits a byte, to foretell what people wrote of the held-out prompts, our "
+        "instructions left out. Where it rises, the policy has unlearned language that no label was about.",
     ),
     "zero_A_gradient_share": (
         "zero A-gradients",
@@ -136,8 +143,8 @@ def named(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline: str) -> str:
-    """Return the run in one or two sentences: did alignment work, and did choosing the duels help?
+def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, equal: pd.DataFrame, baseline: str) -> str:
+    """Return the run in a few sentences: did alignment work, and did choosing help, at equal KL and at equal labels?
 
     A strategy counts as better or worse only if both outcomes (last round, mean over rounds) do not contradict it.
     """
@@ -149,6 +156,8 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
         said = f"Held-out reward rose above the initial model's for the policies of {whose}."
     if comparison.empty:
         return said
+    if not equal["low"].isna().any():
+        said += f" {frontier(equal, baseline)}"
     verdicts: dict[str, set[str]] = {}
     for judged in comparison.to_dict("records"):
         verdicts.setdefault(judged["strategy"], set()).add(judged["verdict"])
@@ -166,6 +175,26 @@ def headline(rows: Sequence[dict[str, Any]], comparison: pd.DataFrame, baseline:
     if rest:
         said += f" Whether choosing the duels by {named(rest)} gains anything over {baseline} is undecided."
     return said
+
+
+def frontier(equal: pd.DataFrame, baseline: str, reasons: bool = False) -> str:
+    """Say what each strategy has over the baseline in reward at equal KL (rows of ``at_equal_kl``), in one sentence.
+
+    More than ``FEW`` are counted, unless ``reasons`` (how many seeds would decide an undecided one) are asked for.
+    """
+    rows = equal.to_dict("records")
+    if len(rows) >= FEW and not reasons:
+        words = ", ".join(f"{sum(row['verdict'] == word for row in rows)} did {word}" for word in ("better", "worse"))
+        return f"At equal KL from the initial model, {words} than {baseline} of {len(rows)}; the others are undecided."
+    each = []
+    for row in rows:
+        why = f"; {row['reason']}".replace("replicate", "seed") if reasons and row["reason"] else ""
+        each.append(
+            f"{row['strategy']} {number(row['difference'])} {span(row['low'], row['high'])} at "
+            f"{number(row['kl'], sign=False)} nats a token ({row['verdict']}{why})"
+        )
+    seeds = f"{rows[0]['seeds']} paired seed{'s' if rows[0]['seeds'] > 1 else ''}"
+    return f"Reward at equal KL from the initial model, less {baseline}'s, {seeds}: {'; '.join(each)}."
 
 
 def findings(
@@ -289,19 +318,47 @@ def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
     return lines
 
 
+def strays(who: str, seeds: pd.DataFrame) -> list[str]:
+    """Say how many seeds, and which, lost more than ``FLUENCY`` of fluency or are further than ``FAR``; [] if none.
+
+    ``seeds`` has columns ``seed``, ``fluency_change`` and ``kl_per_token``, a row each.  A mean over seeds hides one
+    broken seed among many whole ones.
+    """
+    said = []
+    for values, limit, words in (
+        (-seeds["fluency_change"], FLUENCY, "lost {} nats a token of fluency"),
+        (seeds["kl_per_token"], FAR, "went {} nats a token (KL) from the initial model"),
+    ):
+        over = seeds["seed"][values > limit]
+        if len(over):
+            several = len(over) > 1
+            most = f"{'up to ' if several else ''}{number(values.max(), sign=False)}"
+            which = f"seed{'s' if several else ''} {named([str(seed) for seed in over])}"
+            said.append(f"{len(over)} of {len(seeds)} seeds of {who} ({which}) {words.format(most)}, beyond {limit}")
+    return said
+
+
 def health(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return whether policies still write language, and the signs that one games its reward rather than earns it.
 
-    The first line is the verdict.  Health is claimed only where the interval (over prompts) excludes a loss of fluency
-    of more than ``FLUENCY`` nats a token.  A sign takes the number alone, and of repetition more than ``REPEATS`` too:
-    over many prompts an interval excludes 0 for a hundredth.
+    The first line is the verdict.  Limits are held to the means over seeds and to every seed.  Health is claimed only
+    where the interval (over prompts) excludes a loss of fluency of more than ``FLUENCY`` nats a token.  A sign takes
+    the number alone, and of repetition more than ``REPEATS`` too: over many prompts an interval excludes 0 for a
+    hundredth.
     """
     broken = [line for row in rows for line in _broken(row)]
     games = [line for row in rows for line in _games(row)]
+    single = [f"{line}." for row in rows if len(row["each"]) > 1 for line in strays(row["strategy"], row["each"])]
     if broken:
-        return ["The text degenerated in this run, so a higher reward is no gain.", *broken, *games]
+        return ["The text degenerated in this run, so a higher reward is no gain.", *broken, *single, *games]
     if games:
-        return ["There are signs of gaming in this run.", *games]
+        return ["There are signs of gaming in this run.", *games, *single]
+    if single:
+        return [
+            "Single seeds are beyond the limits of health, where a higher reward is no gain; by the means over seeds "
+            "there is no sign of gaming.",
+            *single,
+        ]
     unsure = [row["strategy"] for row in rows if not row["last"]["fluency"]["change_low"] > -FLUENCY]
     if unsure:
         return [
@@ -316,8 +373,8 @@ def health(rows: Sequence[dict[str, Any]]) -> list[str]:
     )
     return [
         "No sign of gaming in this run: where the reward rose the judge did, responses became neither much emptier, "
-        "more repetitive, more alike, longer nor shorter, and the initial model finds them about as likely as its own "
-        f"(nats a token: {ends})."
+        "more repetitive, more alike, longer, shorter nor much more often cut, and the initial model finds them about "
+        f"as likely as its own (nats a token: {ends})."
     ]
 
 
@@ -349,6 +406,20 @@ def _games(row: dict[str, Any]) -> list[str]:
         )
     if last["reward"]["change_low"] > 0 and not last["judge"]["change_low"] > 0:
         lines.append(f"{name}: the reward rose, the judge did not follow beyond its interval.")
+    if _cut(row) and last["ended"]["change"] < -CUT:
+        lines.append(f"{name}: fewer responses end by themselves, {_ended(row)}; the others are cut.")
+    if _displaced(row) and _chosen(row).high < -FLUENCY * row["fit"]["chosen_length"].mean():
+        lines.append(
+            f"{name}: likelihood displacement. In {row['fit']['chosen_fell_share'].mean():.0%} of labelled pairs the "
+            f"preferred response itself became less likely; their mean log-ratio is {_nats(_chosen(row))} nats, more "
+            f"than {FLUENCY} nats a token below 0."
+        )
+    longer = row["longer"]
+    if longer.value > LONGER and longer.low > max(0.5, row["wins"]["rate"]) and last["tokens"]["change_low"] > 0:
+        lines.append(
+            f"{name}: the longer of two answers has more reward in {_rate(longer)}, more often than the policy's has "
+            f"({row['wins']['rate']:.0%}), and answers became longer: length may be what is rewarded."
+        )
     if last["degenerate"]["change_low"] > 0 and last["degenerate"]["change"] > REPEATS:
         lines.append(f"{name}: more responses are empty or repetitive, {last['degenerate']['mean']:.0%} by the end.")
     if last["distinct_2"]["change_high"] < 0 and last["distinct_2"]["change"] < -REPEATS:
@@ -363,9 +434,66 @@ def _games(row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def lengths(shares: dict[str, float]) -> list[str]:
+def _cut(row: dict[str, Any]) -> bool:
+    """Whether fewer responses end by themselves, beyond the interval over prompts."""
+    return bool(row["last"]["ended"]["change_high"] < 0)
+
+
+def _ended(row: dict[str, Any]) -> str:
+    return f"{row['first']['ended']['mean']:.0%} → {row['last']['ended']['mean']:.0%}"
+
+
+def _chosen(row: dict[str, Any]) -> Estimate:
+    """Return the mean log-ratio of preferred responses after the last fit, in nats, over seeds."""
+    return mean(row["fit"]["chosen_log_ratio"])
+
+
+def _displaced(row: dict[str, Any]) -> bool:
+    """Whether preferred responses became less likely, most of them and beyond the interval over seeds on average.
+
+    A little of that is common where DPO works: its loss sees the difference from the other side's alone.
+    """
+    return bool(row["fit"]["chosen_fell_share"].mean() > 0.5 and _chosen(row).high < 0)
+
+
+def _nats(found: Estimate) -> str:
+    return f"{number(found.value)} {span(found.low, found.high)}"
+
+
+def _rate(found: Estimate) -> str:
+    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+
+
+def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what is no sign of gaming but worth knowing: labels learned by heart, and less of what would be a sign."""
+    gaps = [mean(row["fit"]["training_accuracy"] - row["fit"]["accuracy"]) for row in rows]
+    heart = [
+        f"{row['strategy']} {row['fit']['training_accuracy'].mean():.0%} and {row['fit']['accuracy'].mean():.0%} (gap "
+        f"{number(100 * gap.value, 0)} {span(100 * gap.low, 100 * gap.high, 0)} points)"
+        for row, gap in zip(rows, gaps, strict=True)
+        if gap.low > BY_HEART
+    ]
+    shown = [f"{row['strategy']} {_nats(_chosen(row))}" for row in rows if _displaced(row)]
+    cut = [f"{row['strategy']} {_ended(row)}" for row in rows if _cut(row)]
+    lines = []
+    if heart:
+        lines.append(
+            "Labels learned by heart: of the labelled duels and of held-out ones the last policy orders correctly "
+            f"{'; '.join(heart)}. The intervals over seeds lie above {100 * BY_HEART:.0f} points."
+        )
+    if shown:
+        lines.append(
+            "Most preferred responses became less likely themselves, which is common in DPO; mean log-ratios in nats, "
+            f"intervals over seeds: {'; '.join(shown)}."
+        )
+    if cut:
+        lines.append(f"Fewer responses ended by themselves, beyond the interval over prompts: {'; '.join(cut)}.")
+    return lines
+
+
+def lengths(shares: dict[str, Estimate]) -> list[str]:
     """Say how far length alone decides who wins, by strategy: a win rate to compare the reward's with."""
-    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if not math.isnan(share))
+    each = ", ".join(f"{name} {_rate(share)}" for name, share in shares.items() if not math.isnan(share.value))
     if not each:
         return ["No answer of a last policy differs in length from the initial model's, so length decides nothing."]
     return [f"Of each pair of answers, the initial model's and the last policy's, the longer has more reward: {each}."]

@@ -35,14 +35,18 @@ from llm_loop.report.evaluate import (
     REPETITIVE,
     accuracies,
     against,
+    at_equal_kl,
     authors,
+    by_seed,
     check_balanced,
     corpus_distinct,
     degenerate,
+    fits,
     intervals,
     labels_saved,
     learning_curves,
     longer_wins,
+    per_token,
     same_policy,
     selection,
     totals,
@@ -145,13 +149,8 @@ def measures(run: Run) -> pd.DataFrame:
 
     ``corpus_distinct_2`` alone has its interval over seeds, since a corpus has no prompts to vary.
     """
-    table = run.evaluations
-    evaluations = table.assign(
-        degenerate=degenerate(table),
-        fluency=table["reference_log_prob"] / table["tokens"],
-        kl_per_token=table["log_ratio"] / table["tokens"],
-        ended=table["ended"].astype(float),
-    )
+    table = per_token(run.evaluations)
+    evaluations = table.assign(degenerate=degenerate(table), ended=table["ended"].astype(float))
     means = intervals(evaluations, MEASURES, "prompt_index")
     wins = win_rates(evaluations).rename(columns={"rate": "mean", "prompts": "units"}).assign(measure="win_rate")
     right = accuracies(run.duels).rename(columns={"accuracy": "mean", "prompts": "units"}).assign(measure="accuracy")
@@ -162,6 +161,13 @@ def measures(run: Run) -> pd.DataFrame:
     kept = ["strategy", "round", "measure", "mean", "low", "high", "units"]
     table = pd.concat([means, wins[kept], right[kept], corpus], ignore_index=True)
     return table.merge(totals(run.rounds)[["strategy", "round", "labels"]], on=["strategy", "round"], how="left")
+
+
+def frontiers(run: Run) -> pd.DataFrame:
+    """Return reward and KL a token by strategy, seed, round and labels bought, on all held-out prompts."""
+    rows = per_token(run.evaluations)
+    reward, kl = (learning_curves(rows, run.rounds, measure) for measure in ("reward", "kl_per_token"))
+    return reward.merge(kl, on=["strategy", "seed", "round", "labels"])
 
 
 def bands(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +198,8 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return what the page's main table says of each strategy after the last round."""
     seeds = intervals(run.evaluations, ["reward", "judge"], "seed")
     wins, judged = win_rates(run.evaluations), win_rates(run.evaluations, "judge")
-    longer = longer_wins(run.evaluations)
+    longer, each = longer_wins(run.evaluations), by_seed(per_token(run.evaluations), ["strategy"])
+    fit = fits(run.rounds, run.duels)
     rows = []
     for strategy in run.strategies:
         own = table[table["strategy"] == strategy]
@@ -207,9 +214,11 @@ def summary(run: Run, table: pd.DataFrame) -> list[dict[str, Any]]:
                 "first": first.to_dict("index"),
                 "last": last.to_dict("index"),
                 "seeds": over.to_dict("index"),
+                "each": each[each["strategy"] == strategy],
                 "wins": won.to_dict("records")[0],
                 "judged": praised.to_dict("records")[0],
                 "longer": longer[strategy],
+                "fit": fit[fit["strategy"] == strategy],
                 "bits": (float(played.loc[0]), float(played.loc[run.last])),
                 "start": start[["reward", "judge", "tokens", "distinct_2"]].mean().to_dict(),
                 "spread": start[["reward", "judge"]].std().to_dict(),
@@ -294,7 +303,9 @@ def pictures(run: Run, table: pd.DataFrame, loop: pd.DataFrame, comparison: pd.D
     show(
         "frontier",
         "Reward against KL from the initial model, round by round: how much reward each nat of change buys. Bars are "
-        "95 % over prompts, of the change from the initial model.",
+        "95 % over prompts, of the change from the initial model. Two strategies' rewards at equal KL, of which the "
+        "findings tell, are read off seed by seed, where a seed's own curve, straight between rounds, first comes to "
+        "the smaller of the two last KLs.",
         plots.frontier(
             sides[1][["mean", "low", "high"]]
             .rename(columns={"mean": "reward"})
@@ -341,19 +352,23 @@ def write(folder: Path) -> Path:
     run = read(folder)
     check_balanced(run.evaluations)
     table, loop, comparison = measures(run), diagnostics(run.rounds), against(run.evaluations, BASELINE)
-    saved = labels_saved(learning_curves(run.evaluations, run.rounds), BASELINE)
+    curves = frontiers(run)
+    saved, equal = labels_saved(curves, BASELINE), at_equal_kl(curves, BASELINE)
     rows, chosen, spent = summary(run, table), selection(run.candidates), totals(run.rounds)
     drew = authors(run.candidates)
     drawn = pictures(run, table, loop, comparison)
     labels, config = int(run.rounds["labels"].max()), run.manifest["config"]
     health = words.health(rows)
-    headline = " ".join([words.headline(rows, comparison, BASELINE), *(health[:1] if len(health) > 1 else [])])
+    headline = " ".join([words.headline(rows, comparison, equal, BASELINE), *(health[:1] if len(health) > 1 else [])])
     said = words.findings(rows, comparison, labels, len(run.seeds), BASELINE)
+    if len(equal):
+        said.append(words.frontier(equal, BASELINE, reasons=True))
     if len(run.seeds) > 1 and len(saved) <= words.FEW:
         said += map(words.saving, saved.to_dict("records"))
     null = {measure: same_policy(run.evaluations, measure).to_dict("records") for measure in ("reward", "judge")}
     said += words.lengths({row["strategy"]: row["longer"] for row in rows})
     said += words.null({measure: found[0] for measure, found in null.items() if found})
+    said += words.remarks(rows)
     said += words.partly(run.rounds)
     if run.tuned:
         said.append(f"{run.tuned}; that model is the initial one.")
@@ -397,7 +412,7 @@ def write(folder: Path) -> Path:
     )
     for name, frame in (
         *(("rounds", run.rounds), ("measures", table), ("comparison", comparison)),
-        *(("savings", saved), ("selection", chosen)),
+        *(("frontier", equal), ("savings", saved), ("selection", chosen)),
         *([("authors", drew)] if len(drew) else []),
     ):
         write_frame(folder / f"{name}.csv", frame)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -32,6 +32,8 @@ RECORD = WEIGHTS / "models.json"
 
 LONGEST = 64
 """Tokens of a text that are read; the rest is cut off."""
+SPECIAL = 2
+"""Of these, the tokenizer's own: one at either end."""
 ROWS = 64
 """Completions in one pass of ``score``."""
 
@@ -60,11 +62,12 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids, at most ``LONGEST`` a text; an empty text has the two special tokens."""
-        return [encoding.ids for encoding in self.encoded(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
-    def encoded(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return the texts as the tokenizer has them; what was cut off stands in ``overflowing``."""
-        return self.tokenizer.encode_batch(list(texts))
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens the texts have, those that are cut off included."""
+        whole = [(encoding, *encoding.overflowing) for encoding in self.tokenizer.encode_batch(list(texts))]
+        return [sum(len(part.ids) - SPECIAL for part in parts) + SPECIAL for parts in whole]
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> Float[Tensor, "texts features"]:
         """Return one row per text; padding is masked, in the attention and in the mean."""

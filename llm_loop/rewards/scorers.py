@@ -47,11 +47,18 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
-class Limited(Protocol):
-    """A scorer that knows which texts are too long for it."""
+class Limited(Scorer, Protocol):
+    """A scorer that reads the beginning only of a text that is longer than its limit."""
 
-    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
-        """Return the places of the pairs of which it reads the beginning only."""
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a text that are read; None: all."""
+
+    def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return how many tokens each pair has; of texts that are read apart, the longer one."""
+
+    def room(self, prompt: Prompt) -> int:
+        """Return how many tokens a prompt leaves to a response, where there is a limit; below 0 if itself too long."""
 
 
 LongTexts = Literal["refuse", "cut"]
@@ -94,9 +101,18 @@ class Shipped:
         """Score the responses."""
         return self.model.score(responses).double()
 
-    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
-        """Return the places of longer responses, whose beginnings are scored: that is how the model was trained."""
-        return [i for i, encoding in enumerate(self.model.encoder.encoded(responses)) if encoding.overflowing]
+    @property
+    def limit(self) -> int:
+        """As many as of the texts that it was trained on."""
+        return reward_models.LONGEST
+
+    def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the responses' tokens."""
+        return self.model.encoder.lengths(responses)
+
+    def room(self, prompt: Prompt) -> int:
+        """Return what any prompt leaves."""
+        return self.limit - reward_models.SPECIAL
 
 
 READ = 256
@@ -122,10 +138,20 @@ class Similarity:
         rows = self.encoder.embeddings(once)[[places[text] for text in read]]
         return 4 * (rows * self.encoder.embeddings(responses)).sum(-1)
 
-    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
-        """Return the places of the pairs of which either text is read in part."""
-        sides = self.encoder.encoded([asked(prompt) for prompt in prompts]), self.encoder.encoded(responses)
-        return [i for i, pair in enumerate(zip(*sides, strict=True)) if any(text.overflowing for text in pair)]
+    @property
+    def limit(self) -> int:
+        """Of either text."""
+        return READ
+
+    def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the tokens of the user's words or of the response, whichever are more."""
+        sides = self.encoder.lengths([asked(prompt) for prompt in prompts]), self.encoder.lengths(responses)
+        return [max(pair) for pair in zip(*sides, strict=True)]
+
+    def room(self, prompt: Prompt) -> int:
+        """Return what a prompt leaves that is not too long itself: the response is read apart."""
+        (taken,) = self.encoder.lengths([asked(prompt)])
+        return READ - (reward_models.SPECIAL if taken <= READ else taken)
 
 
 @dataclass(frozen=True)
@@ -166,9 +192,6 @@ class Classifier:
     batch_tokens: int = 4096
     """padded tokens in one pass; 1 reads every text alone"""
 
-    cuts: bool = False
-    """whether a longer text has its beginning scored; else it is refused"""
-
     def tokens(self, prompt: Prompt, response: str) -> dict[str, list[int]]:
         """Return what the model would read of a pair if it were as long as the pair."""
         if not self.tokenizer.chat_template:
@@ -194,34 +217,19 @@ class Classifier:
         part = slice(-(self.limit or 0), None) if left else slice(self.limit)
         return {key: value[part] for key, value in self.tokens(prompt, response).items()}
 
-    def cut(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
-        """Return the places of the pairs that are longer than the model's limit."""
-        return self._over([self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)])
+    def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """Return the pairs' tokens."""
+        return [len(self.tokens(p, r)["input_ids"]) for p, r in zip(prompts, responses, strict=True)]
 
-    def _over(self, encoded: Sequence[Mapping[str, list[int]]]) -> list[int]:
-        return [i for i, e in enumerate(encoded) if self.limit is not None and len(e["input_ids"]) > self.limit]
-
-    def admit(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> None:
-        """Raise ``InputError`` for pairs that are too long, if they may not be cut."""
-        self._admitted([self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)], responses)
-
-    def _admitted(self, encoded: Sequence[Mapping[str, list[int]]], responses: Sequence[str]) -> list[int]:
-        """Return the places of the pairs that are to be cut."""
-        over = self._over(encoded)
-        if over and not self.cuts:
-            longest = max(len(encoded[place]["input_ids"]) for place in over)
-            raise InputError(
-                f"reward model {self.name} reads {self.limit} tokens; {len(over)} of {len(encoded)} texts have more, "
-                f"up to {longest}, first {responses[over[0]][:40]!r}; shorten prompts or responses, or pass "
-                "--long-texts cut to have the beginnings scored"
-            )
-        return over
+    def room(self, prompt: Prompt) -> int:
+        """Return what is left behind the prompt."""
+        return (self.limit or 0) - len(self.tokens(prompt, "")["input_ids"])
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """Score the pairs; ``InputError`` for one that is too long, if it may not be cut."""
+        """Score the pairs, of longer ones the beginning."""
         encoded = [self.tokens(p, r) for p, r in zip(prompts, responses, strict=True)]
-        for place in self._admitted(encoded, responses):
+        for place in _over(self.limit, [len(e["input_ids"]) for e in encoded]):
             encoded[place] = self._shortened(prompts[place], responses[place])
         if not all(e["input_ids"] for e in encoded):
             raise InputError(f"reward model {self.name}: its tokenizer makes nothing of a pair")
@@ -239,7 +247,53 @@ class Classifier:
 
 def cut(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
     """Return the places of the pairs of which a scorer reads the beginning only, as far as it says so."""
-    return scorer.cut(prompts, responses) if isinstance(scorer, Limited) else []
+    return _over(scorer.limit, scorer.lengths(prompts, responses)) if isinstance(scorer, Limited) else []
+
+
+def _over(limit: int | None, lengths: Sequence[int]) -> list[int]:
+    return [place for place, length in enumerate(lengths) if limit is not None and length > limit]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A scorer by which no text is read in part: longer ones are refused."""
+
+    scorer: Limited
+
+    @property
+    def name(self) -> str:
+        """The scorer's."""
+        return self.scorer.name
+
+    def admit(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> None:
+        """Raise ``InputError`` for pairs that are too long."""
+        lengths = self.scorer.lengths(prompts, responses)
+        if over := _over(self.scorer.limit, lengths):
+            raise InputError(
+                f"reward model {self.name} reads {self.scorer.limit} tokens; {len(over)} of {len(lengths)} texts have "
+                f"more, up to {max(lengths)}, first {responses[over[0]][:40]!r}; shorten prompts or responses, or pass "
+                "--long-texts cut to have the beginnings scored"
+            )
+
+    def admit_drawn(self, prompt: Prompt, tokens: int) -> None:
+        """Raise ``InputError`` for a prompt that leaves no room for a response of so many tokens."""
+        limit, room = self.scorer.limit, self.scorer.room(prompt)
+        if limit is not None and room < tokens:
+            raise InputError(
+                f"reward model {self.name} reads {limit} tokens; a prompt leaves {max(0, room)} of them to a response, "
+                f"which has up to {tokens}: {text_of(prompt)[:40]!r}; lower --tokens, shorten prompts or pass "
+                "--long-texts cut to have the beginnings scored"
+            )
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
+        """Score the pairs."""
+        self.admit(prompts, responses)
+        return self.scorer(prompts, responses)
+
+
+def read_by(scorer: Scorer, long_texts: LongTexts) -> Scorer:
+    """Return a scorer that does with long texts as it is told."""
+    return Whole(scorer) if long_texts == "refuse" and isinstance(scorer, Limited) else scorer
 
 
 def _check_factory(part: object) -> None:
@@ -283,16 +337,16 @@ def load_scorer(
 ) -> Scorer:
     """Return a scorer: a registered one, ``module:attribute``, or a classifier's local directory or hub id.
 
-    A PEFT folder is merged into its model; ``long_texts`` is for classifiers.  Raises ``InputError`` for a scorer that
-    cannot be loaded or does not score two pairs, for a language model, for outputs of which none is the reward, and for
-    code that is not trusted.
+    A PEFT folder is merged into its model; ``long_texts`` is for those with a limit.  Raises ``InputError`` for a
+    scorer that cannot be loaded or does not score two pairs, for a language model, for outputs of which none is the
+    reward, and for code that is not trusted.
     """
     if name in SCORERS:
-        return SCORERS[name](device)
+        return read_by(SCORERS[name](device), long_texts)
     if ":" in name and not Path(name).exists():
         return _imported(name, device)
     folder = folders.locate(name, "reward model", list(SCORERS), trust)
-    return replace(_classifier(name, folder, device, dtype, trust), cuts=long_texts == "cut")
+    return read_by(_classifier(name, folder, device, dtype, trust), long_texts)
 
 
 def weights_hash(name: str, trust: bool = False) -> str:
@@ -371,7 +425,7 @@ def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -
     if beyond:
         raise InputError(f"{what} {name!r}: its tokenizer has tokens up to {max(beyond)}, its embedding {rows} rows")
     limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit and limit < 10**9]
-    alone = Classifier(name, model, tokenizer, _signs(model.config, name), min(limits, default=None), 1, True)
+    alone = Classifier(name, model, tokenizer, _signs(model.config, name), min(limits, default=None), 1)
     prompts, responses = ["one", "one", "a somewhat longer prompt"], ["two", "three, four", "five"]
     try:
         want = alone(prompts, responses)

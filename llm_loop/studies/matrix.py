@@ -24,7 +24,7 @@ from bandits.core.duels import Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Schedule, play
-from bandits.runs.directory import Identity, RunDirectory, config_of
+from bandits.runs.directory import Identity, Part, RunDirectory, config_of
 from bandits.runs.execute import Report, in_words, remaining, side_by_side
 from bandits.runs.files import sha256, write_frame
 from bandits.runs.settings import Distinct, MinLen, check
@@ -33,7 +33,7 @@ from llm_loop import setup as cells
 from llm_loop.arena import Completions, DrawnArena
 from llm_loop.config import LIBRARIES, PRESETS, Alignment, Evaluation
 from llm_loop.data.chat import text_of
-from llm_loop.forecast import seconds, tuning_seconds
+from llm_loop.forecast import counted, seconds, tuning_seconds
 from llm_loop.measures import Fixed
 from llm_loop.models import Row
 from llm_loop.run import AlignmentStudy, record_of, table_of
@@ -54,6 +54,7 @@ FULL = Alignment(
     responses=4,
     pool=48,
     prompts="both",
+    long_texts="cut",
     tuning=Tuning(examples=256),
     evaluation=Evaluation(prompts=48, duels=1, probes=1),
 )
@@ -162,8 +163,14 @@ class MatrixStudy:
         """All cells, in turns."""
         return [Cell(name, seed) for name, seed in turns((*self.names(), RANDOM), self.matrix.alignment.seeds)]
 
-    def forecast(self, jobs: int = 0) -> list[str]:
-        """Return what the run will take, a line a fact, by a few seconds of work on the first model."""
+    def forecast(self, directory: RunDirectory, jobs: int, part: Part) -> list[str]:
+        """Return what is left of a part of the run and what it takes, by a few seconds of work on the first model."""
+        every = self.cells()
+        mine = every[part.index - 1 :: part.count]
+        left = directory.missing(mine)
+        lines = [counted(len(left), len(mine) - len(left), len(every), part)]
+        if not left:
+            return lines
         alignment = replace(self.matrix.of(self.matrix.sets[0]), seeds=1)
         cells.check(alignment, self.parts)
         threads = torch.get_num_threads()
@@ -182,13 +189,15 @@ class MatrixStudy:
         blind = 2 * fit + 4 * a.evaluation.prompts * (pace["draw"] + read)
         offered = a.rounds * a.prompts_per_round * a.responses + (a.rounds - 1) * labels
         chosen = blind + offered * (pace["below"] + pace["features"]) + fit * (a.rounds - 1) / 2
-        first = 2 * tuning + pool * (pace["draw"] + 2 * read)
-        costs = [cost for cost in (chosen, chosen, blind) for _ in range(a.seeds)]
+        begun = len(directory.missing(every)) < len(every)
+        first = 0.0 if begun else 2 * tuning + pool * (pace["draw"] + 2 * read)
+        costs = [blind if cell.chosen_by == RANDOM else chosen for cell in left]
         side = side_by_side(jobs, 0, joblib.cpu_count(), len(costs))
         return [
-            f"{len(costs)} cells: {2 * a.seeds} of about {in_words(chosen)} (chosen by a model), {a.seeds} of about "
-            f"{in_words(blind)} (at random)",
-            f"before them, once: two tunings and the pool, about {in_words(first)}",
+            *lines,
+            f"of these {costs.count(blind)} of about {in_words(blind)} (at random), the others (chosen by a model) of "
+            f"about {in_words(chosen)}",
+            *([] if begun else [f"before them, once: two tunings and the pool, about {in_words(first)}"]),
             f"about {in_words(first + remaining(costs, 1.0, side))} with {side} side by side, without waiting for "
             "other work",
         ]

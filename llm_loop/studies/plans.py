@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from bandits.runs.files import sha256
+
 Preset = Literal["smoke", "full"]
 ALL = ("activedpo-normalised", "apo", "aplp", "random")
 NORMALISED = ("activedpo", "activedpo-normalised", "activedpo-normalised-duel", "random")
-FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4")
+CUT = ("--long-texts", "cut")
+"""Of runs whose models may write much in a few tokens, such as a row of dots: what is read in part is counted."""
+FIXED = ("--pool", "80", "--responses", "8", "--pool-temperature", "1.4", *CUT)
 FULL = ("--seeds", "8")
 
 
@@ -20,6 +24,17 @@ class Part:
     name: str
     options: tuple[str, ...]
     strategies: tuple[str, ...] = ALL
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that its command line says beside the preset."""
+        return ("--strategies", *self.strategies, *self.options)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that name its options, but for strategies and seeds: rows of a table name those."""
+        pairs = zip(self.options[::2], self.options[1::2], strict=True)
+        return sha256(" ".join(f"{name} {value}" for name, value in pairs if name != "--seeds").encode())[:8]
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,8 @@ class Study:
     """a strategy that the others are compared with besides Random"""
     metered: int = 0
     """of how many seeds the headroom meter foretells, before any label, what choosing can save"""
+    table: str = ""
+    """another study whose runs and table it reads, if it has none of its own"""
 
     @property
     def exact(self) -> bool:
@@ -72,8 +89,8 @@ SWITCHES = (
     *("--pool-temperature", "--sampling-temperature"),
 )
 """The options that the smoke preset keeps: they need no file, and no larger pool."""
-ONCE = {"--rounds": "1", "--batch": "48", "--prompts-per-round": "24", "--seeds": "2"}
-REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24")
+ONCE = {"--rounds": "1", "--batch": "48", "--prompts-per-round": "24", "--seeds": "2", CUT[0]: CUT[1]}
+REDUNDANT = ("--pool", "60", "--responses", "6", "--pool-temperature", "1.4", "--heldout-duels", "24", *CUT)
 SETTINGS = {
     **{f"rate {r}, β {b}": {"--rate": r, "--beta": b} for r in ("1e-3", "1.5e-3", "2e-3") for b in ("0.1", "0.3")},
     "1 epoch": {"--epochs": "1"},
@@ -92,7 +109,7 @@ TASKS = (
         "headlines, near their articles",
         ("--prompts", "articles", "--reward", "similarity", "--judge", "word-overlap", *FULL),
     ),
-    Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4")),
+    Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4", *CUT)),
     Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
     ),
@@ -122,6 +139,7 @@ STUDIES: dict[str, Study] = {
         "How often does a trained policy's response beat the initial model's, by the reward and by the judge?",
         TASKS,
         ("wins", "judge_wins"),
+        table="1",
     ),
     "redundant": Study(
         "Positive control: a redundant pool",
@@ -137,7 +155,7 @@ STUDIES: dict[str, Study] = {
         metered=3,
     ),
     "regime": Study(
-        "The regime: reward gained at which loss of fluency",
+        "Training settings: reward gained against fluency lost",
         "Which settings raise reward and judge while the text stays language (fluency lost at most 0.3 nats "
         "a token, KL at most 0.5 nats a token)?  Settings that name neither have rate 1.5e-3 and β 0.1.",
         tuple(
@@ -146,3 +164,9 @@ STUDIES: dict[str, Study] = {
         ),
     ),
 }
+
+
+def pages(name: str) -> dict[str, Study]:
+    """Return the studies that are read off a study's runs, itself among them."""
+    table = STUDIES[name].table or name
+    return {other: study for other, study in STUDIES.items() if (study.table or other) == table}
