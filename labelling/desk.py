@@ -52,6 +52,7 @@ class Source:
         if path.is_dir():
             project = Project(path)
             project.manifest()
+            project.check("queries/")
             if not project.batches:
                 raise InputError(f"{path} has no queries yet; activedpo select --project {path} writes a batch")
             return cls(answers or project.answers_path, project)

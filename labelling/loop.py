@@ -14,7 +14,7 @@ from annotated_types import Ge
 from bandits.runs.command import guard, read, say
 from bandits.runs.files import read_json
 from bandits.runs.settings import Count, Positive, check
-from labelling.project import Project, located
+from labelling.project import COPY, Project, located
 
 PROGRAM = "activedpo loop"
 
@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     check(options)
     project = Project(options.project.expanduser())
     project.manifest()
+    project.check()
     if options.simulate:
         from labelling.simulate import simulate  # models: only where one is asked for
 
@@ -69,7 +70,8 @@ def stands(project: Project) -> list[str]:
         report = project.model(batch) / "training.json"
         trained = ", not trained on yet"
         if project.trained(batch):
-            trained = f", trained on ({read_json(report, dict).get('answers')} answers)" if report.exists() else ""
+            told = read_json(report, dict, COPY).get("answers") if report.exists() else None
+            trained = ", trained on" if told is None else f", trained on ({told} answers)"
         people = len({who for query, who in answers.latest if query in names})
         lines.append(
             f"batch {batch:02d}: {len(said)} of {len(queries)} queries answered by {people} "

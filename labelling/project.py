@@ -3,27 +3,36 @@
 ``project.json`` (what the project is: its model and settings, fixed when it begins), ``pool.jsonl``,
 ``queries/01.jsonl``, ``queries/02.jsonl``, … (the batches), ``answers.jsonl``, ``question.txt`` (what people are asked,
 where it is not the default), ``features/`` (what can be computed again), ``models/01/``, … (the model after each batch,
-as PEFT folders), ``preferences.jsonl`` and ``index.html``.
+as PEFT folders), ``preferences.jsonl`` and ``index.html``.  ``ledger.json`` has the SHA-256 of what batches rest on and
+the project alone writes: what is not as it was written is named, never used.  ``.lock`` keeps a second writer out.
 Knows nothing of what is in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bandits.core.errors import InputError
-from bandits.runs.files import read_json, write_json
+from bandits.runs.directory import LEDGER, Ledger, alone
+from bandits.runs.files import DamagedError, read_json, write_json
 from labelling import queries
 from labelling.answers import Answers
 from labelling.queries import Query
 
 MANIFEST = "project.json"
 FORMAT = 1
-OWN = ("pool.jsonl", "features", "drawn", "labelled.jsonl")
+OWN = ("pool.jsonl", "features", "drawn", "labelled.jsonl", LEDGER)
 """What a command that was killed may leave behind before the manifest is there."""
+RELIED_ON = (
+    *(MANIFEST, "pool.jsonl", "labelled.jsonl", "queries/*.jsonl", "drawn/*.json"),
+    *("models/*/*.json", "models/*/*.safetensors"),
+)
+"""What the ledger lists: answers grow by lines that people bring, features have their own check, the rest is output."""
+COPY = "put it back from a copy"
 
 
 @dataclass(frozen=True)
@@ -112,12 +121,90 @@ class Project:
         """Return what the project says of itself; ``InputError`` for what is no project of this format."""
         if not self.exists:
             raise InputError(f"{self.root} is no project: it has no {MANIFEST}; activedpo select --project begins one")
-        content: dict[str, Any] = read_json(self.manifest_path, dict)
+        content: dict[str, Any] = read_json(self.manifest_path, dict, COPY)
         if content.get("format") != FORMAT:
             raise InputError(
                 f"{self.manifest_path} is of format {content.get('format')!r}, and this version reads {FORMAT}"
             )
+        settings = content.get("settings")
+        if not isinstance(settings, dict):
+            raise DamagedError(f"{self.manifest_path} is damaged: it has no settings; {COPY}")
+        for name, value in (
+            ("model", content.get("model")),
+            ("settings.model", settings.get("model")),
+            ("settings.strategy", settings.get("strategy")),
+        ):
+            if not isinstance(value, str):
+                raise DamagedError(f"{self.manifest_path} is damaged: its {name} is no text; {COPY}")
         return content
+
+    # Who may write, and which files are as they were written.
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the project alone while the block runs; ``BusyError``, naming the holder, if another process has it.
+
+        Of folders made here, those in which nothing was written are removed again.  Who only answers needs no hold.
+        """
+        self.suits()
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with alone(self.root):
+                yield
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def check(self, below: str = "") -> None:
+        """Raise ``DamagedError`` for the first listed file (``below`` a folder) that is not as it was written.
+
+        Whole batches and models may be removed by hand: they then have to be made again.
+        """
+        faults = self._faults(below) and self._faults(below)  # again: a running command may just have replaced one
+        if faults:
+            raise DamagedError(faults[0])
+
+    def _faults(self, below: str) -> list[str]:
+        ledger = Ledger(self.root)
+        own = self.root / LEDGER
+        if ledger.torn:
+            return [f"{own} is damaged; {COPY}, or delete it, and all other files are taken as they are"]
+        found = ledger.differing(name for name in ledger.files if name.startswith(below) and not self._removed(name))
+        return [
+            f"{self.root / name} is {fate} since the project wrote it; {self._mend(name)}"
+            for name, fate in found.items()
+        ]
+
+    def _removed(self, name: str) -> bool:
+        path = self.root / name
+        owners = {"models": path.parent, "queries": path, "drawn": self.root / "queries" / f"{path.stem}.jsonl"}
+        owner = owners.get(Path(name).parts[0])
+        return owner is not None and not owner.exists()
+
+    def _mend(self, name: str) -> str:
+        kind, *rest = Path(name).parts
+        if kind == "models":
+            folder = self.root / kind / rest[0]
+            return f"{COPY}, or delete {folder} and go on with: activedpo train {self.root}"
+        return f"{COPY}; if the change is meant, delete {self.root / LEDGER}, and all files are taken as they are"
+
+    @contextlib.contextmanager
+    def writing(self, *paths: Path) -> Iterator[None]:
+        """Let files, or all below a folder, be written, and list all that the project relies on and that is there.
+
+        While they are written they are not listed: who is killed in between leaves no file that differs.  So what is
+        not listed, also in a project from before there was a ledger, is taken up as it is.
+        """
+        ledger = Ledger(self.root)
+        names = {path.relative_to(self.root).as_posix() for path in paths}
+        ledger.drop(
+            name for name in ledger.files if name in names or any(name.startswith(f"{folder}/") for folder in names)
+        )
+        yield
+        there = (path.relative_to(self.root).as_posix() for glob in RELIED_ON for path in sorted(self.root.glob(glob)))
+        ledger.add(*(name for name in there if not ledger.holds(name)))
 
     def waiting(self) -> list[str]:
         """Return the ids of the last batch's queries that nobody answered or skipped yet."""
@@ -136,6 +223,11 @@ class Project:
                     "--project"
                 )
             self.same(content)
+        self.suits()
+
+    def suits(self) -> None:
+        """Raise ``InputError`` if the directory holds something else than a project."""
+        if self.exists:
             return
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} is a file, not a folder; choose another --project")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,14 @@ def _project_of(arguments: Sequence[str]) -> Mapping[str, Any] | None:
 
 
 def choose(options: Select) -> int:
-    """Choose a batch and write it; return the exit status: 1 if ``--price`` says that it is not worth it."""
+    """Choose a batch and write it, alone; return the exit status: 1 if ``--price`` says that it is not worth it."""
+    if (options.out is None) == (options.project is None):
+        raise InputError("give either --project, a directory that is kept from batch to batch, or --out, a file")
+    with contextlib.nullcontext() if options.project is None else Project(options.project.expanduser()).held():
+        return _choose(options)
+
+
+def _choose(options: Select) -> int:
     project, labels = _places(options)
     found, texts, settings = _pools(options, project)
     model = weights_hash(settings.model, settings.trust_remote_code)
@@ -121,19 +129,22 @@ def choose(options: Select) -> int:
     if options.price is not None and _worthless(worth, options.price, settings.strategy, told):
         say(*(f"• {line}" for line in told), "no batch was written; at a lower --price it would be")
         return 1
-    if project is not None:
-        if texts is not None:
-            session.write_prompts(project.pool, texts)
-            work.keep_drawn(project, batch)
-        elif found is not None:
-            session.write_pool(project.pool, found)
-        if options.labelled is not None:
-            labelled.write_labels(project.labelled, labels)
-        project.begin(content)  # last: a project has its pool
     where = project.queries(batch) if project is not None else _file(options)
     written = project.root / "index.html" if project is not None else _page(where)
-    page.write(written, settings, asked, round, why, worth, told)
-    queries.write(where, asked)
+    with contextlib.ExitStack() as stack:
+        if project is not None:
+            own = project.manifest_path, project.pool, project.labelled, project.drawn(batch), where
+            stack.enter_context(project.writing(*own))
+            if texts is not None:
+                session.write_prompts(project.pool, texts)
+                work.keep_drawn(project, batch)
+            elif found is not None:
+                session.write_pool(project.pool, found)
+            if options.labelled is not None:
+                labelled.write_labels(project.labelled, labels)
+            project.begin(content)  # last: a project has its pool
+        page.write(written, settings, asked, round, why, worth, told)
+        queries.write(where, asked)
     work.learner.sweep()
     follow = f"activedpo label {project.root if project is not None else where}"
     say(*(f"• {line}" for line in told), f"queries: {where}", f"page: {written}", f"next: {follow}")
@@ -152,8 +163,6 @@ def _page(queries: Path) -> Path:
 
 def _places(options: Select) -> tuple[Project | None, list[Label]]:
     """Return the project, if there is one, and the labels from elsewhere; refuse what cannot be."""
-    if (options.out is None) == (options.project is None):
-        raise InputError("give either --project, a directory that is kept from batch to batch, or --out, a file")
     given = None if options.labelled is None else labelled.read_labels(options.labelled.expanduser())
     if given == []:
         raise InputError(f"--labelled {options.labelled} has no labels; leave it out, or name the file that has them")
@@ -165,6 +174,7 @@ def _places(options: Select) -> tuple[Project | None, list[Label]]:
         return None, given or []
     project = Project(options.project.expanduser())
     if project.exists:
+        project.check()
         waiting = project.waiting()
         if waiting:
             raise InputError(

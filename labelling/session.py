@@ -6,25 +6,25 @@ as it is when a batch begins, draws anew, which is the language-model loop itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load
 from torch import Tensor
 
 from bandits.core.duels import Batch, Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.loop import Round, Schedule, play
-from bandits.runs.files import DamagedError, read_bytes, read_json, write_json
+from bandits.runs.files import DamagedError, read_json, read_tensors, write_json
 from bandits.selector import STRATEGIES, FeatureSpace
 from labelling import jsonl
 from labelling.labelled import Label, id_of
-from labelling.project import Project
+from labelling.project import COPY, Project
 from labelling.queries import Query
 from labelling.settings import Settings
 from labelling.table import PoolArena, PoolLearner, Table
@@ -224,7 +224,11 @@ class Session:
         """Put a batch's responses back into the arena, as they were drawn."""
         path = project.drawn(batch)
         try:
-            kept = read_json(path, dict)
+            kept = read_json(path, dict, COPY)
+            vocabulary = len(self.policy.model.get_input_embeddings().weight)
+            check_drawn(
+                kept, len(self.arena.prompts), self.arena.prompts_per_round, self.settings.responses, vocabulary
+            )
             encoded = [self.arena.encoded[i] for i in kept["prompt_indices"] for _ in range(self.settings.responses)]
             rows = tuple(Row(p, tuple(r)) for p, r in zip(encoded, kept["responses"], strict=True))
             logs = torch.tensor(kept["log_probs"], dtype=torch.float64)
@@ -233,17 +237,21 @@ class Session:
             self.arena.tables[batch - 1] = Drawn(items, tuple(kept["texts"]), nothing, tuple(kept["prompt_indices"]))
             known = {row: value for row, value in zip(rows, kept["reference"], strict=True) if value is not None}
             self.learner.note(list(known), reference=torch.tensor(list(known.values()), dtype=torch.float64))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DamagedError(f"{path} is damaged ({error}); put it back from a copy") from None
+        except ValueError as error:
+            raise DamagedError(f"{path} is damaged ({error}); {COPY}") from None
 
     def _theta(self, folder: Path) -> dict[str, Tensor] | None:
         path = folder / "adapter_model.safetensors"
         if not path.exists():
             return None
         try:
-            return self.policy.theta_of(load(read_bytes(path)))
-        except Exception as error:  # safetensors has no public base class of its errors
-            raise DamagedError(f"{path} is damaged or another model's ({str(error)[:80]})") from None
+            theta = self.policy.theta_of(read_tensors(path))
+        except KeyError as error:
+            raise DamagedError(f"{path} is damaged or another model's: it has no {error}") from None
+        for name, parameter in self.policy.parameters.items():
+            if theta[name].shape != parameter.shape or not theta[name].isfinite().all():
+                raise DamagedError(f"{path} is damaged or another model's: its {name} cannot be this model's")
+        return theta
 
     def go_to_last(self) -> int:
         """Set θ to that of the last model that was trained; return how many batches it knows (0: none was)."""
@@ -321,6 +329,34 @@ class Session:
         drawn, k = self.arena.table, self.settings.responses
         first, second = int(duels.first[duel]), int(duels.second[duel])
         return self.arena.prompts[drawn.prompt_indices[first // k]], drawn.texts[first], drawn.texts[second]
+
+
+def check_drawn(kept: Mapping[str, Any], prompts: int, asked: int, responses: int, vocabulary: int) -> None:
+    """Raise ``ValueError`` unless this is what was drawn for ``asked`` of ``prompts``, so many responses to each."""
+
+    def number(value: object) -> bool:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+    def below(value: object, end: int) -> bool:
+        return type(value) is int and 0 <= value < end
+
+    fits: dict[str, tuple[int, Callable[[Any], bool]]] = {
+        "prompt_indices": (asked, lambda value: below(value, prompts)),
+        "responses": (
+            asked * responses,
+            lambda value: isinstance(value, list) and bool(value) and all(below(token, vocabulary) for token in value),
+        ),
+        "texts": (asked * responses, lambda value: isinstance(value, str)),
+        "log_probs": (asked * responses, number),
+        "reference": (asked * responses, lambda value: value is None or number(value)),
+    }
+    for name, (count, fit) in fits.items():
+        values = kept.get(name)
+        if not isinstance(values, list) or len(values) != count:
+            raise ValueError(f"its {name} is no list of {count}")
+        bad = next((place for place, value in enumerate(values, start=1) if not fit(value)), None)
+        if bad is not None:
+            raise ValueError(f"number {bad} of its {name} cannot be")
 
 
 def write_pool(path: Path, pool: Pool) -> None:

@@ -7,8 +7,9 @@ is that of a cell of the loop.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -16,6 +17,7 @@ from bandits.core.errors import InputError
 from bandits.loop import Ridges
 from bandits.runs.settings import Count, Ge, Le, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
+from labelling.project import COPY
 from llm_loop.config import Alignment, Sketch
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
@@ -23,6 +25,8 @@ from llm_loop.sampling import Decoding
 
 PROMPTS = 20
 """that are answered anew for a batch, where a pool of prompts alone has as many: the language-model loop's default"""
+LATER = ("settings.adapter.layers", "settings.adapter.init", "settings.training.ties")
+"""that the first projects do not know; theirs are the values by which nothing changed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +84,45 @@ class Settings:
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Settings:
-        """Return the settings that a manifest keeps; ``InputError`` for what are none."""
-        default = cls()
+        """Return the settings that a manifest keeps; ``InputError``, naming the field, for what are none."""
         try:
-            values = {
-                name: replace(getattr(default, name), **_tuples(value)) if isinstance(value, dict) else value
-                for name, value in kept.items()
-            }
-            return cls(**values)
-        except (TypeError, AttributeError) as error:
-            raise InputError(f"the project's settings are those of another version ({error})") from None
+            found: Settings = _made(cls, kept, "settings")
+            return found
+        except InputError as error:
+            raise InputError(f"project.json: {error}; {COPY}") from None
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _made(kind: Any, kept: object, name: str) -> Any:
+    """Return a dataclass of settings from its JSON value, called ``name``."""
+    if not isinstance(kept, dict):
+        raise InputError(f"its {name} must be named values, got {str(kept)[:40]!r}")
+    hints, values = get_type_hints(kind), dict[str, Any]()
+    strange = sorted(kept.keys() - hints.keys())
+    if strange:
+        raise InputError(f"its {name} have {strange[0]!r}, which this version does not know")
+    for one in fields(kind):
+        place = f"{name}.{one.name}"
+        if one.name in kept:
+            values[one.name] = _value(kept[one.name], hints[one.name], place)
+        elif place not in LATER:
+            raise InputError(f"it has no {place}")
+    return kind(**values)
+
+
+def _value(value: Any, hint: Any, name: str) -> Any:
+    """Return a JSON value as its type has it."""
+    if is_dataclass(hint):
+        return _made(hint, value, name)
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(one, kinds[0], name) for one in value)
+    allowed = kinds if origin in (Union, UnionType, Literal) else (hint,)
+    if value not in allowed if origin is Literal else not any(_is(value, one) for one in allowed):
+        said = " or ".join(str(getattr(one, "__name__", one)) for one in allowed)
+        raise InputError(f"its {name} must be {said}, got {str(value)[:40]!r}")
+    return value
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a plain type; a whole number is a float, too, and true is neither."""
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -1,16 +1,19 @@
 """Owns numbers that cost a pass through a model: kept on disk by their content's name, made once, never twice.
 
-A folder holds ``rows.bin``, numbers in order of making, and ``ids.txt``, a line a row, written after its numbers are on
-disk: a row counts from then on, so a killed process loses the chunk it was at and nothing else.  The folder's name is a
-hash of all that the numbers depend on, so another model's are never taken for this one's.  Knows nothing of models.
+A folder holds ``rows.bin``, numbers in order of making, and ``ids.txt``, a line a row: its id and a hash of them,
+written after they are on disk.  A row counts from then on, so a killed process loses the chunk it was at and nothing
+else; from the first row that is not as it was written on, all are made again.  The folder's name is a hash of all that
+the numbers depend on, so another model's are never taken for this one's.  Knows nothing of models.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bandits.core.errors import InputError
-from bandits.runs.files import DamagedError, WriteError, read_json, write_json
+from bandits.runs.files import DamagedError, WriteError, read_json, sha256, write_bytes, write_json
 from labelling.queries import content_id
 
-ID = 16  # characters of an id
+ID = 16  # characters of an id, and of a row's hash
+LINE = 2 * ID + 2
+UNSIGNED = re.compile(rb"[0-9a-f]{16}")  # an id alone, as lines were before rows had hashes
 CHUNK = 256  # rows that are made and written at once
 Make = Callable[[list[int]], Float[Tensor, "k size"]]
 """Makes the rows of some items, by their places."""
@@ -39,6 +44,7 @@ class Store:
         self.folder = root / content_id(self.identity)
         self.size, self.dtype = size, np.dtype(dtype)
         self._places: dict[str, int] | None = None
+        self._lost = 0  # rows that are not as they were written, and those behind them
 
     @property
     def _rows(self) -> Path:
@@ -50,13 +56,39 @@ class Store:
 
     @property
     def places(self) -> dict[str, int]:
-        """Where each row lies, by its id; rows that were not written to their end do not count."""
+        """Where each row lies, by its id; rows behind the first that is not as it was written do not count."""
         if self._places is None:
-            lines = self._ids.read_bytes() if self._ids.exists() else b""
-            whole = lines[: lines.rfind(b"\n") + 1].decode().split()
-            there = self._rows.stat().st_size // (self.size * self.dtype.itemsize) if self._rows.exists() else 0
-            self._places = {name: place for place, name in enumerate(whole[:there])}
+            lines = self._lines()
+            true = self._signed(line[:ID] for line in lines)
+            kept = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(lines, true, strict=False))
+            self._places = {line[:ID].decode(): place for place, (line, _) in enumerate(kept)}
+            self._lost = len(lines) - len(self._places)
         return self._places
+
+    def _lines(self) -> list[bytes]:
+        """Return the lines that were written to their end, without it."""
+        return self._ids.read_bytes().split(b"\n")[:-1] if self._ids.exists() else []
+
+    def _signed(self, names: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the lines that rows of these names have, as far as their numbers are there."""
+        width = self.size * self.dtype.itemsize
+        if self._rows.exists():
+            with self._rows.open("rb") as rows:
+                for name in names:
+                    row = rows.read(width)
+                    if len(row) < width:
+                        return
+                    yield self._line(name, row)
+
+    def _line(self, name: bytes, row: bytes) -> bytes:
+        return name + b" " + sha256(self.folder.name.encode() + name + row)[:ID].encode()
+
+    def _take_up(self) -> None:
+        """Give the rows of a table from before rows had hashes theirs."""
+        lines = self._lines()
+        if lines and all(map(UNSIGNED.fullmatch, lines)):
+            write_bytes(self._ids, b"".join(line + b"\n" for line in self._signed(lines)))
+            self._places = None
 
     def missing(self, ids: Sequence[str]) -> list[int]:
         """Return the places in ``ids`` of rows that are not there, each id once."""
@@ -68,9 +100,13 @@ class Store:
 
     def fill(self, ids: Sequence[str], make: Make, what: str) -> None:
         """Make the rows that are not there, with progress on standard error."""
+        self._take_up()
         missing = self.missing(ids)
         if not missing:
             return
+        if self._lost:
+            print(f"{self.folder}: {self._lost} rows are cut or altered; they are made again", file=sys.stderr)
+            self._lost = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
@@ -93,6 +129,7 @@ class Store:
     def _append(self, names: Sequence[str], rows: Tensor) -> None:
         content = np.ascontiguousarray(rows.numpy().astype(self.dtype))
         count = len(self.places)
+        lines = [self._line(name.encode(), row.tobytes()) for name, row in zip(names, content, strict=True)]
         with open(self._rows, "r+b" if self._rows.exists() else "w+b") as file:
             file.seek(count * self.size * self.dtype.itemsize)
             file.truncate()
@@ -100,9 +137,9 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         with open(self._ids, "r+b" if self._ids.exists() else "w+b") as file:
-            file.seek(count * (ID + 1))
+            file.seek(count * LINE)
             file.truncate()
-            file.write("".join(f"{name}\n" for name in names).encode())
+            file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
         self.places.update({name: count + place for place, name in enumerate(names)})

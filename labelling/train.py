@@ -65,6 +65,7 @@ def run(arguments: Sequence[str]) -> int:
 def opened(project: Project) -> Session:
     """Return a project at work, with all that was asked and answered, its model at the reference."""
     kept = project.manifest()
+    project.check()
     settings = Settings.of(kept["settings"])
     model = weights_hash(settings.model, settings.trust_remote_code)
     project.admit({"model": model, "settings": kept["settings"]})
@@ -76,10 +77,16 @@ def opened(project: Project) -> Session:
 
 
 def train(project: Project, held_out: float, health: bool) -> list[str]:
-    """Train and write; return what is to be said, a line each.
+    """Train and write, alone; return what is to be said, a line each.
 
     All is written when the fit is over: first ``preferences.jsonl``, then the model's folder, whose weights come last.
     """
+    project.manifest()
+    with project.held():
+        return _train(project, held_out, health)
+
+
+def _train(project: Project, held_out: float, health: bool) -> list[str]:
     batches = project.batches
     if not batches:
         raise InputError(f"{project.root} has no queries yet; first: activedpo select --project {project.root}")
@@ -93,9 +100,10 @@ def train(project: Project, held_out: float, health: bool) -> list[str]:
     theta = policy.state()
     after = _agreement(learner, past, 1)
     if work.table is None:
-        for batch in range(1, batches + 1):
-            work.arena.offer(batch - 1)
-            work.keep_drawn(project, batch)
+        with project.writing(*map(project.drawn, range(1, batches + 1))):
+            for batch in range(1, batches + 1):
+                work.arena.offer(batch - 1)
+                work.keep_drawn(project, batch)
     lines = [
         f"{len(past)} answered duels ({_ties(past)} ties), {fit.steps} steps: loss {fit.first_loss:.3f} to "
         f"{fit.last_loss:.3f} nats",
@@ -127,8 +135,9 @@ def train(project: Project, held_out: float, health: bool) -> list[str]:
         "held_out": None if checked is None else {"before": _plain(checked[0]), "after": _plain(checked[1])},
         "health": healthy,
     }
-    write_json(folder / "training.json", report)
-    policy.save(folder)
+    with project.writing(folder):
+        write_json(folder / "training.json", report)
+        policy.save(folder)
     return [*lines, f"model: {folder}", f"preferences: {project.preferences}"]
 
 

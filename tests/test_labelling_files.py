@@ -396,7 +396,7 @@ class TestProject:
         assert not Project(tmp_path).exists
 
     def test_another_project_is_refused_by_what_differs(self, tmp_path):
-        kept = {"rank": 4, "strategy": "activedpo"}
+        kept = {"model": "m", "rank": 4, "strategy": "activedpo"}
         Project(tmp_path).begin({"model": "m", "settings": kept})
         Project(tmp_path).begin({"model": "m", "settings": kept})
         with pytest.raises(InputError, match=r"another settings.rank \(4, not 8\)"):

@@ -349,8 +349,8 @@ class TestOwnPool:
     def test_a_project_that_knows_fewer_settings_goes_on_with_their_defaults(self, begun, capsys):
         answer_all(begun)
         kept = json.loads(begun.manifest_path.read_text())
-        for name in ("init", "targets"):
-            del kept["settings"]["adapter"][name]
+        del kept["settings"]["adapter"]["init"], kept["settings"]["training"]["ties"]
+        (begun.root / "ledger.json").unlink()  # such projects have none
         begun.manifest_path.write_text(json.dumps(kept))
         assert main(["select", "--project", str(begun.root), "--budget", "2"]) == 0
 
@@ -359,6 +359,9 @@ class TestOwnPool:
         answer_all(begun)
         text = begun.queries(1).read_text()
         begun.queries(1).write_text(text.replace(begun.read_queries(1)[0].left, "something else"))
+        assert main(["train", str(begun.root)]) == 2
+        assert f"{begun.queries(1)} is cut or altered" in capsys.readouterr().err
+        (begun.root / "ledger.json").unlink()
         assert main(["train", str(begun.root)]) == 2
         assert "edited" in capsys.readouterr().err
         assert not (begun.root / "models").exists()

@@ -23,6 +23,7 @@ from bandits.runs import stats
 from labelling import label, queries, server
 from labelling.answers import Answer, Answers
 from labelling.desk import Desk, Source, StaleError
+from labelling.project import Project
 from labelling.queries import Query
 
 NASTY = "<script>document.title = 'owned'</script> & \"quotes\" \u202eright to left\u202c"
@@ -325,7 +326,7 @@ class TestFiles:
         assert desk.standing("ada").duel is None
 
     def test_a_new_batch_of_a_project_is_shown_without_a_restart(self, tmp_path: Path) -> None:
-        (tmp_path / "project.json").write_text('{"format": 1}')
+        Project(tmp_path).begin({"model": "m", "settings": {"model": "m", "strategy": "random"}})
         batch(tmp_path / "queries" / "01.jsonl", 1)
         desk = Desk(Source.at(tmp_path))
         duel = desk.standing("ada").duel

@@ -44,6 +44,8 @@ TIMING = "timing.json"
 VOLATILE = (TIMING, "timing.html")
 """Files of wall-clock times, the only ones in which equal runs differ; no ledger relies on them."""
 LEDGER = "ledger.json"
+LOCK = ".lock"
+WAIT = "wait for it or choose another --output"
 
 
 class BusyError(InputError):
@@ -215,6 +217,12 @@ class Ledger:
         """List these files and no others."""
         self._write(self._hashes(names), share, False)
 
+    def drop(self, names: Iterable[str]) -> None:
+        """List these files no more."""
+        left = self.files.keys() - set(names)
+        if left != self.files.keys():
+            self._write({name: value for name, value in self.files.items() if name in left}, 0.0, False)
+
     def close(self, *names: str) -> None:
         """List these files and no others, and that the work is over; remove whatever else is in the folder."""
         self._write(self._hashes(names), 1.0, False)
@@ -240,12 +248,12 @@ class Ledger:
         """Say what does not match, a line each."""
         if self.torn:
             return [f"{self.folder / LEDGER} is damaged"]
-        told = []
-        for name, expected in self.files.items():
-            found = files.file_sha256(self.folder / name)
-            if found != expected:
-                told.append(f"{self.folder / name} is {'gone' if found is None else 'cut or altered'}")
-        return told
+        return [f"{self.folder / name} is {fate}" for name, fate in self.differing(self.files).items()]
+
+    def differing(self, names: Iterable[str]) -> dict[str, str]:
+        """Say, by name, what became of those of some listed files that do not match."""
+        found = {name: files.file_sha256(self.folder / name) for name in names}
+        return {n: "gone" if s is None else "cut or altered" for n, s in found.items() if s != self.files[n]}
 
     @property
     def whole(self) -> bool:
@@ -348,6 +356,42 @@ def _bury(owner: Mapping[str, Any]) -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _claim(folder: Path, name: str, wait: str) -> tuple[Path, int]:
+    """Take a lock of a folder and sign it; return path and descriptor, or raise ``BusyError``, naming its holder."""
+    path = folder / name
+    before = _owner(path)
+    handle = _lock(path)
+    if handle is None:
+        raise _busy(folder, path, wait)
+    _bury(before)
+    me = {"pid": os.getpid(), "host": HOST, "started": psutil.Process().create_time()}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(me).encode(), 0)
+    return path, handle
+
+
+def _busy(folder: Path, lock: Path, wait: str) -> BusyError:
+    owner = _owner(lock)
+    since = ""
+    with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
+        since = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(float(owner["started"])))
+    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}{since}"
+    return BusyError(f"{folder} is being written by {who}; {wait}")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that is no run alone while the block runs; ``BusyError``, naming the holder, if another has it."""
+    try:
+        lock = _claim(folder, LOCK, "wait for it")
+    except OSError as error:
+        raise WriteError(f"cannot write {folder / LOCK}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        _release(*lock)
+
+
 class RunDirectory:
     """One run's folder: resumed if it is the same run, refused if it is another's.  Opening it writes nothing."""
 
@@ -402,7 +446,7 @@ class RunDirectory:
 
     @staticmethod
     def _own(path: Path) -> bool:
-        return path.name.startswith(".lock") or files.temporary(path)
+        return path.name.startswith(LOCK) or files.temporary(path)
 
     @contextlib.contextmanager
     def held(self, part: Part = Part(), force: bool = False) -> Iterator[None]:
@@ -450,36 +494,20 @@ class RunDirectory:
 
     def _take(self, part: Part) -> list[tuple[Path, int]]:
         """Lock the run, or one part of it, against all that would write the same; return path and descriptor."""
-        name = ".lock" if part.count == 1 else f".lock-{part.index}-of-{part.count}"
-        mine = self.path / name
-        before = _owner(mine)
-        handle = _lock(mine)
-        if handle is None:
-            raise self._busy(mine)
-        _bury(before)
-        me = {"pid": os.getpid(), "host": HOST, "started": psutil.Process().create_time()}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(me).encode(), 0)
-        for other in sorted(self.path.glob(".lock*")):
-            alongside = other.name.endswith(f"-of-{part.count}") and name != ".lock"
+        name = LOCK if part.count == 1 else f"{LOCK}-{part.index}-of-{part.count}"
+        mine, handle = _claim(self.path, name, WAIT)
+        for other in sorted(self.path.glob(f"{LOCK}*")):
+            alongside = other.name.endswith(f"-of-{part.count}") and name != LOCK
             if other.name == name or alongside:
                 continue
             left = _owner(other)
             theirs = _lock(other)
             if theirs is None:
                 _release(mine, handle)
-                raise self._busy(other)
+                raise _busy(self.path, other, WAIT)
             _bury(left)
             _release(other, theirs)
         return [(mine, handle)]
-
-    def _busy(self, lock: Path) -> BusyError:
-        owner = _owner(lock)
-        since = ""
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
-            since = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(float(owner["started"])))
-        who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}{since}"
-        return BusyError(f"{self.path} is being written by {who}; wait for it or choose another --output")
 
     def _start_over(self, part: Part, locks: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
         """Rename the folder away, begin a new one, hold that, and delete the old."""

@@ -107,16 +107,14 @@ def read_text(path: Path) -> str:
         raise DamagedError(f"cannot read {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_json(path: Path, kind: type = object) -> Any:
-    """Read a JSON file that holds a value of this kind; anything else in it is a ``DamagedError``."""
+def read_json(path: Path, kind: type = object, mend: str = "delete the folder or run again with --force") -> Any:
+    """Read a JSON file that holds a value of this kind; else raise ``DamagedError``, which says how to ``mend`` it."""
     try:
         content = loads(read_text(path))
     except ValueError as error:
-        raise DamagedError(f"cannot read {path}: {error}; delete the folder or run again with --force") from None
+        raise DamagedError(f"cannot read {path}: {error}; {mend}") from None
     if not isinstance(content, kind):
-        raise DamagedError(
-            f"cannot read {path}: it holds no {kind.__name__}; delete the folder or run again with --force"
-        )
+        raise DamagedError(f"cannot read {path}: it holds no {kind.__name__}; {mend}")
     return content
 
 
