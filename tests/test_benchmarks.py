@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,9 +162,9 @@ class TestMeasuring:
     @pytest.mark.campaign
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-    def test_a_command_and_its_files_end_with_benchmarks_that_are_stopped(self, how, tmp_path: Path):
-        scratch = tmp_path / "scratch"
-        scratch.mkdir()
+    def test_a_command_and_its_files_end_with_benchmarks_that_are_stopped(self, how, tmp_path: Path, request):
+        scratch = Path(tempfile.mkdtemp())  # a worker's socket lies below, whose path may have 107 bytes
+        request.addfinalizer(lambda: shutil.rmtree(scratch))
         (tmp_path / "sleeper.py").write_text(SLEEPER)
         (tmp_path / "bench.py").write_text(BENCH)
         environment = os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": str(commands.ROOT)}
