@@ -6,7 +6,7 @@ Sees features only: rows of duels that may be labelled, rows of duels whose marg
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -231,9 +231,4 @@ def _compare(budget: int, chosen: np.ndarray, drawn: np.ndarray, note: str) -> H
             "chosen": chosen.mean(0),
         }
     )
-    return Headroom(budget, _share(over(error)), _share(over(saved), -1.0), curve, note)
-
-
-def _share(estimate: Estimate, least: float = -math.inf) -> Estimate:
-    """Return an estimate of a share that cannot be below ``least`` or above 1, and so neither can its interval."""
-    return replace(estimate, low=max(estimate.low, least), high=min(estimate.high, 1.0))
+    return Headroom(budget, over(error).within(-math.inf, 1), over(saved).within(-1, 1), curve, note)

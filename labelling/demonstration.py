@@ -37,7 +37,7 @@ from llm_loop.gradients import Gradients
 from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.report.evaluate import win_rates
-from llm_loop.report.findings import number, span
+from llm_loop.report.findings import number, with_span
 from llm_loop.run import AlignmentStudy, Cell, initial_features
 from llm_loop.setup import Setup
 from llm_loop.shared import Shared
@@ -384,7 +384,7 @@ def differences(table: pd.DataFrame, measure: str) -> dict[str, Estimate]:
 
 def _measured(estimate: Estimate, sign: bool = False) -> str:
     """Return a number with its interval, both to two digits behind the point."""
-    return f"{number(estimate.value, sign=sign)} {span(estimate.low, estimate.high, sign=sign)}"
+    return with_span(estimate.value, estimate.low, estimate.high, sign=sign)
 
 
 def word(difference: Estimate) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from bandits.core.errors import InputError
@@ -14,37 +13,36 @@ from llm_loop import launch
 from llm_loop.config import PRESETS, Alignment
 from llm_loop.run import AlignmentStudy
 
+
+def _refuse(alignment: Alignment, arguments: Sequence[str]) -> None:
+    """Raise ``InputError`` for prompts that are named beside a pool's file, which has its own.
+
+    The settings alone do not tell them from the preset's.
+    """
+    words = [part for word in arguments for part in word.split("=", 1)]
+    named, pool = dict(pairwise(words)).get("--prompts"), alignment.pool
+    if isinstance(pool, str) and named not in (None, pool):
+        raise InputError(f"--pool {pool} has prompts of its own; leave --prompts {named} out")
+
+
 COMMAND = command.Command(
     "python -m llm_loop",
     PRESETS,
     AlignmentStudy.of,
     "--strategies and --seeds",
     "  First, once: activedpo assets\n--dry-run tells what a run will take and runs nothing.",
+    _refuse,
 )
-
-
-def parsed(arguments: Sequence[str], program: str = COMMAND.program) -> tuple[str, command.Options[Alignment]]:
-    """Return the preset's name and its options.
-
-    Raises ``InputError`` for prompts that are named beside a pool's file, which has its own: the settings alone do not
-    tell them from the preset's.
-    """
-    preset, options = command.parse(replace(COMMAND, program=program), arguments)
-    words = [part for word in arguments for part in word.split("=", 1)]
-    named, pool = dict(pairwise(words)).get("--prompts"), options.settings.pool
-    if isinstance(pool, str) and named not in (None, pool):
-        raise InputError(f"--pool {pool} has prompts of its own; leave --prompts {named} out")
-    return preset, options
 
 
 def align(arguments: Sequence[str]) -> int:
     """Run a preset with overrides and say what was found; under a launcher, in the main process of several."""
     if "--dry-run" in arguments:
-        return foretell(*parsed([word for word in arguments if word != "--dry-run"]))
-    _, options = parsed(arguments)
+        return foretell(*command.parse(COMMAND, [word for word in arguments if word != "--dry-run"]))
     if launch.processes() == 1:
         return command.run(COMMAND, arguments)
     if not launch.is_main():
+        _, options = command.parse(COMMAND, arguments)
         AlignmentStudy.of(options.settings).follow()
         return 0
     try:

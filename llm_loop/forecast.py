@@ -7,6 +7,7 @@ will be follows from the settings.  Responses are taken to be as long as those o
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -90,11 +91,9 @@ class Author:
 def of_pool(alignment: Alignment, pace: dict[str, float], others: Sequence[Author] = ()) -> float:
     """Return the seconds that a pool takes before the first cell: its responses, and their states below the adapter.
 
-    What others draw beside the initial model, this one scores.  Responses of a file are not counted, for nobody has
-    read it yet.
+    What others draw beside the initial model, this one scores.
     """
-    if isinstance(alignment.pool, str):
-        return 0.0
+    assert isinstance(alignment.pool, int)
     draws = zip(shares(alignment.responses, 1 + len(others)), (pace["draw"], *(o.draw for o in others)), strict=True)
     each = alignment.responses * (pace["below"] + (pace["score"] if others else 0.0))
     return alignment.pool * (each + sum(count * draw for count, draw in draws)) + sum(o.begun for o in others)
@@ -155,7 +154,7 @@ class Forecast:
     lines: tuple[str, ...]
     """a line a fact"""
     seconds: float
-    """until all are done, side by side"""
+    """until all are done, side by side; NaN: nothing could be timed"""
 
 
 def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, part: Part) -> Forecast:
@@ -165,7 +164,7 @@ def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, p
     that does not fit into memory is not loaded, and nothing is timed.
     """
     alignment, every = study.alignment, study.cells()
-    mine = every[part.index - 1 :: part.count]
+    mine = part.take(every)
     left = mine if directory is None else directory.missing(mine)
     lines = [counted(len(left), len(mine) - len(left), len(every), part)]
     if not left:
@@ -174,8 +173,10 @@ def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, p
         lines.append(f"device {alignment.device!r} is not available here: hours and memory are of this machine's CPU")
         alignment = replace(alignment, device="cpu")
     check(alignment, study.parts)
-    drawn = isinstance(alignment.pool, str) or _there(directory, POOL)
-    pool = 0 if drawn else int(alignment.pool) * alignment.responses
+    if _there(directory, POOL):
+        alignment = replace(alignment, pool_models=())  # they have drawn
+    known = isinstance(alignment.pool, str) or _there(directory, POOL)  # of a file, which nobody has read yet
+    pool = 0 if known else int(alignment.pool) * alignment.responses
     rest = {cell: 1 - (Ledger(directory.cell(cell)).share if directory else 0.0) for cell in left}
     trust, named = alignment.trust_remote_code, alignment.pool_models
     weights = model_bytes(alignment.model, alignment.dtype, trust)
@@ -191,7 +192,7 @@ def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, p
         longest = alignment.decoding.tokens, alignment.prompt_tokens + 2 * alignment.decoding.tokens
         lines.append(tokens(work(alignment, True), pool, sum(rest.values()), longest, "at most"))
         lines.append("the model alone does not fit, so it was not loaded and no work was timed")
-        return Forecast(tuple(lines), 0.0)
+        return Forecast(tuple(lines), math.nan)
     if _there(directory, TUNED):
         alignment = replace(alignment, tuning=replace(alignment.tuning, data=""))
     pace, begun, first, others = timed(replace(study, alignment=alignment))
@@ -205,7 +206,7 @@ def forecast(study: AlignmentStudy, directory: RunDirectory | None, jobs: int, p
             told = ", ".join(f"{stage} {in_words(spent)}" for stage, spent in stages.items() if spent)
             lines.append(f"  {name}: {len(own)} cells of about {in_words(whole)} ({told})")
     lines.append(tokens(one, pool, sum(rest.values()), (pace["response"], pace["pair"]), "about"))
-    before = 0.0 if drawn else of_pool(alignment, pace, others)
+    before = 0.0 if known else of_pool(alignment, pace, others)
     if first:
         lines.append(f"the model is tuned on {alignment.tuning.data} first: about {in_words(first)}, once")
     if before:

@@ -31,7 +31,7 @@ from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Adapter, Policy, Row, check_device, check_model, distinct, load_policy, weights_hash
-from llm_loop.rewards.scorers import SCORERS, Scorer, Whole, load_scorer, read_by
+from llm_loop.rewards.scorers import SCORERS, Scorer, Unabridged, load_scorer, read_by
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
 from llm_loop.tuning import Tuned, examples, tuned, wide
@@ -275,7 +275,7 @@ def check_lengths(setup: Setup) -> None:
     """
     arena, heldout, alignment = setup.arena, setup.heldout, setup.alignment
     for scorer in (heldout.scorer, heldout.judge):
-        if not isinstance(scorer, Whole):
+        if not isinstance(scorer, Unabridged):
             continue
         if isinstance(arena, GivenArena) and scorer is heldout.scorer:
             for prompt, texts in arena.given.items():

@@ -18,9 +18,10 @@ from torch import Tensor
 from bandits.core.duels import Labelled
 from bandits.core.greedy import greedy
 from bandits.loop import DesignState
+from bandits.runs import command
 from bandits.runs.command import guard, say
 from bandits.runs.stats import rank_correlation
-from llm_loop.__main__ import parsed
+from llm_loop.__main__ import COMMAND
 from llm_loop.arena import Table
 from llm_loop.config import Alignment
 from llm_loop.run import COMPARED
@@ -79,7 +80,7 @@ def told(b0: Start, a0: Start) -> list[str]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line."""
-    _, options = parsed(arguments, "python -m llm_loop.starts")
+    _, options = command.parse(replace(COMMAND, program="python -m llm_loop.starts"), arguments)
     check(options.settings, Parts.of(options.settings))
     with quiet_libraries():
         say(*compare(options.settings))

@@ -60,6 +60,8 @@ class Command(Generic[Settings]):
     """the options that make cells"""
     note: str = ""
     """more for the list of presets"""
+    refuse: Callable[[Any, Sequence[str]], None] = lambda settings, arguments: None
+    """raises ``InputError`` for what the settings alone do not show to be wrong, but their command line does"""
 
 
 def main(command: Command[Any], arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +114,7 @@ def parse(command: Command[Settings], arguments: Sequence[str]) -> tuple[str, Op
     Part.of(options.cells)  # here, so that a dry run refuses it too
     if options.jobs < 0:
         raise InputError(f"--jobs must be at least 0, got {options.jobs}")
+    command.refuse(options.settings, arguments)
     return preset, options
 
 

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 import psutil
@@ -37,6 +37,7 @@ from bandits.runs import files
 from bandits.runs.files import HOST, DamagedError, WriteError
 from bandits.runs.text import dumps
 
+T = TypeVar("T")
 DISTRIBUTION = "activedpo-testbed"
 SOURCES = {".py", ".j2", ".css", ".json", ".toml", ".safetensors"}
 LIBRARIES = ("torch", "numpy", "scipy", "pandas")
@@ -73,6 +74,10 @@ class Part:
         if not 1 <= part.index <= part.count:
             raise InputError(f"--cells must be i/n with 1 <= i <= n, got {text!r}")
         return part
+
+    def take(self, cells: Sequence[T]) -> list[T]:
+        """Return this part of a run's cells."""
+        return list(cells[self.index - 1 :: self.count])
 
 
 # What makes a run this run.

@@ -135,7 +135,7 @@ def execute(
     with backend_of(backend, address), directory.held(cells, force):
         every = wanted(study, directory)  # afresh: --force has emptied the folder
         while True:
-            mine = every[cells.index - 1 :: cells.count]
+            mine = cells.take(every)
             _play_missing(study, directory, mine, jobs, backend)
             known, every = len(every), wanted(study, directory)
             if len(every) == known:

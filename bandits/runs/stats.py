@@ -53,6 +53,10 @@ class Estimate:
         ]
         return replace(self, unmet=join[0], note=join[1], vacuous=join[2])
 
+    def within(self, least: float, most: float) -> Estimate:
+        """Return the same estimate of what cannot be below ``least`` or above ``most``; nor then can its interval."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 

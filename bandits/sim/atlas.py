@@ -221,7 +221,8 @@ def sentences(
                 f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
                 f"{len(settings.worlds())} worlds; noise in what was saved pulls the rank correlation down): "
                 + "; ".join(
-                    f"at {row.budget} labels rank correlation {_rank(row)}, slope {_slope(row)}" for row in _rows(lined)
+                    f"at {row.budget} labels rank correlation {_fitted(row, 'rank')}, slope {_fitted(row, 'slope')}"
+                    for row in _rows(lined)
                 )
                 + "."
             )
@@ -270,8 +271,7 @@ def page_text(
     """Return "Which rule when" as Markdown; ``figure`` is the folder of its figures."""
     last, worlds = max(settings.budgets), len(settings.worlds())
     duels = settings.prompts * math.comb(max(settings.responses), 2)
-    small = ["", f"The pool is small: {last} of at most {duels} duels are bought, so there is little to choose."]
-    small = small if duels < 2 * last else []
+    small = f"The pool is small: {last} of at most {duels} duels are bought, so there is little to choose."
     out = [
         "# Which rule when" + ("" if preset == "full" else f": the map `{preset}`"),
         "",
@@ -291,7 +291,7 @@ def page_text(
         "with a fifth turned round (*flips*). *The meter*, [`headroom`](api.md), sees features alone. The learner "
         f"(`{settings.learner}`)",
         f"is linear, and can represent the truth (`{settings.truth}`).",
-        *small,
+        *(["", small] if duels < 2 * last else []),
         "",
         "## What was found",
         "",
@@ -325,7 +325,7 @@ def page_text(
             line = _rows(fit[(fit["rule"] == rule) & (fit["objective"] == objective) & (fit["budget"] == last)])
             over = means[(means["rule"] == rule) & (means["objective"] == objective) & (means["budget"] == last)]
             (whole,) = _rows(over[over["knob"] == ALL])
-            slope = _slope(line[0]) if line else "–"
+            slope = _fitted(line[0], "slope") if line else "–"
             out.append(
                 f"| `{rule}` | {counts.get(SAVES, 0)} / {counts.get(SAVES_NOT, 0)} / {counts.get(UNDECIDED, 0)} "
                 f"| {_percent(whole)} | {_place(best)} | {_place(worst)} | {goal.harmed} "
@@ -383,7 +383,7 @@ def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
 
 
 def _whole(share: float, sign: str = "") -> str:
-    return f"{round(100 * share) + 0:{sign}d}".replace("-", "−")
+    return f"{round(100 * share):{sign}d}".replace("-", "−")
 
 
 def _percent(row: Any) -> str:
@@ -394,12 +394,10 @@ def _ahead(row: Any) -> str:
     return f"{_whole(row.ahead, '+')} % [{_whole(row.ahead_low, '+')}, {_whole(row.ahead_high, '+')}]"
 
 
-def _rank(row: Any) -> str:
-    return f"{row.rank:.2f} [{row.rank_low:.2f}, {row.rank_high:.2f}]".replace("-", "−")
-
-
-def _slope(row: Any) -> str:
-    return f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]".replace("-", "−")
+def _fitted(row: Any, name: str) -> str:
+    """Return the rank correlation, or the slope, of the meter's prediction and what was saved."""
+    value, low, high = (getattr(row, column) for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:
@@ -411,9 +409,9 @@ def _place(row: Any) -> str:
     return f"{_percent(row)} (redundancy {row.redundancy:g}, {row.noise}, K = {row.responses})"
 
 
-def heat(settings: Map, table: pd.DataFrame, rule: str, objective: str) -> Figure:
-    """Draw what a rule saves at the last budget, redundancy against K, a panel per noise; in brackets if undecided."""
-    last = max(settings.budgets)
+def heat(settings: Map, table: pd.DataFrame, objective: str) -> Figure:
+    """Draw what the first rule saves at the last budget: redundancy against K, a panel per noise (``heated``)."""
+    rule, last = settings.rules[0], max(settings.budgets)
     figure, axes = figures.panels(len(settings.noise), width=3.4, height=2.8, legend=0.8)
     shown = table[(table["rule"] == rule) & (table["objective"] == objective) & (table["budget"] == last)]
     for axis, noise in zip(axes, settings.noise, strict=True):
@@ -480,11 +478,9 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
     last = max(settings.budgets)
     pictures: list[Picture] = []
     for objective in OBJECTIVES:
-        for rule in settings.rules[:1]:
-            caption = heated(settings, objective)
-            pictures.append(figures.picture(f"saved-{objective}", caption, heat(settings, table, rule, objective)))
-        caption = metered(objective, last)
-        pictures.append(figures.picture(f"meter-{objective}", caption, scatter(settings, table, objective)))
+        drawn = heat(settings, table, objective), scatter(settings, table, objective)
+        pictures.append(figures.picture(f"saved-{objective}", heated(settings, objective), drawn[0]))
+        pictures.append(figures.picture(f"meter-{objective}", metered(objective, last), drawn[1]))
     for picture in pictures:
         write_bytes(directory.path / "figures" / f"{picture.name}.{picture.kind}", picture.content)
     text = page_text(settings, directory.manifest["preset"], table, means, fit, aims, "figures")

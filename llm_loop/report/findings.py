@@ -133,6 +133,11 @@ def span(low: float, high: float, digits: int = 2, sign: bool = True) -> str:
     return f"[{number(low, digits, sign)}, {number(high, digits, sign)}]"
 
 
+def with_span(value: float, low: float, high: float, digits: int = 2, sign: bool = True) -> str:
+    """Return a number with its interval."""
+    return f"{number(value, digits, sign)} {span(low, high, digits, sign)}"
+
+
 def moved(low: float, high: float) -> str:
     """Say which way a change went, if its interval says so."""
     return "rose" if low > 0 else "fell" if high < 0 else "did not move beyond its interval"
@@ -190,7 +195,7 @@ def frontier(equal: pd.DataFrame, baseline: str, reasons: bool = False) -> str:
     for row in rows:
         why = f"; {row['reason']}".replace("replicate", "seed") if reasons and row["reason"] else ""
         each.append(
-            f"{row['strategy']} {number(row['difference'])} {span(row['low'], row['high'])} at "
+            f"{row['strategy']} {with_span(row['difference'], row['low'], row['high'])} at "
             f"{number(row['kl'], sign=False)} nats a token ({row['verdict']}{why})"
         )
     seeds = f"{rows[0]['seeds']} paired seed{'s' if rows[0]['seeds'] > 1 else ''}"
@@ -221,7 +226,7 @@ def alone(row: dict[str, Any], labels: int, seeds: int) -> str:
     line = (
         f"{row['strategy']}: held-out reward {moved(reward['change_low'], reward['change_high'])}, from "
         f"{number(row['start']['reward'], sign=False)} to {number(reward['mean'], sign=False)} after {labels} "
-        f"labels: {number(reward['change'])} {span(reward['change_low'], reward['change_high'])} over "
+        f"labels: {with_span(reward['change'], reward['change_low'], reward['change_high'])} over "
         f"{reward['units']:.0f} prompts (these very policies)"
     )
     if seeds > 1:
@@ -249,7 +254,7 @@ def compared(judged: dict[Hashable, Any], baseline: str) -> str:
             f"{name} against {baseline}, {where}: {number(judged['difference'])} with one seed. That is no evidence "
             "either way; a comparison takes several seeds."
         )
-    said = f"{number(judged['difference'])} {span(low, high)}, {judged['seeds']} paired seeds"
+    said = f"{with_span(judged['difference'], low, high)}, {judged['seeds']} paired seeds"
     if judged["verdict"] in ("better", "worse"):
         return f"{name} did {judged['verdict']} than {baseline}, {where}: {said}."
     reason = judged["reason"].replace("replicates", "seeds")
@@ -311,7 +316,7 @@ def grouped(comparison: pd.DataFrame, baseline: str) -> list[str]:
             group = part[part["verdict"] == verdict].sort_values("difference", ascending=False)
             if len(group):
                 each = [
-                    f"{judged['strategy']} ({number(judged['difference'])} {span(judged['low'], judged['high'])})"
+                    f"{judged['strategy']} ({with_span(judged['difference'], judged['low'], judged['high'])})"
                     for judged in group.to_dict("records")
                 ]
                 lines.append(f"{where.capitalize()}, {said}: {', '.join(each)}.")
@@ -457,7 +462,7 @@ def _displaced(row: dict[str, Any]) -> bool:
 
 
 def _nats(found: Estimate) -> str:
-    return f"{number(found.value)} {span(found.low, found.high)}"
+    return with_span(found.value, found.low, found.high)
 
 
 def _rate(found: Estimate) -> str:
@@ -469,7 +474,7 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     gaps = [mean(row["fit"]["training_accuracy"] - row["fit"]["accuracy"]) for row in rows]
     heart = [
         f"{row['strategy']} {row['fit']['training_accuracy'].mean():.0%} and {row['fit']['accuracy'].mean():.0%} (gap "
-        f"{number(100 * gap.value, 0)} {span(100 * gap.low, 100 * gap.high, 0)} points)"
+        f"{with_span(100 * gap.value, 100 * gap.low, 100 * gap.high, 0)} points)"
         for row, gap in zip(rows, gaps, strict=True)
         if gap.low > BY_HEART
     ]

@@ -255,7 +255,7 @@ def _over(limit: int | None, lengths: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Unabridged:
     """A scorer by which no text is read in part: longer ones are refused."""
 
     scorer: Limited
@@ -293,7 +293,7 @@ class Whole:
 
 def read_by(scorer: Scorer, long_texts: LongTexts) -> Scorer:
     """Return a scorer that does with long texts as it is told."""
-    return Whole(scorer) if long_texts == "refuse" and isinstance(scorer, Limited) else scorer
+    return Unabridged(scorer) if long_texts == "refuse" and isinstance(scorer, Limited) else scorer
 
 
 def _check_factory(part: object) -> None:

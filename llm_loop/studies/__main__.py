@@ -7,6 +7,7 @@ nothing waits for the last cell.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def play(name: str, options: Options) -> int:
             return status
         found[part.name] = max(finished(part, run, directory, study.exact), lasting, key=lambda one: one.seeds)
     if options.dry:
-        command.say(f"in all: about {in_words(left)}" if left else "in all: nothing is left to play")
+        some = "not known, since not all could be timed" if math.isnan(left) else f"about {in_words(left)}"
+        command.say(f"in all: {some if left else 'nothing is left to play'}")
         return 0
     if not any(len(one.table) for one in found.values()):
         command.say("no seed of this study is finished yet")
@@ -122,12 +124,8 @@ def _kept_line(table: Path, lasting: Found) -> str:
 
 def _told(name: str, run: AlignmentStudy, directory: RunDirectory, part: Part, jobs: int) -> float:
     """Tell what the unfinished cells of a run will take; return the seconds."""
-    left = directory.missing(run.cells()[part.index - 1 :: part.count])
-    command.say(f"{name}:" if left else f"{name}: all cells are finished")
-    if not left:
-        return 0.0
     told = forecast(run, directory, jobs, part)
-    command.say(*told.lines)
+    command.say(f"{name}:", *told.lines)
     return told.seconds
 
 

@@ -166,7 +166,7 @@ class MatrixStudy:
     def forecast(self, directory: RunDirectory, jobs: int, part: Part) -> list[str]:
         """Return what is left of a part of the run and what it takes, by a few seconds of work on the first model."""
         every = self.cells()
-        mine = every[part.index - 1 :: part.count]
+        mine = part.take(every)
         left = directory.missing(mine)
         lines = [counted(len(left), len(mine) - len(left), len(every), part)]
         if not left:

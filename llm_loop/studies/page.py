@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,18 @@ import scipy.stats
 
 from bandits.runs.stats import SAVINGS, Estimate, compare, decide, mean, savings
 from llm_loop.report.evaluate import against, at_equal_kl, by_seed, per_token
-from llm_loop.report.findings import FAR, FLUENCY, compared, frontier, named, number, saving, share_saved, span, strays
+from llm_loop.report.findings import (
+    FAR,
+    FLUENCY,
+    compared,
+    frontier,
+    named,
+    number,
+    saving,
+    share_saved,
+    strays,
+    with_span,
+)
 from llm_loop.studies.figures import TITLES, in_panels
 from llm_loop.studies.plans import EXACT, Part, Study
 from llm_loop.studies.read import Found
@@ -193,7 +203,7 @@ def _needed(row: Mapping[Hashable, Any]) -> str:
 def over_seeds(table: pd.DataFrame, measure: str) -> Estimate:
     """Estimate a measure's mean over a table's rows, Student's t; a share's interval stays between 0 and 1."""
     found = mean(table[measure])
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if measure in SHARES else found
+    return found.within(0.0, 1.0) if measure in SHARES else found
 
 
 def levels(study: Study, table: pd.DataFrame) -> list[str]:
@@ -203,8 +213,7 @@ def levels(study: Study, table: pd.DataFrame) -> list[str]:
     measure, last = study.measures[0], table[table["round"] == table["round"].max()]
     ends = {strategy: over_seeds(own, measure) for strategy, own in last.groupby("strategy", sort=False)}
     told = ", ".join(
-        f"{number(found.value, sign=False)} {span(found.low, found.high, sign=False)} ({strategy})"
-        for strategy, found in ends.items()
+        f"{with_span(found.value, found.low, found.high, sign=False)} ({strategy})" for strategy, found in ends.items()
     )
     first = table[table["round"] == 0][measure].mean()
     began = "" if math.isnan(first) else f"was {number(first, sign=False)} at first and "
@@ -237,7 +246,7 @@ def unlearned(study: Study, table: pd.DataFrame) -> list[str]:
     if gained is None or not why:
         return []
     return [
-        f"{table['part'].iloc[0]}: {why} ({number(gained.value)} {span(gained.low, gained.high)} of held-out reward, "
+        f"{table['part'].iloc[0]}: {why} ({with_span(gained.value, gained.low, gained.high)} of held-out reward, "
         f"{gained.n} seeds), so a share of its labels saved is not defined there, and rewards are to be compared."
     ]
 
@@ -293,7 +302,7 @@ def _differences(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
 
 def _size(row: Mapping[Hashable, Any]) -> str:
     """Return a difference with its interval."""
-    return f"{number(row['difference'])} {span(row['low'], row['high'])}"
+    return with_span(row["difference"], row["low"], row["high"])
 
 
 def foreseen(forecasts: Sequence[Mapping[Hashable, Any]]) -> str:
@@ -370,7 +379,8 @@ def _dimensions(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
 
 def _percent(share: Estimate, digits: int = 0) -> str:
     """Return a share in per cent with its interval, which is cut at what a share can be."""
-    low, value, high = (f"{100 * x:.{digits}f}" for x in (max(share.low, 0), share.value, min(share.high, 1)))
+    share = share.within(0.0, 1.0)
+    low, value, high = (f"{100 * x:.{digits}f}" for x in (share.low, share.value, share.high))
     return f"{value} %" if math.isnan(share.low) else f"{value} % [{low}, {high}]"
 
 
@@ -444,7 +454,7 @@ def _final(study: Study, table: pd.DataFrame) -> list[str]:
         last = own[own["round"] == own["round"].max()]
         found = [over_seeds(last, measure) for measure in study.measures]
         found += [over_seeds(own.dropna(subset=name), name) for name in nulls]
-        shown = [f"{number(one.value, sign=False)} {span(one.low, one.high, sign=False)}" for one in found]
+        shown = [with_span(one.value, one.low, one.high, sign=False) for one in found]
         cells = " | ".join(cell.replace("– –", "–") for cell in shown)
         lines.append(f"| {part} | {strategy} | {len(last)} | {cells} |")
     if nulls:
@@ -562,7 +572,7 @@ def fits(gains: pd.DataFrame) -> str:
         "better": "On average over both, a model learned more from what it chose itself than from what the other chose",
         "worse": "On average over both, a model learned less from what it chose itself than from what the other chose",
     }.get(word, "Whether a preference set suits the model that chose it is undecided")
-    size = f"{number(found.value)} {span(found.low, found.high)} of reward a model, {found.n} paired seeds"
+    size = f"{with_span(found.value, found.low, found.high)} of reward a model, {found.n} paired seeds"
     return f"{said}: {size}{f'; {reason}' if reason else ''}."
 
 
@@ -609,9 +619,7 @@ def matrix_page(
     ]
     for (model, chooser), own in gains.groupby(["model", "chosen_by"], sort=False):
         cells = [mean(own[name]) for name in ("gain", "judge_gain", "kl_per_token")]
-        shown = [
-            f"{number(one.value, sign=i < 2)} {span(one.low, one.high, sign=i < 2)}" for i, one in enumerate(cells)
-        ]
+        shown = [with_span(one.value, one.low, one.high, sign=i < 2) for i, one in enumerate(cells)]
         whom = "itself" if chooser == model else chooser
         lines.append(
             f"| {model} | {whom} | {len(own)} | {number(own['before'].mean(), sign=False)} | {' | '.join(shown)} |"
