@@ -104,8 +104,8 @@ SETTINGS = {
 
 TASKS = (
     Part("films", ("--prompts", "films", *FULL)),
-    Part("films, 40 seeds", ("--prompts", "films", "--seeds", "40"), ("activedpo-normalised", "random")),
     Part("headlines", ("--prompts", "headlines", *FULL)),
+    Part("films, 40 seeds", ("--prompts", "films", "--seeds", "40"), ("activedpo-normalised", "random")),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4", *CUT)),
     Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
