@@ -739,7 +739,9 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     assert sum("reward at equal KL" in line for line in said) == 5
     assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 4
     assert sum("decisive-bald saves labels: with 32 it has random's reward at 64" in line for line in said) == 1
-    assert sum("apo does not save labels" in line for line in said) == sum("apo" in one.strategies for one in study.full)
+    assert sum("apo does not save labels" in line for line in said) == sum(
+        "apo" in one.strategies for one in study.full
+    )
     assert len(saved) == sum(len(part.strategies) - 1 for part in study.full)
     assert said[0].startswith("films: held-out reward was −0.01 at first and is, after 64 labels, 7.97 [")
     assert said[0].endswith("; 4 seeds.")
