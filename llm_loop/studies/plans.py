@@ -105,7 +105,7 @@ SETTINGS = {
 TASKS = (
     Part("films", ("--prompts", "films", *FULL)),
     Part("headlines", ("--prompts", "headlines", *FULL)),
-    Part("films, 40 seeds", ("--prompts", "films", "--seeds", "40"), ("activedpo-normalised", "random")),
+    Part("films, many seeds", ("--prompts", "films", "--seeds", "40"), ("activedpo-normalised", "random")),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4", *CUT)),
     Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
