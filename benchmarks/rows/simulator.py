@@ -187,7 +187,7 @@ def per_round(rounds: int, windows: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _seconds(name: str, limit: float) -> Target:
-    return Target("seconds", limit, f"{name} within {limit / 60:.0f} minutes")
+    return Target("seconds", limit, f"{name} within {limit:.0f} s")
 
 
 QUICK = PRESETS["quick"][1]
@@ -242,7 +242,7 @@ register(
         f"NDB's setting, UCB, exact full V, {REPLICATES} replicates, {STEPS} steps a fit, {HORIZON} rounds",
         Contender("ours", ours, {"rounds": HORIZON}),
         check,
-        (_seconds("UCB", 300),),
+        (_seconds("UCB", 90),),
         (Contender(ALONE, direct, {"rounds": HORIZON}, scale=PER_CORE, own=True),),
         repetitions=1,
         warm=False,
