@@ -21,14 +21,17 @@ from bandits.runs.stats import (
     joint_level,
     label_efficiency,
     labels_saved,
+    looked,
     mean,
     pool_truths,
     pooled,
     replicates_to_tell,
     savings,
+    share,
     spending,
     tell,
 )
+from bandits.sim.report import pooled_findings
 
 LABELS = np.arange(20.0, 201.0, 20.0)
 
@@ -71,6 +74,13 @@ def frame(n: int, seed: int = 0, gain: float = 0.3, truths: int = 1, sd: float =
             table = pd.DataFrame(curves, columns=LABELS).rename_axis("replicate").reset_index()
             parts.append(table.melt("replicate", None, "labels", "error").assign(truth=f"t{truth}", contender=name))
     return pd.concat(parts, ignore_index=True)
+
+
+def told(logs: np.ndarray) -> pd.DataFrame:
+    """A run whose paired log ratios of errors are these: replicates × truths."""
+    table = pd.DataFrame(np.exp(logs)).rename(columns="t{}".format).rename_axis("replicate").reset_index()
+    ours = table.melt("replicate", None, "truth", "error").assign(contender="rule", labels=1)
+    return pd.concat([ours, ours.assign(contender="random", error=1.0)], ignore_index=True)
 
 
 class TestLabelsSaved:
@@ -278,41 +288,121 @@ class TestLooks:
         assert found["high"] == min(one["high"] for one in each)
         assert found["replicates"] == 24
 
+    @pytest.mark.campaign
+    def test_whole_curves_and_truths_together_keep_the_error_rate_too(self):
+        """100 runs of 2 truths without an effect, looked at 4 times: an effect, at any look, in at most 5 % of them.
+
+        Without the looks' shares it is in more than twice as many, of curves and of truths together.
+        """
+        looks, draws, rng = (8, 16, 32, 64), 100, np.random.default_rng(0)
+        wrong = {(name, way): 0 for name in ("compare", "pool_truths") for way in (looks, ())}
+        for _ in range(draws):
+            table = told(rng.normal(size=(64, 2)))
+            tables = [table[table["replicate"] < n] for n in looks]
+            for way in (looks, ()):
+                compared = [compare(table, "error", "random", scale="ratio", looks=way) for table in tables]
+                together = [pool_truths(table, "error", "random", looks=way) for table in tables]
+                wrong["compare", way] += any(((t["low"] > 1) | (t["high"] < 1)).any() for t in compared)
+                wrong["pool_truths", way] += any(
+                    ((t["low"] > 1) | (t["high"] < 1) | (t["improvement_low"] > 0.5) | (t["improvement_high"] < 0.5))[0]
+                    for t in together
+                )
+        for name in ("compare", "pool_truths"):
+            assert wrong[name, looks] <= scipy_stats.binom.ppf(1 - 1e-4, draws, 0.05), wrong
+            assert wrong[name, ()] > 2 * wrong[name, looks], wrong
+
+    def test_a_truth_has_the_replicates_and_the_share_of_its_last_look(self):
+        """Of looks at 8, 16 and 32 replicates one truth stopped at 8, one at 16, and one is between two looks."""
+        looks, logs = (8, 16, 32), np.random.default_rng(0).normal(size=(32, 3))
+        table = told(logs)
+        counts = {"t0": 8, "t1": 16, "t2": 20}
+        table = table[table["replicate"] < table["truth"].map(counts)]
+        found = compare(table, "error", "random", scale="ratio", looks=looks)
+        assert found["replicates"].tolist() == [8, 16, 16]
+        for row, column, n in zip(found.itertuples(), logs.T, (8, 16, 16), strict=True):
+            expected = mean(
+                column[:n], joint_level(3, 1 - 0.05 / 4)
+            )  # each of the two looks adds a fourth of the cap's
+            assert (row.low, row.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+        (row,) = pool_truths(table, "error", "random", looks=looks).itertuples()
+        level = joint_level(2, 1 - 0.05 / 4)
+        effect, better = pooled(logs[:8], interquartile_mean, level), (logs[:8] < 0).mean(1).sum()
+        assert row.replicates == 8
+        assert (row.low, row.high) == pytest.approx((math.exp(effect.low), math.exp(effect.high)))
+        chance = share(better, 8, level)
+        assert (row.improvement_low, row.improvement_high) == pytest.approx((chance.low, chance.high))
+
+    @pytest.mark.parametrize(
+        ("replicates", "expected"),
+        [(3, [(3, 0.99)]), (4, [(4, 0.99)]), (7, [(4, 0.99)]), (20, [(4, 0.99), (8, 0.99), (20, 0.97)])],
+    )
+    def test_replicates_before_the_first_look_and_beyond_one(self, replicates, expected):
+        found = looked((4, 8, 20), replicates)
+        assert [n for n, _ in found] == [n for n, _ in expected]
+        assert [level for _, level in found] == pytest.approx([level for _, level in expected])
+        assert looked((), replicates, 0.9) == [(replicates, 0.9)]
+
 
 class TestPooled:
     def test_the_interquartile_mean_leaves_a_quarter_out_at_either_end(self):
         values = np.array([9.0, 1, 2, 3, 4, 100, -50, 5])
         assert interquartile_mean(values) == np.sort(values)[2:6].mean()
 
-    def test_it_is_the_bootstrap_done_slowly(self):
-        rng = np.random.default_rng(0)
-        strata = [rng.normal(size=12), rng.normal(2, 3, 20)]
-        found = pooled(strata, interquartile_mean, seed=3, draws=300)
-        again = np.random.default_rng(3)
-        picks = [again.integers(0, len(part), (300, len(part))) for part in strata]
-        shares = []
-        for draw in range(300):
-            values = sorted(float(part[i]) for part, pick in zip(strata, picks, strict=True) for i in pick[draw])
-            shares.append(sum(values[8:24]) / 16)
-        assert found.value == pytest.approx(np.sort(np.concatenate(strata))[8:24].mean())
-        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shares, (0.025, 0.975))))
+    def test_it_is_the_t_interval_where_the_statistic_is_a_mean(self):
+        """The jackknife of a mean over truths is Student's t of the replicates' means."""
+        values = np.random.default_rng(0).normal(size=(12, 3))
+        found, expected = pooled(values, np.mean, 0.99), mean(values.mean(1), 0.99)
+        assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("n", "level"), [(16, 0.92), (72, 0.94)])
-    def test_the_interval_covers_as_its_docstring_says(self, n, level):
+    @pytest.mark.parametrize(("n", "truths"), [(8, 4), (24, 2)])
+    def test_the_interval_covers_though_truths_share_their_replicates_luck(self, n, truths):
+        """500 draws of truths that correlate by 0.3, at 95 % and as jointly and at a look: 0.93 and 0.99 or more."""
         rng = np.random.default_rng(n)
-        big = interquartile_mean(np.concatenate([rng.normal(0, 1, 10**6), rng.normal(1, 2, 10**6)]))
-        hits = []
-        for _ in range(200):
-            found = pooled([rng.normal(0, 1, n), rng.normal(1, 2, n)], interquartile_mean, draws=300)
-            hits.append(found.low <= big <= found.high)
-        assert np.mean(hits) >= least(200, level)
+        shift, scale = np.linspace(0, 1, truths), np.linspace(1, 2, truths)
+
+        def draw(count: int) -> np.ndarray:
+            shared = math.sqrt(0.3) * rng.normal(size=(count, 1)) + math.sqrt(0.7) * rng.normal(size=(count, truths))
+            return shift + scale * shared
+
+        big = interquartile_mean(draw(10**6).ravel())
+        for level, wanted in ((0.95, 0.93), (0.998, 0.99)):
+            found = [pooled(draw(n), interquartile_mean, level) for _ in range(500)]
+            assert np.mean([e.low <= big <= e.high for e in found]) >= least(500, wanted)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("p", [0.02, 0.98])
+    def test_the_share_of_better_replicates_covers_near_the_borders(self, p):
+        """120 tables of 12 replicates of 3 truths, half of which have their luck in common; all better in many."""
+        rng, hits = np.random.default_rng(0), 0
+        for _ in range(120):
+            luck = rng.random((12, 3))
+            luck = np.where(rng.random((12, 1)) < 0.5, luck[:, :1], luck)
+            found = pool_truths(told(np.where(luck < p, -1.0, 1.0)), "error", "random").iloc[0]
+            hits += found["improvement_low"] <= p <= found["improvement_high"]
+        assert hits / 120 >= least(120, 0.975)
+
+    @pytest.mark.parametrize(("log", "expected"), [(-1.0, (1, 0.0125, 0)), (1.0, (0, 0, 0.0125))])
+    def test_the_share_of_better_replicates_is_no_point_where_all_are_alike(self, log, expected):
+        """12 of 12: the end is where so many alike have probability α/2, of two statistics together."""
+        found = pool_truths(told(np.full((12, 3), log)), "error", "random").iloc[0]
+        value, low, high = found[["improvement", "improvement_low", "improvement_high"]]
+        assert value == expected[0]
+        assert (low**12, (1 - high) ** 12) == pytest.approx(expected[1:])
+
+    def test_ties_count_half_and_a_replicate_once(self):
+        logs = np.zeros((10, 2))
+        logs[:4], logs[4, 0] = -1, 1
+        found = pool_truths(told(logs), "error", "random").iloc[0]
+        assert found["improvement"] == pytest.approx((4 + 0.25 + 5 * 0.5) / 10)
+        expected = share(4 + 0.25 + 5 * 0.5, 10, joint_level(2))
+        assert (found["improvement_low"], found["improvement_high"]) == (expected.low, expected.high)
 
     @given(seed=st.integers(0, 10**6))
     def test_truths_pooled_are_the_middle_half_of_all_paired_ratios(self, seed):
         rng, rows = np.random.default_rng(seed), []
         ratios: dict[str, list[float]] = {"one": [], "two": []}
-        for truth, replicates in (("a", 9), ("b", 12)):
+        for truth, replicates in (("a", 9), ("b", 9)):
             for replicate in range(replicates):
                 errors = {name: rng.lognormal(size=3) for name in ("random", *ratios)}
                 if replicate == 0:
@@ -323,11 +413,10 @@ class TestPooled:
         table = pd.DataFrame(rows, columns=["truth", "contender", "replicate", "labels", "error"])
         for row in pool_truths(table, "error", "random").itertuples():
             logs = np.sort(ratios[row.contender])
-            assert row.effect == pytest.approx(math.exp(logs[5:16].mean()))
+            assert row.effect == pytest.approx(math.exp(logs[4:14].mean()))
             assert row.improvement == pytest.approx(np.mean((np.abs(logs) < 1e-12) / 2 + (logs < -1e-12)))
             level = 1 - 0.05 / 4
-            parts = [np.array(ratios[row.contender][:9]), np.array(ratios[row.contender][9:])]
-            again = pooled(parts, interquartile_mean, level)
+            again = pooled(np.reshape(ratios[row.contender], (2, 9)).T, interquartile_mean, level)
             assert (row.low, row.high) == pytest.approx((math.exp(again.low), math.exp(again.high)))
 
     @pytest.mark.slow
@@ -339,4 +428,27 @@ class TestPooled:
         assert null["low"] < 1 < null["high"]
         assert null["improvement_low"] < 0.5 < null["improvement_high"]
         few = pool_truths(frame(4, truths=2), "error", "random").iloc[0]
-        assert math.isnan(few["low"])
+        assert math.isnan(few["effect"])
+        assert few["reason"] == "4 of the 8 replicates that it takes"
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_truths_together_are_not_judged_from_numbers_that_are_not_finite(self, value):
+        table = told(np.random.default_rng(0).normal(-1, 0.1, (12, 2)))
+        assert pool_truths(table, "error", "random").loc[0, "reason"] == ""
+        table.loc[3, "error"] = value
+        found = pool_truths(table, "error", "random").iloc[0]
+        assert found["reason"] == "1 of 24 values are not finite"
+        assert math.isnan(found["effect"])
+        assert pooled_findings(found.to_frame().T) == [
+            "Over 2 truths together, rule's error (mean over rounds) is not judged against random's: "
+            "1 of 24 values are not finite."
+        ]
+
+    def test_fits_that_did_not_end_on_one_truth_forbid_what_is_said_of_all(self):
+        table = told(np.random.default_rng(0).normal(-1, 0.1, (12, 2)))
+        unmet = {("t1", "rule"): "3 of 12 fits did not converge", ("t0", "other"): "no"}
+        found = pool_truths(table, "error", "random", unmet=unmet)
+        assert found.loc[0, "reason"] == "on “t1”, rule: 3 of 12 fits did not converge"
+        assert pooled_findings(found)[0].endswith(f"not judged against random's: {found.loc[0, 'reason']}.")
+        both = pool_truths(table, "error", "random", unmet={("t0", "random"): "no", ("t1", "random"): "nor"})
+        assert both.loc[0, "reason"] == "on “t0”, random: no; on “t1”, random: nor"

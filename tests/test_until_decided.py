@@ -8,7 +8,7 @@ import pytest
 from kept import contents, only
 
 from bandits import __main__ as command
-from bandits.runs.stats import savings
+from bandits.runs.stats import compare, savings
 from bandits.sim import run as cells
 from bandits.sim.config import Simulation
 
@@ -59,6 +59,20 @@ def test_a_truth_stops_at_the_first_look_that_decides_or_at_the_cap(whole):
         assert count == 2 or "undecided" in set(earlier.loc[earlier["truth"] == truth, "verdict"])
     page = (folder / "index.html").read_text()
     assert "looked at 2, 4, 7 of them" in page
+    assert "not corrected for the looks" not in page
+
+
+@pytest.mark.slow
+def test_what_the_page_compares_has_the_share_of_the_last_look(whole):
+    folder = next((whole / "pool").iterdir())
+    rounds = pd.read_csv(folder / "rounds.csv")
+    found, ends = pd.read_csv(folder / "comparison.csv"), ["replicates", "low", "high"]
+    sound, plain = (compare(rounds, "error", "random", scale="ratio", looks=looks) for looks in ([2, 4, 7], []))
+    pd.testing.assert_frame_equal(found[ends], sound[ends])
+    assert (sound["high"] / sound["low"] > plain["high"] / plain["low"]).all()
+    together = pd.read_csv(folder / "pooled.csv")
+    least = rounds.groupby("truth")["replicate"].nunique().min()
+    assert together["reason"].tolist() == [f"{least} of the 8 replicates that it takes"]
 
 
 @pytest.mark.campaign

@@ -181,6 +181,17 @@ def bca(value: float, draws: ArrayLike, left_out: ArrayLike, level: float = LEVE
     return Estimate(value, float(low), float(high), len(less))
 
 
+def jackknife(value: float, left_out: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Estimate a statistic from its values without each of n replicates: ``value ± t √((n-1)/n Σ (less - mean)²)``.
+
+    Student's t at n - 1 degrees of freedom (Tukey 1958): what the statistic is on average of so many replicates.
+    """
+    less = np.asarray(left_out, dtype=np.float64)
+    n = len(less)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * math.sqrt(n - 1) * less.std()) if n > 1 else math.nan
+    return Estimate(value, value - half, value + half, n)
+
+
 def log_ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate:
     """Estimate how many times as large paired positive numbers are: ``exp(mean log a/b)``, t interval on the logs.
 
@@ -643,6 +654,24 @@ def spending(looks: Sequence[int]) -> np.ndarray:
     return np.diff([0, *looks]) / looks[-1]
 
 
+def looked(looks: Sequence[int], replicates: int, level: float = LEVEL) -> list[tuple[int, float]]:
+    """Return, for every look at so many replicates so far, how many it saw and the level of its intervals.
+
+    At which look the looking stops is chance, so what is told of the last look has that look's share of the error rate
+    (``spending``).  Replicates beyond a look are for the next one.  Without looks there is one, at all replicates.
+    """
+    if not len(looks):
+        return [(replicates, level)]
+    every = [(look, 1 - (1 - level) * float(share)) for look, share in zip(looks, spending(looks), strict=True)]
+    return [one for one in every if one[0] <= replicates] or [(replicates, every[0][1])]
+
+
+def _because(unmet: Mapping[tuple[str, str], str] | None, truth: Any, *contenders: Any) -> str:
+    """Say what forbids judging contenders on a truth; "" if nothing does."""
+    why = {name: (unmet or {}).get((str(truth), str(name)), "") for name in contenders}
+    return ", ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
+
+
 def _with_both(
     pairs: Sequence[tuple[Any, Any]], truths: Mapping[Any, Iterable[Any]]
 ) -> dict[Any, list[tuple[Any, Any]]]:
@@ -688,23 +717,19 @@ def savings(
     for truth, tables in truths.items():
         for rival, against in told[truth]:
             ours, theirs = tables[rival].align(tables[against], join="inner")
-            shares = spending(looks) if len(looks) else np.ones(1)
-            done = [n for n in looks if n <= len(ours)] or [len(ours)]
-            why = {name: (unmet or {}).get((str(truth), str(name)), "") for name in (rival, against)}
+            done = [(n, joint_level(tests, one)) for n, one in looked(looks, len(ours), level)]
             for budget in wanted:
-                levels = [joint_level(tests, 1 - (1 - level) * share) for share in shares]
                 found = [
-                    labels_saved(ours.columns, ours[:n], theirs[:n], budget, lower_is_better, one)
-                    for n, one in zip(done, levels, strict=False)
+                    labels_saved(ours.columns, ours[:n], theirs[:n], budget, lower_is_better, one) for n, one in done
                 ]
                 last, saved = found[-1], found[-1].saved
                 low, high = max(one.saved.low for one in found), min(one.saved.high for one in found)
                 if low <= high:
                     saved = replace(saved, value=min(max(saved.value, low), high), low=low, high=high)
-                saved = saved.but(unmet=", ".join(f"{name}: {reason}" for name, reason in why.items() if reason))
+                saved = saved.but(unmet=_because(unmet, truth, rival, against))
                 (word, reason), needed = tell(saved, margin), math.nan
                 if word == UNDECIDED:
-                    needed = replicates_to_tell(last, margin, levels[len(found) - 1])
+                    needed = replicates_to_tell(last, margin, done[-1][1])
                     reason = reason or would_decide(needed)
                 ends = [_needed(last.budget, share) for share in (saved.value, saved.high, saved.low)]
                 rows.append(
@@ -721,7 +746,7 @@ def savings(
                         "saved": saved.value,
                         "low": saved.low,
                         "high": saved.high,
-                        "replicates": len(ours),
+                        "replicates": saved.n,
                         "verdict": word,
                         "reason": reason,
                         "needed": needed,
@@ -733,34 +758,24 @@ def savings(
 # --- Truths pooled ------------------------------------------------------------------------------------------------
 
 LEAST_POOLED = 8
-"""replicates of a truth below which the stratified bootstrap gives no interval"""
+"""replicates below which what truths together say has no interval that covers"""
 
 
-def pooled(
-    strata: Sequence[ArrayLike],
-    statistic: Callable[..., np.ndarray],
-    level: float = LEVEL,
-    seed: int = 0,
-    draws: int = 4000,
-) -> Estimate:
-    """Estimate a statistic of the values of all strata by the stratified bootstrap, percentile interval.
+def pooled(values: ArrayLike, statistic: Callable[..., np.ndarray], level: float = LEVEL) -> Estimate:
+    """Estimate a statistic of all values (replicates × truths) with the ``jackknife``'s interval over replicates.
 
-    Replicates are drawn within their truth (Agarwal et al. 2021, with the generator's seed an argument).
-    ``statistic(values, axis=-1)`` sees all values in one row.  The truths are those that were run: the interval says
-    nothing of others.  With two truths of 16 replicates it covers 0.93 of 0.95, of 72 each 0.95.
+    A replicate is left out with all its truths, which share its network and random numbers; to draw within each truth
+    (Agarwal et al. 2021, whose runs are independent) would cover too seldom.  ``statistic(values, axis=-1)`` sees all
+    values in one row.  The truths are those that were run: the interval says nothing of others.  Of 8 replicates of 4
+    truths it covers 0.93 of 0.95, of 48 0.95.
     """
-    parts = [np.asarray(part, dtype=np.float64) for part in strata]
-    n = min((len(part) for part in parts), default=0)
-    wrong = _sample(np.concatenate(parts) if parts else [])[1]
+    table = np.asarray(values, dtype=np.float64)
+    n, wrong = len(table), _sample(table)[1]
+    wrong = wrong or (f"{n} of the {LEAST_POOLED} replicates that it takes" if n < LEAST_POOLED else "")
     if wrong:
         return Estimate(math.nan, math.nan, math.nan, n, wrong)
-    value = float(statistic(np.concatenate(parts), axis=-1))
-    if n < LEAST_POOLED:
-        return Estimate(value, math.nan, math.nan, n, note=f"no interval below {LEAST_POOLED} replicates")
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([part[rng.integers(0, len(part), (draws, len(part)))] for part in parts], -1)
-    low, high = np.quantile(statistic(drawn, axis=-1), ((1 - level) / 2, (1 + level) / 2))
-    return Estimate(value, float(low), float(high), n)
+    less = [statistic(np.delete(table, replicate, 0).ravel(), axis=-1) for replicate in range(n)]
+    return jackknife(float(statistic(table.ravel(), axis=-1)), less, level)
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -768,32 +783,48 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
-def pool_truths(rounds: pd.DataFrame, measure: str, baseline: str, lower_is_better: bool = True) -> pd.DataFrame:
+def pool_truths(
+    rounds: pd.DataFrame,
+    measure: str,
+    baseline: str,
+    lower_is_better: bool = True,
+    unmet: Mapping[tuple[str, str], str] | None = None,
+    looks: Sequence[int] = (),
+) -> pd.DataFrame:
     """Return per contender what holds over all truths together, from its label efficiency paired with a baseline's.
 
-    ``effect``: interquartile mean over truths and replicates of the paired log ratios, as a ratio.  ``improvement``:
-    the share of paired replicates in which the contender is the better one, ties half (unlike Agarwal et al., whose
-    runs are not paired).  Intervals: stratified bootstrap, 95 % jointly over contenders and the two statistics.
+    ``effect``: interquartile mean over truths and replicates of the paired log ratios, as a ratio, with the interval of
+    ``pooled``.  ``improvement``: the share of truths and replicates in which the contender is the better one, ties
+    half (unlike Agarwal et al., whose runs are not paired); a replicate counts once, by its truths' mean, with the
+    exact interval (``share``).  95 % jointly over contenders and the two statistics.
+
+    With ``looks`` (``savings``), after which truths may have stopped apart, each has as many replicates as the one that
+    stopped first, whose look's share of the error rate the intervals have.  ``reason`` says why a contender is not
+    judged: ``unmet`` of (truth, contender), numbers that are not finite, or too few replicates.
     """
     scores = label_efficiency(rounds, measure)
-    wide = [
-        part.pivot(index="replicate", columns="contender", values=measure)
-        for _, part in scores.groupby("truth", sort=False)
-    ]
+    wide = {
+        str(truth): part.pivot(index="replicate", columns="contender", values=measure)
+        for truth, part in scores.groupby("truth", sort=False)
+    }
+    n, level = looked(looks, min(map(len, wide.values())))[-1]
     names = [name for name in scores["contender"].unique() if name != baseline]
-    level, rows = joint_level(2 * len(names)), []
+    level, rows = joint_level(2 * len(names), level), []
     for name in names:
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = [(np.log(table[name]) - np.log(table[baseline])).dropna().to_numpy() for table in wide]
-        better = [(np.sign(-part if lower_is_better else part) + 1) / 2 for part in logs]
-        effect, chance = pooled(logs, interquartile_mean, level), pooled(better, np.mean, level)
+            pairs = [np.log(table[name]) - np.log(table[baseline]) for table in wide.values()]
+        logs = pd.concat(pairs, axis=1, join="inner").to_numpy()[:n]
+        why = {truth: _because(unmet, truth, name, baseline) for truth in wide}
+        forbids = "; ".join(f"on “{truth}”, {reason}" for truth, reason in why.items() if reason)
+        effect = pooled(logs, interquartile_mean, level).but(unmet=forbids)
+        hits = float(((np.sign(-logs if lower_is_better else logs) + 1) / 2).mean(1).sum())
+        chance = effect if math.isnan(hits) else share(hits, n, level)
+        ratio = [math.exp(value) for value in (effect.value, effect.low, effect.high)]
         rows.append(
-            {"contender": name, "baseline": baseline, "measure": measure, "truths": len(wide), "replicates": effect.n}
-            | {
-                key: math.exp(getattr(effect, part))
-                for key, part in (("effect", "value"), ("low", "low"), ("high", "high"))
-            }
+            {"contender": name, "baseline": baseline, "measure": measure, "truths": len(wide), "replicates": n}
+            | dict(zip(("effect", "low", "high"), ratio, strict=True))
             | {"improvement": chance.value, "improvement_low": chance.low, "improvement_high": chance.high}
+            | {"reason": effect.unmet}
         )
     return pd.DataFrame(rows)
 
@@ -827,6 +858,7 @@ def compare(
     scale: Scale = "difference",
     unmet: Mapping[tuple[str, str], str] | None = None,
     more: Sequence[tuple[str, str]] = (),
+    looks: Sequence[int] = (),
 ) -> pd.DataFrame:
     """Compare every contender's label efficiency with a baseline's, replicate by replicate, on truths that have both.
 
@@ -835,7 +867,7 @@ def compare(
     ``effect`` is the mean paired difference, or (``scale="ratio"``, for errors) the geometric mean of the paired
     ratios; ``low`` and ``high`` are t intervals at 95 % jointly over all rows (Bonferroni).  ``verdict`` and ``reason``
     are ``decide``'s; only ratios can be *equivalent*, within ``EQUIVALENT``.  ``unmet`` says of (truth, contender) why
-    it must not be judged.
+    it must not be judged.  With ``looks`` (``savings``) a truth's intervals have its last look's share of the error.
     """
     scores = label_efficiency(rounds, measure)
     wide = {
@@ -844,16 +876,17 @@ def compare(
     }
     pairs = [*((c, baseline) for c in scores["contender"].unique() if c != baseline), *more]
     told = _with_both(pairs, wide)
-    level = joint_level(sum(map(len, told.values())))
+    tests = sum(map(len, told.values()))
     margin = math.log1p(EQUIVALENT) if scale == "ratio" else None
     rows = []
     for truth, table in wide.items():
+        n, level = looked(looks, len(table))[-1]
+        level = joint_level(tests, level)
         for rival, against in told[truth]:
-            ours, theirs = table[rival].to_numpy(), table[against].to_numpy()
+            ours, theirs = table[rival].to_numpy()[:n], table[against].to_numpy()[:n]
             with np.errstate(divide="ignore", invalid="ignore"):
                 effect = mean(np.log(ours) - np.log(theirs) if scale == "ratio" else ours - theirs, level)
-            why = {name: (unmet or {}).get((str(truth), name), "") for name in (rival, against)}
-            effect = effect.but(unmet=", ".join(f"{name}: {reason}" for name, reason in why.items() if reason))
+            effect = effect.but(unmet=_because(unmet, truth, rival, against))
             word, reason = decide(effect, lower_is_better, level, margin)
             shown = [math.exp(v) if scale == "ratio" else v for v in (effect.value, effect.low, effect.high)]
             rows.append(
@@ -866,7 +899,7 @@ def compare(
                     "effect": shown[0],
                     "low": shown[1],
                     "high": shown[2],
-                    "replicates": len(ours),
+                    "replicates": n,
                     "verdict": word,
                     "reason": reason,
                 }

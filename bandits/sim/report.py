@@ -153,12 +153,17 @@ def saving_findings(table: pd.DataFrame) -> list[str]:
 
 def pooled_findings(pooled: pd.DataFrame) -> list[str]:
     """Say what holds over all truths of the run together."""
-    return [
-        f"Over {row['truths']} truths together, {row['contender']}'s error (mean over rounds) is {percent(row)} "
-        f"against {row['baseline']}'s (interquartile mean), and lower in "
-        f"{share(row, 'improvement')} of the paired replicates."
-        for row in pooled.to_dict("records")
-    ]
+    lines = []
+    for row in pooled.to_dict("records"):
+        whose = f"Over {row['truths']} truths together, {row['contender']}'s error (mean over rounds) is"
+        if row["reason"]:
+            lines.append(f"{whose} not judged against {row['baseline']}'s: {row['reason']}.")
+        else:
+            lines.append(
+                f"{whose} {percent(row)} against {row['baseline']}'s (interquartile mean), and lower in "
+                f"{share(row, 'improvement')} of the paired replicates."
+            )
+    return lines
 
 
 def pool_named(pool: Hashable) -> str:
@@ -347,13 +352,15 @@ def finish(
         comparison = compare(last, "cumulative_average_regret", "random", scale="ratio")
         unit = "cumulative average regret"
     else:
-        comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits, more=more)
+        comparison = compare(rounds, "error", "random", scale="ratio", unmet=fits, more=more, looks=simulation.looks)
         unit = "error of reward differences (mean over rounds)"
     saved = pd.DataFrame(columns=SAVINGS)
     if comparable(simulation, rounds):
         saved = pd.concat([savings_of(simulation, rounds, measure) for measure in WHAT], ignore_index=True)
     whole = saved[(saved["measure"] == "error") & (saved["budget"] == rounds["labels"].max())]
-    over = pool_truths(rounds, "error", "random") if len(whole) and rounds["truth"].nunique() > 1 else pd.DataFrame()
+    over = pd.DataFrame()
+    if len(whole) and rounds["truth"].nunique() > 1:
+        over = pool_truths(rounds, "error", "random", unmet=fits, looks=simulation.looks)
     pictures: list[Picture] = []
 
     def show(name: str, caption: str, figure: Figure) -> None:
