@@ -303,16 +303,16 @@ PRESETS: dict[str, tuple[str, Map]] = {
         ),
     ),
     "spent": (
-        "9 worlds of which nearly all is bought, so that the meter says no; 90 replicates",
+        "9 worlds of which nearly all is bought, so that the meter says no; 720 replicates",
         Map(
             redundancy=(0.0, 0.5, 0.9),
             responses=(2,),
             rules=("activedpo", "policy-trace-target"),
             prompts=61,
             budgets=(20, 40, 50, 60),
-            replicates=90,
+            replicates=720,
             meter_replicates=30,
         ),
     ),
-    "full": ("36 worlds, 8 rules beside Random, 90 replicates (hours)", Map(rules=RULES, replicates=90)),
+    "full": ("36 worlds, 8 rules beside Random, 90 replicates (a quarter of an hour)", Map(rules=RULES, replicates=90)),
 }
