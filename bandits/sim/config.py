@@ -370,7 +370,7 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
         ),
     ),
     "headline": (
-        "what the README says: ActiveDPO, Random and V = identity, 3 truths, 384 replicates (--inputs skewed: as it)",
+        "what the README tells: ActiveDPO, Random, V = identity, 3 truths, 384 replicates (--inputs skewed: its pool)",
         Simulation(
             contenders=("random", "activedpo", "activedpo-identity"),
             truths=("ntk", "mlp", "square"),
