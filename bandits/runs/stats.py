@@ -199,7 +199,8 @@ def correlation(value: float, draws: ArrayLike, n: int, level: float = LEVEL) ->
     to 36 means it covers 0.92 to 0.98 of 0.95; BCa, 0.72 to 0.83, as noise pulls the draws to 0 once more.
     """
     inside = min(max(value, 1e-12 - 1), 1 - 1e-12)
-    half = special.stdtrit(n - 1, (1 + level) / 2) * np.std(draws, ddof=1) / (1 - inside**2)
+    spread = float(np.asarray(draws, dtype=np.float64).std(ddof=1))
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * spread / (1 - inside**2)
     return Estimate(value, math.tanh(math.atanh(inside) - half), math.tanh(math.atanh(inside) + half), n)
 
 

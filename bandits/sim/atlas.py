@@ -272,8 +272,8 @@ def sentences(
             right = f"{'less' if row.high < settings.margin else 'not less'} than {margin}"
         lines.append(
             f"Where the meter predicts less than {margin} of {row.budget} labels ({OBJECTIVES[row.objective]}, "
-            f"{row.worlds} of {len(settings.worlds())} worlds), {settings.rules[0]} saves {_percent(row)}"
-            f"{_open(row.low, row.high)} on average: {right}."
+            f"{row.worlds} of {len(settings.worlds())} worlds), {settings.rules[0]} saves {_told(row)} on average: "
+            f"{right}."
         )
     return lines
 
@@ -377,10 +377,7 @@ def summary(settings: Map, table: pd.DataFrame, means: pd.DataFrame) -> list[str
     """Return the page's short answer, of the first rule, in lines."""
     rule, last = settings.rules[0], max(settings.budgets)
     own = means[(means["rule"] == rule) & (means["budget"] == last) & (means["knob"] == ALL)].set_index("objective")
-    mean_of = [
-        f"{_percent(row)}{_open(row.low, row.high)} at equal {words}"
-        for row, words in ((own.loc[objective], words) for objective, words in OBJECTIVES.items())
-    ]
+    mean_of = [f"{_told(own.loc[objective])} at equal {words}" for objective, words in OBJECTIVES.items()]
     ends = table[(table["rule"] == rule) & (table["budget"] == last)]
     low, high = _whole(ends["saved"].min()), _whole(ends["saved"].max())
     predicted = ends["predicted"]
@@ -406,8 +403,7 @@ def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
         part = own[own["knob"] == knob]
         for value in part["value"].unique():
             cells = [_rows(part[(part["value"] == value) & (part["objective"] == o)])[0] for o in OBJECTIVES]
-            shown = [f"{_percent(row)}{_open(row.low, row.high)}" for row in cells]
-            rows.append(f"| {word} {value} | {' | '.join(shown)} |")
+            rows.append(f"| {word} {value} | {' | '.join(map(_told, cells))} |")
     return rows
 
 
@@ -424,6 +420,10 @@ def _open(low: float, high: float) -> str:
 
 def _percent(row: Any) -> str:
     return f"{_whole(row.saved)} % [{_whole(row.low)}, {_whole(row.high)}]"
+
+
+def _told(row: Any) -> str:
+    return _percent(row) + _open(row.low, row.high)
 
 
 def _ahead(row: Any) -> str:
