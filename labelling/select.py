@@ -367,7 +367,7 @@ def calibrated(strategy: str, budget: int) -> str:
     )
     return (
         f"in {found['worlds']} simulated worlds the share of {found['budget']} labels that {strategy} was predicted to "
-        f"save and the share that it saved had rank correlation {rank} and slope {slope}"
+        f"save and the share that it was measured to save had rank correlation {rank} and slope {slope}"
     )
 
 

@@ -1,7 +1,7 @@
 """Labels saved: intervals cover at their level, also when looked at several times; verdicts follow them.
 
 Coverages are counted over synthetic draws.  ``least(n)`` is what a true coverage of 0.95 falls below with probability
-1e-4 in n draws: with the counts of this file a sound one fails once in about 900 changed seeds.
+1e-4 in n draws: with the counts of this file a sound one fails once in about 600 changed seeds.
 """
 
 import math

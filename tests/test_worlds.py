@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.map import main
-from bandits.runs.stats import labels_saved
+from bandits.runs.stats import correlation, labels_saved
 from bandits.selector import STRATEGIES
 from bandits.sim.atlas import DRAWS, OBJECTIVES, WORLD, averaged, calibrated, page_text, redrawn, results, targets
 from bandits.sim.config import PRESETS as SIMULATIONS
@@ -215,6 +216,8 @@ def test_which_rule_when_says_what_its_tables_say(preset):
     table, means, fit, aims = (pd.read_csv(DOCS / folder / f"{name}.csv") for name in names)
     text = page_text(settings, preset, table, means, fit, aims, folder)
     assert (DOCS / f"{page}.md").read_text() == text
+    told = text.partition("**In short.**")[2].partition("## Labels saved")[0]
+    assert [claims(line) for line in told.splitlines() if claims(line) != ([], [])] == []
     assert set(table["rule"]) == set(settings.rules)
     pd.testing.assert_frame_equal(targets(settings, table).round(4), aims, check_dtype=False, atol=1e-4)
 
@@ -258,16 +261,43 @@ def test_means_and_the_meter_s_fit_are_over_worlds():
     shares, worlds = redrawn(settings, rounds), rounds[WORLD].drop_duplicates()
     table = results(settings, rounds)
     own = table[(table["objective"] == "error") & (table["budget"] == 60)]
-    means = averaged(settings, worlds, shares)
+    told = np.array([0.3, 0.1, 0.4, 0.15, 0.9, 0.05])
+    means = averaged(settings, worlds, shares, dict.fromkeys(settings.budgets, told))
     means = means[(means["objective"] == "error") & (means["budget"] == 60)].set_index(["knob", "value"])
     assert means.loc[("all", "all"), "saved"] == pytest.approx(own["saved"].mean())
     assert means.loc[("redundancy", "0.5"), "saved"] == pytest.approx(own.loc[own["redundancy"] == 0.5, "saved"].mean())
-    rival = averaged(settings, worlds, shares | {("rival", "error", 60): shares["activedpo", "error", 60] - 0.1})
+    assert means.loc[("meter", "below 0.1"), ["worlds", "saved"]].tolist() == [1, pytest.approx(own["saved"].iloc[5])]
+    more = shares | {("rival", "error", 60): shares["activedpo", "error", 60] - 0.1}
+    rival = averaged(settings, worlds, more, dict.fromkeys(settings.budgets, told))
     np.testing.assert_allclose(rival.loc[rival["rule"] == "rival", ["ahead", "ahead_low", "ahead_high"]], 0.1)
-    told = np.array([0.3, 0.1, 0.4, 0.15, 0.9, 0.2])
     (fit,) = calibrated({("activedpo", "error", 60): shares["activedpo", "error", 60]}, {60: told}).itertuples()
     assert fit.rank == pytest.approx(scipy_stats.spearmanr(told, own["saved"]).statistic)
     assert fit.slope == pytest.approx(np.polyfit(told, own["saved"], 1)[0])
+    draws = [
+        scipy_stats.spearmanr(told, saved).statistic for saved in shares["activedpo", "error", 60][:, 1 : 1 + DRAWS].T
+    ]
+    expected = correlation(fit.rank, draws, settings.replicates)
+    assert (fit.rank_low, fit.rank_high) == pytest.approx((expected.low, expected.high))
+
+
+def claims(text: str) -> tuple[list[str], list[str]]:
+    """Return what has 0 in its interval and is not called undecided, and averages without an interval."""
+    plain = text.replace("−", "-")
+    loose = [
+        plain[: found.end()]
+        for found in re.finditer(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]", plain)
+        if float(found[1]) <= 0 <= float(found[2])
+        and not plain[found.end() :].startswith(" (undecided)")
+        and not re.search(r"undecided(:| against) [^;]*$", plain[: found.start()])
+    ]
+    return loose, re.findall(r".*\d %(?= on average)", plain)
+
+
+def test_what_is_open_is_said_to_be_and_averages_have_intervals():
+    assert claims("a 3 % [−1, 7]; b 4 % [1, 7]; c 2 % [0, 3] (undecided)") == (["a 3 % [-1, 7]"], [])
+    assert claims("saved labels: a 5 % [1, 7]; undecided: b 3 % [−1, 4], c 0 % [−3, 4]") == ([], [])
+    assert claims("undecided against a −1 % [−4, +1], b +1 % [−1, +3]") == ([], [])
+    assert claims("saves 12 % on average") == ([], ["saves 12 %"])
 
 
 @pytest.mark.campaign
@@ -283,7 +313,7 @@ def test_intervals_over_replicates_cover_though_worlds_share_them():
     for key in range(200):
         settings, rounds = made_up(key)
         shares = {("activedpo", "error", 60): redrawn(settings, rounds)["activedpo", "error", 60]}
-        means = averaged(settings, rounds[WORLD].drop_duplicates(), shares).set_index(["knob", "value"])
+        means = averaged(settings, rounds[WORLD].drop_duplicates(), shares, {60: told}).set_index(["knob", "value"])
         (fit,) = calibrated(shares, {60: told}).itertuples()
         slope = np.polyfit(told, true, 1)[0]
         aims = {("all", "all"): true.mean(), ("redundancy", "0.9"): true[[2, 5]].mean()}

@@ -20,6 +20,7 @@ from bandits.runs.stats import (
     UNDECIDED,
     Estimate,
     bca,
+    correlation,
     joint_level,
     labels_saved,
     log_ratio,
@@ -46,6 +47,8 @@ KNOBS = {"redundancy": "redundancy", "noise": "answers", "responses": "K ="}
 """what worlds differ in, and how a value is announced"""
 ALL = "all"
 """the knob of means over all worlds"""
+ADVISED = "meter"
+"""the knob of means over the worlds in which the meter predicts less than the margin"""
 DRAWS = 2000
 """of replicates, with replacement"""
 Key = tuple[str, str, int]
@@ -119,8 +122,10 @@ def _over(values: np.ndarray) -> Estimate:
     return bca(float(values[0]), values[1 : 1 + DRAWS], values[1 + DRAWS :])
 
 
-def averaged(settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray]) -> pd.DataFrame:
-    """Return what rules save on average over all worlds, and over those that have a knob in common.
+def averaged(
+    settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray], predicted: dict[int, np.ndarray]
+) -> pd.DataFrame:
+    """Return what rules save on average over all worlds, over those that have a knob in common, and by the meter.
 
     ``ahead`` is what the map's first rule saves more than this one, with its paired interval: all share the replicates.
     """
@@ -128,8 +133,9 @@ def averaged(settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray])
     groups += [(knob, str(v), (worlds[knob] == v).to_numpy()) for knob in KNOBS for v in worlds[knob].unique()]
     rows = []
     for (rule, objective, budget), saved in shares.items():
-        first = shares[settings.rules[0], objective, budget]
-        for knob, value, inside in groups:
+        first, advised = shares[settings.rules[0], objective, budget], predicted[budget] < settings.margin
+        no = [(ADVISED, f"below {settings.margin:g}", advised)] if advised.any() else []
+        for knob, value, inside in groups + no:
             found, ahead = _over(saved[inside].mean(0)), _over((first - saved)[inside].mean(0))
             rows.append(
                 {"rule": rule, "objective": objective, "budget": budget, "knob": knob, "value": value}
@@ -142,14 +148,16 @@ def averaged(settings: Map, worlds: pd.DataFrame, shares: dict[Key, np.ndarray])
 def calibrated(shares: dict[Key, np.ndarray], predicted: dict[int, np.ndarray]) -> pd.DataFrame:
     """Return per rule, objective and budget how the meter's prediction goes with what was saved, over the worlds.
 
-    Intervals are over replicates: what the same worlds would have said, had others been played.
+    Intervals are over replicates.  The slope's is of the true savings.  The rank correlation's is of savings measured
+    with so many replicates: noise in them pulls it to 0, so that of the true savings is likely farther from 0.
     """
     rows = []
     for (rule, objective, budget), saved in shares.items():
         told = np.broadcast_to(predicted[budget], saved.T.shape)
         if len(saved) < 3 or np.ptp(predicted[budget]) == 0:
             continue
-        rank, slope = _over(np.nan_to_num(rank_correlation(told, saved.T))), _over(slopes(told, saved.T))
+        ranks, slope = np.nan_to_num(rank_correlation(told, saved.T)), _over(slopes(told, saved.T))
+        rank = correlation(float(ranks[0]), ranks[1 : 1 + DRAWS], len(ranks) - 1 - DRAWS)
         rows.append(
             {"rule": rule, "objective": objective, "budget": budget, "worlds": len(saved)}
             | {"rank": rank.value, "rank_low": rank.low, "rank_high": rank.high}
@@ -203,28 +211,38 @@ def sentences(
             + "."
         )
         others = [row for row in ranked if row.rule != settings.rules[0]]
+        kinds = {
+            "saves more than": [row for row in others if row.ahead_low > 0],
+            "undecided against": [row for row in others if row.ahead_low <= 0 <= row.ahead_high],
+            "saves less than": [row for row in others if row.ahead_high < 0],
+        }
         if others:
             lines.append(
                 f"{settings.rules[0]} less each other rule, in pairs, 95 % each ({words}): "
-                + "; ".join(f"{row.rule} {_ahead(row)}" for row in others)
+                + "; ".join(
+                    f"{kind} {', '.join(f'{row.rule} {_ahead(row)}' for row in of)}" for kind, of in kinds.items() if of
+                )
                 + "."
             )
         goals = aims[(aims["objective"] == objective) & (aims["policy"] == ALWAYS)]
         losing = [f"{g.rule} (in {g.harmed_surely} of {g.places})" for g in _rows(goals) if g.harmed_surely > 0]
         lines.append(
-            f"At some world and budget more than 105 % of Random's labels were needed, by an interval that excludes "
-            f"less ({words}): {', '.join(losing) or 'by no rule'}."
+            f"At some world and budget more than 105 % of Random's labels were needed, by its own 95 % interval "
+            f"({words}): {', '.join(losing) or 'by no rule'}."
         )
         lined = fit[(fit["objective"] == objective) & (fit["rule"] == settings.rules[0])].sort_values("budget")
         if len(lined):
             lines.append(
                 f"The meter, asked before any label, against what {settings.rules[0]} then saved ({words}, "
-                f"{len(settings.worlds())} worlds; noise in what was saved pulls the rank correlation down): "
+                f"{len(settings.worlds())} worlds): "
                 + "; ".join(
-                    f"at {row.budget} labels rank correlation {_fitted(row, 'rank')}, slope {_fitted(row, 'slope')}"
+                    f"at {row.budget} labels rank correlation {_fitted(row, 'rank')}"
+                    f"{_open(row.rank_low, row.rank_high)}, slope {_fitted(row, 'slope')}"
+                    f"{_open(row.slope_low, row.slope_high)}"
                     for row in _rows(lined)
                 )
-                + "."
+                + f". The rank correlations are of savings measured with {settings.replicates} replicates, whose noise "
+                "pulls them to 0; that of the true savings is likely farther from 0."
             )
         own = aims[(aims["objective"] == objective) & (aims["rule"] == settings.rules[0])]
         if own["used"].nunique() == 1:  # the meter never says no: choosing behind it is choosing
@@ -232,8 +250,7 @@ def sentences(
         lines += [
             f"The target, {row.rule} {row.policy} ({words}): more than 105 % of Random's labels in {row.harmed} of "
             f"{row.places} worlds and budgets (by its interval in {row.harmed_surely}); where the meter predicts 30 % "
-            f"or more, {row.kept} of {row.claimed} save 30 % with an interval above 0; over all budgets it saves "
-            f"{100 * row.mean_saved:.0f} % on average, at worst {100 * row.worst:.0f} %."
+            f"or more, {row.kept} of {row.claimed} save 30 % with an interval above 0."
             for row in _rows(own)
         ]
     told = table["predicted"]
@@ -246,16 +263,18 @@ def sentences(
             f"advises Random where less than {100 * WORTH:.0f} % is predicted)."
         )
     )
-    for objective, words in OBJECTIVES.items():
-        own = table[(table["objective"] == objective) & (table["rule"] == settings.rules[0])]
-        no = own[own["predicted"] < settings.margin]
-        if len(no):
-            saved, surely = 100 * no["saved"], int((no["low"] > settings.margin).sum())
-            lines.append(
-                f"Where the meter predicts less than {100 * settings.margin:.0f} % ({words}, {len(no)} worlds and "
-                f"budgets): {settings.rules[0]} saves {saved.mean():.0f} % on average, from {saved.min():.0f} % to "
-                f"{saved.max():.0f} %; more than {100 * settings.margin:.0f} % by its interval in {surely}."
-            )
+    no = means[(means["rule"] == settings.rules[0]) & (means["knob"] == ADVISED)].sort_values("budget")
+    margin = f"{100 * settings.margin:.0f} %"
+    for row in _rows(no):
+        if row.low <= settings.margin <= row.high:
+            right = f"whether that is less than {margin} is undecided"
+        else:
+            right = f"{'less' if row.high < settings.margin else 'not less'} than {margin}"
+        lines.append(
+            f"Where the meter predicts less than {margin} of {row.budget} labels ({OBJECTIVES[row.objective]}, "
+            f"{row.worlds} of {len(settings.worlds())} worlds), {settings.rules[0]} saves {_told(row)} on average: "
+            f"{right}."
+        )
     return lines
 
 
@@ -286,11 +305,12 @@ def page_text(
         "",
         "*Labels saved* is the share of Random's labels that a rule does without to be as good (below 0: it needs",
         "more). Intervals are 95 % over replicates, the verdicts on single worlds joint 95 %; what is said of several",
-        "worlds (BCa bootstrap of the replicates, which all worlds share) holds for these worlds. *Redundancy* is the",
-        "share of prompts that lie near one plane. Answers: BTL at temperature ½ (*sharp*) or 1 (*plain*), or plain",
-        "with a fifth turned round (*flips*). *The meter*, [`headroom`](api.md), sees features alone. The learner "
-        f"(`{settings.learner}`)",
-        f"is linear, and can represent the truth (`{settings.truth}`).",
+        "worlds (bootstrap of the replicates, which all worlds share) holds for these worlds. What has 0 in its",
+        "interval is undecided. *Redundancy* is the share of prompts that lie near one plane. Answers: BTL at",
+        "temperature ½ (*sharp*) or 1 (*plain*), or plain with a fifth turned round (*flips*). *The meter*,",
+        "[`headroom`](api.md), sees features alone. The learner "
+        f"(`{settings.learner}`) is linear, and can represent the truth",
+        f"(`{settings.truth}`).",
         *(["", small] if duels < 2 * last else []),
         "",
         "## What was found",
@@ -357,14 +377,19 @@ def summary(settings: Map, table: pd.DataFrame, means: pd.DataFrame) -> list[str
     """Return the page's short answer, of the first rule, in lines."""
     rule, last = settings.rules[0], max(settings.budgets)
     own = means[(means["rule"] == rule) & (means["budget"] == last) & (means["knob"] == ALL)].set_index("objective")
-    mean_of = [f"{_percent(own.loc[objective])} at equal {words}" for objective, words in OBJECTIVES.items()]
+    mean_of = [f"{_told(own.loc[objective])} at equal {words}" for objective, words in OBJECTIVES.items()]
     ends = table[(table["rule"] == rule) & (table["budget"] == last)]
     low, high = _whole(ends["saved"].min()), _whole(ends["saved"].max())
     predicted = ends["predicted"]
+    alone = [
+        f"{(ends.loc[ends['objective'] == objective, 'verdict'] == SAVES).sum()} ({words})"
+        for objective, words in OBJECTIVES.items()
+    ]
     return [
         f"**In short.** Of {last} labels `{rule}` saves {' and '.join(mean_of)} on average over",
-        f"these worlds, from {low} to {high} % in single ones. The meter, which asks for no label, predicts from "
-        f"{_whole(predicted.min())} to {_whole(predicted.max())} %.",
+        f"these worlds. Estimates in single ones go from {low} to {high} %; by itself a saving is shown in "
+        f"{' and '.join(alone)} of {len(settings.worlds())}.",
+        f"The meter, which asks for no label, predicts from {_whole(predicted.min())} to {_whole(predicted.max())} %.",
         "Ask it first (`activedpo select` prints it), and sample at random where it advises so. On language models no",
         "saving has been shown yet ([findings](findings.md)).",
     ]
@@ -378,16 +403,27 @@ def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
         part = own[own["knob"] == knob]
         for value in part["value"].unique():
             cells = [_rows(part[(part["value"] == value) & (part["objective"] == o)])[0] for o in OBJECTIVES]
-            rows.append(f"| {word} {value} | {' | '.join(map(_percent, cells))} |")
+            rows.append(f"| {word} {value} | {' | '.join(map(_told, cells))} |")
     return rows
 
 
 def _whole(share: float, sign: str = "") -> str:
-    return f"{round(100 * share):{sign}d}".replace("-", "−")
+    """Return a share in whole per cent; with a digit more where it would be rounded to 0, on whose side it lies."""
+    digits = 1 if 0.0005 <= abs(share) < 0.005 else 0
+    return f"{round(100 * share, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
+def _open(low: float, high: float) -> str:
+    """Say that an interval which holds 0 decides nothing."""
+    return " (undecided)" if low <= 0 <= high else ""
 
 
 def _percent(row: Any) -> str:
     return f"{_whole(row.saved)} % [{_whole(row.low)}, {_whole(row.high)}]"
+
+
+def _told(row: Any) -> str:
+    return _percent(row) + _open(row.low, row.high)
 
 
 def _ahead(row: Any) -> str:
@@ -465,12 +501,12 @@ def finish(settings: Map, directory: RunDirectory, rounds: pd.DataFrame, meter: 
     """Write tables, figures, "Which rule when", and the page."""
     table = results(settings, rounds).merge(meter.drop(columns="replicates"), on=[*WORLD, "budget"]).round(4)
     shares, worlds = redrawn(settings, rounds), rounds[WORLD].drop_duplicates()
-    means = averaged(settings, worlds, shares).round(4)
     told = {
         budget: worlds.merge(meter[meter["budget"] == budget], on=WORLD, how="left")["predicted"].to_numpy()
         for budget in settings.budgets
     }
-    fit, aims = calibrated(shares, told).round(4), targets(settings, table).round(4)
+    means, fit = averaged(settings, worlds, shares, told).round(4), calibrated(shares, told).round(4)
+    aims = targets(settings, table).round(4)
     lines = sentences(settings, table, means, fit, aims)
     tables = {"results": table, "means": means, "meter": meter.round(4), "calibration": fit, "target": aims}
     for name, frame in tables.items():
