@@ -19,10 +19,11 @@ from torch import Tensor
 from bandits.core.design import Design, Posterior
 from bandits.core.duels import Duels, I, Labelled, Offer
 from bandits.core.errors import InputError
+from bandits.core.given import numbers
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import ItemRows, Rows
-from bandits.selector import ORDINARY, FeatureSpace, Pool, Quantity, Strategy, select
+from bandits.selector import ORDINARY, FeatureSpace, Pool, Quantity, Strategy, check_strategy, select
 
 F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
@@ -142,6 +143,27 @@ class Round(Generic[I, F]):
         return self.offer.duels.take(self.picks)
 
 
+def rewards_of(learner: Learner[I, F], items: I, duels: Duels) -> Float[Tensor, "*r n"]:
+    """Return the learner's reward of every item of a table with these duels; ``InputError`` for what are no such."""
+    name = f"learner {type(learner).__name__}: rewards"
+    found, shape = numbers(learner.rewards(items), name), (*duels.first.shape[:-1], items.prompts * items.responses)
+    if found.shape != shape:
+        raise InputError(f"{name}: numbers of shape {tuple(found.shape)}, not {shape}")
+    return found
+
+
+def _outcome(arena: Arena[I], asked: Duels) -> Float[Tensor, "*r b"]:
+    """Let the arena label duels; ``InputError`` for what are no shares, one a duel."""
+    name = f"arena {type(arena).__name__}: label"
+    found = numbers(arena.label(asked), name)
+    if found.shape != asked.first.shape:
+        raise InputError(f"{name}: numbers of shape {tuple(found.shape)}, not {tuple(asked.first.shape)}")
+    fair = (found >= 0) & (found <= 1)  # of NaN, neither is true
+    if not bool(fair.all()):
+        raise InputError(f"{name}: {float(found[~fair][0]):g} is no share of a duel, 1, 0 or 1/2")
+    return found if found.is_floating_point() else found.double()
+
+
 class DesignState:
     """The design matrix of the labelled duels in one feature space."""
 
@@ -157,6 +179,12 @@ class DesignState:
         space = self.space
         at: Literal["current", "initial"] = "initial" if space.gradients == "initial" else "current"
         gradients = learner.features(items, at, space.layer)
+        if not isinstance(gradients, ItemRows) or gradients.count != items.prompts * items.responses:
+            what = f"{gradients.count} rows" if isinstance(gradients, ItemRows) else type(gradients).__name__
+            raise InputError(
+                f"learner {type(learner).__name__}: features are ItemRows (Dense(values), say), one row an item, got "
+                f"{what} for {items.prompts * items.responses} items"
+            )
         return gradients.normalised() if space.normalise == "response" else gradients
 
     def rows(self, learner: Learner[I, F], items: I, duels: Duels) -> Rows:
@@ -166,7 +194,7 @@ class DesignState:
         if space.normalise == "duel":
             rows = rows.normalised()
         if space.weight == "fisher":
-            rows = rows.scaled(slope(duels.difference(learner.rewards(items)), learner.ties).sqrt())
+            rows = rows.scaled(slope(duels.difference(rewards_of(learner, items, duels)), learner.ties).sqrt())
         return rows
 
     def small(self, offer: Offer[I]) -> bool:
@@ -205,7 +233,8 @@ class DesignState:
 
 
 def check(strategy: Strategy, arena: Arena[I]) -> None:
-    """Refuse a strategy that reads what the arena does not have."""
+    """Refuse what is no strategy, and one that reads what the arena does not have."""
+    check_strategy(strategy)
     if missing := sorted(strategy.reads & {"target", "truth"} - arena.knows):
         raise InputError(
             f"strategy {type(strategy).__name__} reads {' and '.join(missing)}, which {type(arena).__name__} does not "
@@ -222,7 +251,7 @@ def _pool(
 ) -> Pool:
     """Compute what is read of an offer that was looked at."""
     target = offer.target if "target" in reads else None
-    rewards = learner.rewards(offer.items) if reads & {"reward", "entropy"} else None
+    rewards = rewards_of(learner, offer.items, offer.duels) if reads & {"reward", "entropy"} else None
     entropy = learner.entropy(offer.items, rewards) if rewards is not None and "entropy" in reads else None
     items = facing = margins = None
     if state is not None and "response width" in reads:
@@ -230,7 +259,7 @@ def _pool(
     if state is not None and target is not None:
         facing = state.beside(state.rows(learner, target.items, target.duels))
     if target is not None and "reward" in reads:
-        margins = target.duels.difference(learner.rewards(target.items))
+        margins = target.duels.difference(rewards_of(learner, target.items, target.duels))
     return Pool(
         offer.duels,
         offer.available,
@@ -283,7 +312,7 @@ def play(
             pool = _pool(offer, learner, reads, state, posterior)
             picks = select(pool, strategy, schedule.batch, key.fold_in("select", number))
         asked = offer.duels.take(picks)
-        outcome = arena.label(asked)
+        outcome = _outcome(arena, asked)
         past = past.add(offer, asked, outcome)
         if state:
             state.add(learner, offer, picks, past, posterior)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from numbers import Real
+from typing import Literal, TypeVar, get_args, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -21,6 +23,7 @@ from torch import Tensor
 from bandits.core.design import Metric, Posterior
 from bandits.core.duels import Duels, Truth, gather
 from bandits.core.errors import InputError
+from bandits.core.given import numbers
 from bandits.core.greedy import Facing, best, greedy, greedy_trace
 from bandits.core.oracles import expected, slope
 from bandits.core.registry import Registry
@@ -54,6 +57,14 @@ class FeatureSpace:
     metric: Metric = "full"
     ridge: float | None = None
 
+    def __post_init__(self) -> None:
+        for field, allowed in _SWITCHES.items():
+            if (value := getattr(self, field)) not in allowed:
+                raise InputError(f"a feature space's {field} is one of {', '.join(allowed)}, got {value!r}")
+        ridge = self.ridge
+        if ridge is not None and (not isinstance(ridge, Real) or isinstance(ridge, bool) or not 0 < ridge < math.inf):
+            raise InputError(f"a feature space's ridge is a positive number, or None, got {ridge!r}")
+
     def described(self) -> list[str]:
         """Say in words what φ and V are."""
         where = {
@@ -72,6 +83,9 @@ class FeatureSpace:
         }
         told = [words[switch] for switch in (self.normalise, self.weight, self.metric) if switch in words]
         return [f"φ from {where}", *told, *([] if self.ridge is None else [f"ridge {self.ridge:g}"])]
+
+
+_SWITCHES = {name: get_args(hint) for name, hint in get_type_hints(FeatureSpace).items() if name != "ridge"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,16 +237,25 @@ class ScoreStrategy(Strategy):
 
     def select(self, pool: Pool, count: int, key: Key) -> Tensor:
         """Return the available duels of highest score; a score may be infinite, but not NaN."""
-        scores = self.scores(pool, key.fold_in("strategy"))
-        scores = (scores,) if isinstance(scores, Tensor) else scores
-        for values in scores:
-            if values.shape != pool.available.shape:
-                shapes = f"{tuple(values.shape)} for {tuple(pool.available.shape)} duels"
-                raise InputError(f"selector: the scores of {type(self).__name__} have shape {shapes}")
-            if bool((values.isnan() & pool.available).any()):
-                raise InputError(f"selector: a score of {type(self).__name__} is NaN")
-        scores = tuple(torch.where(pool.available, values, 0) for values in scores)
+        scores = _scores(self, pool, key.fold_in("strategy"))
         return largest_first(pool.available.to(torch.int8), *scores, -_ties(pool, key))[..., :count]
+
+
+def _scores(rule: ScoreStrategy, pool: Pool, key: Key) -> tuple[Shaped[Tensor, "*r n"], ...]:
+    """Return a rule's scores, 0 where a duel may not be asked; ``InputError`` for what are none, one a duel."""
+    given, name, there = rule.scores(pool, key), type(rule).__name__, pool.available
+    scores = []
+    for part in given if isinstance(given, tuple) else (given,):
+        values = numbers(part, f"selector: the scores of {name}").to(there.device)
+        if values.shape != there.shape:
+            shapes = f"{tuple(values.shape)} for {tuple(there.shape)} duels"
+            raise InputError(f"selector: the scores of {name} have shape {shapes}")
+        if bool((values.isnan() & there).any()):
+            raise InputError(f"selector: a score of {name} is NaN")
+        scores.append(torch.where(there, values, 0))
+    if not scores:
+        raise InputError(f"selector: {name} returned no scores")
+    return tuple(scores)
 
 
 def _ties(pool: Pool, key: Key) -> Float[Tensor, "*r n"]:
@@ -252,8 +275,8 @@ def select(pool: Pool, strategy: Strategy, count: int, key: Key) -> Int64[Tensor
         raise InputError("selector: a reward is NaN or infinite; the learner has diverged")
     if pool.posterior is not None and not pool.posterior.rows.finite():
         raise InputError("selector: a feature is NaN or infinite; the learner has diverged")
-    picks = strategy.select(pool, count, key)
     name, expected = type(strategy).__name__, (*pool.available.shape[:-1], count)
+    picks = numbers(strategy.select(pool, count, key), f"selector: the picks of {name}").to(pool.available.device)
     if picks.dtype != torch.int64 or picks.shape != expected:
         raise InputError(
             f"selector: {name} returned {picks.dtype} of shape {tuple(picks.shape)}, not {count} positions"
@@ -688,16 +711,14 @@ class Stochastic(ScoreStrategy):
 
     def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return perturbed log scores."""
-        scores = self.rule.scores(pool, key)
+        scores = _scores(self.rule, pool, key)
         if self.by == "rank":
-            scores = (scores,) if isinstance(scores, Tensor) else scores
-            scores = tuple(torch.where(pool.available, values, 0) for values in scores)
             order = largest_first(pool.available.to(torch.int8), *scores, -_ties(pool, key))
             place = torch.arange(1, order.shape[-1] + 1, dtype=torch.float64, device=order.device)
             logs = torch.zeros(order.shape, dtype=place.dtype, device=order.device)
             logs = logs.scatter(-1, order, -place.log().expand(order.shape))
-        elif isinstance(scores, Tensor) and not bool((pool.available & (scores < 0)).any()):
-            logs = scores.double().log()
+        elif len(scores) == 1 and not bool((scores[0] < 0).any()):
+            logs = scores[0].double().log()
         else:
             raise InputError(f"{type(self.rule).__name__}'s scores may be negative, or are several: set by='rank'")
         uniform = key.fold_in("power").uniform(pool.duels.count).clamp(1e-300, 1 - 1e-16)
@@ -931,16 +952,31 @@ class DRTS(_TwoArms):
         return torch.maximum(ahead, best.gather(-1, second) - worst.gather(-1, first))
 
 
-def _check(strategy: object) -> None:
-    """Raise ``InputError`` for what is no strategy, or does not say what it is."""
+def check_strategy(strategy: object) -> None:
+    """Raise ``InputError`` for what is no strategy, or reads or measures what there is not."""
     if not isinstance(strategy, Strategy):
         raise InputError(f"a strategy is an object of a class that inherits from Strategy, got {strategy!r}")
-    if not strategy.summary.strip() or "\n" in strategy.summary:
+    name, reads, space = type(strategy).__name__, strategy.reads, strategy.space
+    if not isinstance(reads, Set):
+        raise InputError(f'{name}.reads is a set, such as frozenset({{"width"}}), got {reads!r}')
+    if unknown := set(reads) - set(get_args(Quantity)):
+        there = ", ".join(get_args(Quantity))
+        raise InputError(f"{name}.reads names {', '.join(sorted(map(str, unknown)))}; choose from {there}")
+    if "width" not in reads and (without := set(reads) & {"response width", "target"}):
+        raise InputError(f"{name}.reads names {' and '.join(sorted(without))} without width, by whose V they are seen")
+    if not isinstance(space, FeatureSpace):
+        raise InputError(f"{name}.space is a FeatureSpace, got {space!r}")
+
+
+def _check(strategy: object) -> None:
+    """Raise ``InputError`` for what is no strategy, or does not say what it is."""
+    check_strategy(strategy)
+    assert isinstance(strategy, Strategy)
+    for name, text in (("summary", strategy.summary), ("source", strategy.source)):
+        if not isinstance(text, str) or len(text.splitlines()) > 1:
+            raise InputError(f"its {name} is a text in one line, got {text!r}")
+    if not strategy.summary.strip():
         raise InputError("a strategy says in one line what it does; set summary")
-    if unknown := set(strategy.reads) - set(get_args(Quantity)):
-        raise InputError(f"reads names {', '.join(sorted(unknown))}; choose from {', '.join(get_args(Quantity))}")
-    if "width" not in strategy.reads and (without := set(strategy.reads) & {"response width", "target"}):
-        raise InputError(f"reads names {' and '.join(sorted(without))} without width, whose V they are seen through")
 
 
 STRATEGIES = Registry[Strategy]("strategy", _check)

@@ -20,6 +20,9 @@ from bandits.core.oracles import ORACLES, Oracle
 from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.selector import STRATEGIES, Strategy
+from bandits.sim.learners import LEARNERS
+from bandits.sim.run import Parts as Played
+from bandits.sim.truths import TRUTHS
 from llm_loop.agreement import settle
 from llm_loop.arena import DrawnArena, GivenArena, TextArena
 from llm_loop.config import Alignment
@@ -66,6 +69,11 @@ class Parts:
         }
         prompts = {name: fingerprint(source) for name, source in self.prompts.items()}
         return {"strategies": strategies, "oracle": fingerprint(self.oracle), "prompts": prompts}
+
+    def rehearse(self, responses: int) -> None:
+        """Try strategies and oracle that are a user's own in a small simulation: here their turn may come late."""
+        for strategy in self.strategies.values():
+            Played(TRUTHS["square"], self.oracle, LEARNERS["neural"], strategy).rehearse(responses, replicates=None)
 
     def load_prompts(self, alignment: Alignment, name: str | None = None) -> PromptSet:
         """Return the prompt set, or another one; all cells have the same."""
@@ -293,6 +301,7 @@ def _chat(alignment: Alignment, parts: Parts) -> Literal["auto", "yes", "no"]:
 def check(alignment: Alignment, parts: Parts) -> None:
     """Raise ``InputError`` for what can be known to be wrong without a model's weights."""
     check_device(alignment.device)
+    parts.rehearse(alignment.responses)
     if alignment.pool_models:
         distinct((alignment.model, *alignment.pool_models), alignment.trust_remote_code, "--pool-models")
     tokens, chat = alignment.decoding.tokens, _chat(alignment, parts)

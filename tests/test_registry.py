@@ -55,3 +55,57 @@ def test_a_map_of_random_alone_is_refused() -> None:
     """Random is what the rules are compared with: there must be one."""
     with pytest.raises(InputError, match="name a rule"):
         Map(rules=("random",))
+
+
+PACKAGE = {
+    "own.py": "import taste\nfrom taste import LIKES\nfrom mine.rule import Mine\n"
+    "from bandits.core.registry import fingerprint\n"
+    "class Here:\n    def scores(self):\n        from late import LATE\n        return LATE\n"
+    "print(fingerprint(Mine())['source'], fingerprint(Here())['source'])\n",
+    "taste.py": "LIKES = 1\n",
+    "late.py": "import later\nLATE = later.NUMBER\n",
+    "later.py": "NUMBER = 1\n",
+    "mine/__init__.py": "",
+    "mine/rule.py": "from .numbers import ONE\nfrom . import deep\nimport mine.third\n"
+    "class Mine:\n    def scores(self):\n        return ONE + deep.TWO\n",
+    "mine/numbers.py": "ONE = 1\n",
+    "mine/deep/__init__.py": "from ..fourth import TWO\n",
+    "mine/fourth.py": "TWO = 2\n",
+    "mine/third.py": "THREE = 3\n",
+    "mine/unused.py": "FOUR = 4\n",
+    "unused.py": "NUMBER = 1\n",
+    "theory_checks.py": "NUMBER = 1\n",
+}
+"""A folder of a user's, whose ``Mine`` is below it and whose ``Here`` imports in a method."""
+
+
+def _sources(folder: Path) -> list[str]:
+    command = [sys.executable, "-B", str(folder / "own.py")]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder.parent).stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edited", "changes"),
+    [
+        ("taste.py", (False, True)),
+        ("later.py", (False, True)),
+        ("mine/numbers.py", (True, True)),
+        ("mine/fourth.py", (True, True)),
+        ("mine/third.py", (True, True)),
+        ("mine/unused.py", (False, False)),
+        ("unused.py", (False, False)),
+        ("theory_checks.py", (False, False)),
+    ],
+)
+def test_what_a_part_imports_identifies_it_and_nothing_else_does(
+    edited: str, changes: tuple[bool, bool], tmp_path: Path
+) -> None:
+    """A number that is imported by name, in a method, relatively, through another module; not a file that is not."""
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    before = _sources(tmp_path)
+    (tmp_path / edited).write_text(PACKAGE[edited].replace(" = ", " = 7 + ") + "import theory_checks\n")
+    now = _sources(tmp_path)
+    assert tuple(a != b for a, b in zip(before, now, strict=True)) == changes

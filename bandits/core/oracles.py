@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bandits.core.errors import InputError
+from bandits.core.given import alike
 from bandits.core.registry import Registry
 
 
@@ -89,6 +91,30 @@ class Oracle(ABC):
     def tie(self, margin: Float[Tensor, "*r k"]) -> Float[Tensor, "*r k"]:
         """Return ``P(tie)``; no ties unless an oracle says otherwise."""
         return torch.zeros_like(margin)
+
+
+ROUNDING = 1e-6
+"""By how much probabilities may leave [0, 1]; some are worked out in single precision."""
+
+
+def chances(
+    oracle: Oracle, margin: Float[Tensor, "*r k"], places: tuple[Int64[Tensor, "*r k"], Int64[Tensor, "*r k"]], k: int
+) -> tuple[Float[Tensor, "*r k"], Float[Tensor, "*r k"]]:
+    """Return ``P(first wins)`` and ``P(tie)`` of duels among ``k`` responses a prompt.
+
+    Raises ``InputError``, naming the oracle, for what are no probabilities, one a duel.
+    """
+    name = f"oracle {type(oracle).__name__}"
+    win = alike(oracle.probability(margin, places, k), f"{name}: probability", margin)
+    tie = alike(oracle.tie(margin), f"{name}: tie", margin)
+    fair = (win >= -ROUNDING) & (tie >= -ROUNDING) & (win + tie <= 1 + ROUNDING)  # of NaN, nothing is
+    if not bool(fair.all()):
+        at, first, draw = (float(values[~fair][0]) for values in (margin, win, tie))
+        raise InputError(
+            f"{name}: P(first wins) = {first:g} and P(tie) = {draw:g} at margin {at:.3g}; probabilities lie in [0, 1], "
+            "and so does their sum"
+        )
+    return win, tie
 
 
 @dataclass(frozen=True)
@@ -199,6 +225,9 @@ def _check(oracle: object) -> None:
     """Raise ``InputError`` for what is no oracle."""
     if not isinstance(oracle, Oracle):
         raise InputError(f"an oracle is an object of a class that inherits from Oracle, got {oracle!r}")
+    ties = oracle.ties
+    if isinstance(ties, bool) or not isinstance(ties, Real) or not 0 <= ties < math.inf:
+        raise InputError(f"its ties are Davidson's ν, a number of at least 0, got {ties!r}")
 
 
 ORACLES = Registry[Oracle]("oracle", _check)

@@ -16,9 +16,9 @@ import sys
 import sysconfig
 import textwrap
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,6 +26,8 @@ import torch
 from bandits.core.errors import InputError, unknown
 
 T = TypeVar("T")
+PROJECT = ("activedpo", "bandits", "benchmarks", "faults", "labelling", "llm_loop", "theory_checks")
+"""This project's packages; a run's identity has their sources by itself."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -36,9 +38,12 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind, self._check, self._parts = kind, check, dict[str, T]()
 
     def register(self, name: str, part: T) -> None:
-        """Add a part under a new name: letters, digits, ``_ + %`` and single hyphens (names make folder names)."""
-        if not re.fullmatch(r"[A-Za-z0-9_+%]+(-[A-Za-z0-9_+%]+)*", name):
-            raise InputError(f"{self.kind} {name!r}: a name is made of letters, digits, _, +, % and single hyphens")
+        """Add a part under a new name: a letter, then letters, digits, ``_ + %`` and single hyphens.
+
+        Names make folder names, and stand in tables, which are read again: one that a table's reader takes for a number
+        or for nothing there (``nan``, ``NA``, ``true``) is none.
+        """
+        check_name(self.kind, name)
         if name in self._parts and fingerprint(self._parts[name]) != fingerprint(part):
             raise InputError(f"{self.kind} {name!r} is taken by another one; choose another name")
         try:
@@ -62,12 +67,37 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._parts)
 
 
+LONGEST = 50  # of four names, and what joins them, a folder is made: 255 characters at most
+NO_WORDS = ("nan", "na", "null", "none", "inf", "infinity", "true", "false")
+"""What readers of tables take for a number or for nothing there, in whatever case."""
+
+
+def check_name(kind: str, name: object) -> None:
+    """Raise ``InputError`` for what is no name of a part: see ``Registry.register``."""
+    shown = repr(name) if len(repr(name)) <= LONGEST + 2 else repr(name)[:LONGEST] + "…"
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_+%]*(-[A-Za-z0-9_+%]+)*", name):
+        raise InputError(
+            f"{kind} {shown}: a name is made of letters, digits, _, +, % and single hyphens, and begins with a letter"
+        )
+    if len(name) > LONGEST:
+        raise InputError(f"{kind} {shown}: a name has at most {LONGEST} characters, got {len(name)}")
+    if name.lower() in NO_WORDS:
+        raise InputError(f"{kind} {shown}: tables are read as if there were no name; choose another")
+
+
+def is_own(part: object) -> bool:
+    """Whether a part's class, or function, is a user's own: defined in none of this project's packages."""
+    kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
+    return kind.__module__.partition(".")[0] not in PROJECT
+
+
 def fingerprint(part: object) -> dict[str, Any]:
     """Return what identifies a part in a run's config: its class (or function), its settings, and a hash of its code.
 
     The hash is over the source of the class and its bases, comments and docstrings apart; where there is no source (a
     class typed at a prompt), over the byte code.  Of a part of one's own it is also over the whole module that defines
-    it and the modules beside that one which it imports: their functions and constants decide too.  JSON values only.
+    it and the modules beside that one which it imports, in a function too, and those that they import: their functions
+    and constants decide as well.  JSON values only.
     """
     kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
     settings: Mapping[str, Any] = {}
@@ -78,9 +108,9 @@ def fingerprint(part: object) -> dict[str, Any]:
         except TypeError:
             raise InputError(f"a setting that is a {kind.__name__} cannot be recorded; use JSON values") from None
     bases = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
-    own = {name: _code(module) for base in bases for name, module in _own_modules(base.__module__).items()}
+    own = dict.fromkeys(path for base in bases for path in _own_files(base.__module__))
     parts = [_code(base) for base in bases if base not in (object, ABC, Generic)]
-    code = "\n".join(parts + [own[name] for name in sorted(own)])
+    code = "\n".join(parts + [_bare(_tree(path)) for path in own])
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "settings": json.loads(json.dumps(settings, sort_keys=True, default=_plain)),
@@ -88,26 +118,56 @@ def fingerprint(part: object) -> dict[str, Any]:
     }
 
 
-def _own_modules(name: str) -> dict[str, ModuleType]:
-    """Return a user's module and those in its folder, or below, that it imports; none of an installed package's."""
-    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
-    found: dict[str, ModuleType] = {}
-    waiting, folder = [name], None
+def _own_files(module: str) -> list[Path]:
+    """Return the file of a user's module, and the files beside or below it that it imports, wherever in it; in turn.
+
+    None of an installed package's, nor of this project's.
+    """
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file or module.partition(".")[0] in PROJECT:
+        return []
+    root = Path(file).resolve().parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    installed = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")]
+    found, waiting = set[Path](), [Path(file).resolve()]
     while waiting:
-        module = sys.modules.get(name := waiting.pop())
-        file = getattr(module, "__file__", None)
-        if module is None or not file or name in found or name.partition(".")[0] == "bandits":
-            continue
-        path = Path(file).resolve()
-        folder = folder or path.parent
-        if not path.is_relative_to(folder) or any(path.is_relative_to(place.resolve()) for place in installed):
-            continue
-        found[name] = module
-        for value in list(vars(module).values()):
-            owner = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(owner, str):
-                waiting.append(owner)
-    return found
+        path = waiting.pop()
+        if path not in found and not any(path.is_relative_to(place) for place in installed):
+            found.add(path)
+            waiting += [imported.resolve() for imported in _imported(path, root)]
+    return sorted(found)
+
+
+def _imported(path: Path, root: Path) -> Iterator[Path]:
+    """Yield the files, beside a source file or below ``root``, that its import statements run."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _files((path.parent, root), alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parents[node.level - 1 : node.level] if node.level else (path.parent, root)
+            module = node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield from _files(above, [*module, alias.name], relative=node.level > 0)
+
+
+def _files(folders: Sequence[Path], name: list[str], relative: bool = False) -> Iterator[Path]:
+    """Yield the files that an import of a dotted name runs in any of these folders; its last part may be no module."""
+    if name[0] in PROJECT and not relative:
+        return
+    for folder in folders:
+        steps = [folder.joinpath(*name[:length]) for length in range(not relative, len(name) + 1)]
+        files = (file for step in steps for file in (step / "__init__.py", step.parent / f"{step.name}.py"))
+        yield from filter(Path.is_file, files)
+
+
+def _tree(path: Path) -> ast.Module:
+    """Return a file's syntax; nothing of one that is no source."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _plain(value: Any) -> Any:
@@ -122,13 +182,20 @@ def _plain(value: Any) -> Any:
 def _code(thing: Any) -> str:
     """Return a class's or function's source without comments and docstrings, or what its byte code says."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+        return _bare(ast.parse(textwrap.dedent(inspect.getsource(thing))))
     except (OSError, TypeError, SyntaxError):
         members = vars(thing).values() if isinstance(thing, type) else [thing]
         functions = (getattr(member, "fget", None) or inspect.unwrap(member) for member in members)
         return repr([_constants(f.__code__) for f in functions if inspect.isfunction(f)])
+
+
+DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+
+
+def _bare(tree: ast.Module) -> str:
+    """Return source without comments and docstrings."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 

@@ -197,6 +197,11 @@ class MapStudy(Study):
         parts = {f"{noise}, {rule}": parts.fingerprint() for (noise, rule), parts in self.cast.items()}
         return Identity(config_of(self.map), parts=parts)
 
+    def prepare(self) -> None:
+        """Try the parts that are a user's own, before anything is written."""
+        for parts in self.cast.values():
+            parts.rehearse(max(world.responses for world in self.worlds), self.map.dim)
+
     def memory(self) -> dict[str, float]:
         """Estimate a cell's bytes: those of its simulation, where prompts have the most responses."""
         return self.worlds[max(self.worlds, key=lambda world: world.responses)].memory()

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from bandits.core.duels import Duels, Offer, Target, Truth, gather
 from bandits.core.errors import InputError
-from bandits.core.oracles import BTL, Oracle
+from bandits.core.oracles import BTL, Oracle, chances
 from bandits.core.rng import Key
 from bandits.loop import Arena
-from bandits.sim.truths import GroundTruth
+from bandits.sim.truths import GroundTruth, rewards_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,10 @@ def check_mixing(mixing: tuple[float, ...]) -> None:
         raise InputError(f"--mixing takes 1 to {len(POLICIES)} weights in [0, 1], got {' '.join(map(str, mixing))}")
     if abs(sum(mixing) - 1) > 1e-9:
         raise InputError(f"--mixing weights must sum to 1, got {' '.join(map(str, mixing))}: {sum(mixing):g}")
+
+
+class AlikeError(InputError):
+    """A truth makes no difference between the responses to any prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +124,7 @@ class Problem:
             raise InputError(f"arena: the reward bound must be positive and finite, got {self.bound}")
         self._check_world()
         x = self._draw()
-        rewards = self.truth(x, self.key.fold_in("truth"))
+        rewards = rewards_of(self.truth, x, self.key.fold_in("truth"))
         x, rewards = self._answered(x, rewards)
         self._check_variation(rewards)
         scale = torch.ones_like(rewards[..., :1])
@@ -205,12 +209,10 @@ class Problem:
 
     def _check_variation(self, rewards: Float[Tensor, "*r n"]) -> None:
         """Refuse a truth that makes no difference within any prompt: rounding would be rescaled to a reward."""
-        if not bool(rewards.isfinite().all()):
-            raise InputError(f"arena: the truth {type(self.truth).__name__} gives rewards that are NaN or infinite")
         by_prompt = rewards.unflatten(-1, (-1, self.responses))
         spread = (by_prompt.amax(-1) - by_prompt.amin(-1)).amax(-1)
         if bool((spread <= 1e-9 * rewards.abs().amax(-1)).any()):
-            raise InputError(
+            raise AlikeError(
                 f"arena: the truth {type(self.truth).__name__} gives all responses of a prompt the same reward; choose "
                 f"another truth, or more than {self.dim} dimensions"
             )
@@ -261,7 +263,7 @@ def answer(
     responses = uniforms.shape[-1]
     low, high = torch.minimum(duels.first, duels.second), torch.maximum(duels.first, duels.second)
     margin = Duels(low, high).difference(rewards)
-    win, tie = oracle.probability(margin, (low % responses, high % responses), responses), oracle.tie(margin)
+    win, tie = chances(oracle, margin, (low % responses, high % responses), responses)
     number = uniforms.flatten(-3).gather(-1, low * responses + high % responses)
     share = ((number < win).to(margin.dtype) + (number < win + tie).to(margin.dtype)) / 2
     return torch.where(duels.first <= duels.second, share, 1 - share)
@@ -272,8 +274,7 @@ def foreseen(
 ) -> tuple[Float[Tensor, "*r b"], Float[Tensor, "*r b"]]:
     """Return the mean and the variance of the label of each duel of a table."""
     margin = duels.difference(rewards)
-    win = oracle.probability(margin, (duels.first % responses, duels.second % responses), responses)
-    tie = oracle.tie(margin)
+    win, tie = chances(oracle, margin, (duels.first % responses, duels.second % responses), responses)
     mean = win + tie / 2
     return mean, (win + tie / 4 - mean.square()).clamp(min=0)
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from bandits.core.duels import Duels, Labelled
+from bandits.core.errors import InputError
 from bandits.core.oracles import Oracle
-from bandits.core.registry import fingerprint
+from bandits.core.registry import fingerprint, is_own
 from bandits.core.rng import Key
 from bandits.headroom import Headroom, headroom
-from bandits.loop import Round, play
+from bandits.loop import Ridges, Round, Schedule, play, rewards_of
 from bandits.runs.directory import Identity, Ledger, RunDirectory, config_of
 from bandits.runs.execute import Study, wanted
 from bandits.runs.files import DamagedError, read_tensors, write_frame, write_tensors
@@ -28,7 +29,8 @@ from bandits.selector import STRATEGIES, Strategy
 from bandits.sim.audit import Audit, Columns
 from bandits.sim.config import Cell, Simulation, pool_of, split, split_truth
 from bandits.sim.learners import LEARNERS, Fit, Learner, NeuralLearner, Start
-from bandits.sim.problem import Inputs, Problem, SyntheticArena
+from bandits.sim.networks import MLP
+from bandits.sim.problem import AlikeError, Inputs, Problem, SyntheticArena
 from bandits.sim.truths import TRUTHS, GroundTruth, TangentTeacher
 
 CHECKPOINT_SECONDS = 15.0
@@ -55,6 +57,34 @@ class Parts:
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the parts in the run's config."""
         return {field.name: fingerprint(getattr(self, field.name)) for field in fields(self)}
+
+    def rehearse(self, responses: int, dim: int = 5, replicates: tuple[int, ...] | None = (0,)) -> None:
+        """Play a round of a small problem if a part is a user's own: ``InputError``, naming it, for what none can be.
+
+        So a part that returns something else than it should is told before a run begins, not when its turn comes.
+        """
+        if not any(is_own(getattr(self, field.name)) for field in fields(self)):
+            return
+        key, network = Key(0, replicates), MLP(dim, 8, 3)
+        initial = network.initial(key.fold_in("network"))
+        try:
+            truth = self.truth.beside(network, initial)
+            problem = Problem(truth, key.fold_in("world"), 4, min(responses, 16), dim, heldout=2)
+        except AlikeError:  # by chance, perhaps, in so small a pool
+            return
+        start = Start(network, initial, key, 1.0, 20, 1.0, self.oracle.ties)
+        learner, name = self.learner.begin(start), f"learner {self.learner.__name__}"
+        if not isinstance(learner, Learner):
+            raise InputError(f"{name}: begin returns a learner, got {learner!r}")
+        arena, once = SyntheticArena(problem, self.oracle), Schedule(rounds=1, batch=1)
+        for round in play(arena, learner, self.strategy, once, Ridges.given(4.0), key):
+            if not isinstance(round.fit, Fit):
+                raise InputError(f"{name}: fit returns a Fit, got {round.fit!r}")
+        state = learner.state()
+        if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+            raise InputError(f"{name}: state returns tensors by name, got {type(state).__name__}")
+        learner.restore(state)
+        rewards_of(learner, problem.heldout_table()[0], Duels.within(2, problem.responses).expand(*problem.scale.shape))
 
 
 @dataclass(frozen=True)
@@ -89,6 +119,11 @@ class SimulationStudy(Study):
         """What determines the bytes of its results."""
         parts = {f"{truth}, {contender}": parts.fingerprint() for (truth, contender), parts in self.cast.items()}
         return Identity(config_of(self.simulation), parts=parts)
+
+    def prepare(self) -> None:
+        """Try the parts that are a user's own, before anything is written."""
+        for parts in self.cast.values():
+            parts.rehearse(self.simulation.responses, self.simulation.dim)
 
     def memory(self) -> dict[str, float]:
         """Estimate a cell's bytes by the options that they grow with."""
@@ -195,7 +230,7 @@ def evaluate(learner: Learner, items: Inputs, rewards: Tensor, beta: float) -> C
     uniform, nats.
     """
     duels = Duels.within(items.prompts, items.responses).to(rewards.device).expand(rewards.shape[0])
-    fitted = learner.rewards(items)
+    fitted = rewards_of(learner, items, duels)
     true, guess = duels.difference(rewards), duels.difference(fitted)
     truth = rewards.unflatten(-1, (-1, items.responses))
     ranked = fitted.unflatten(-1, (-1, items.responses))

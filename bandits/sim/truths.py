@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bandits.core.errors import InputError
+from bandits.core.given import alike
 from bandits.core.registry import Registry
 from bandits.core.rng import Key
 from bandits.sim.networks import MLP, Weights
@@ -31,6 +32,15 @@ class GroundTruth(ABC):
     def beside(self, network: MLP, initial: Weights) -> GroundTruth:
         """Return this truth for a learner with the given network and θ0; most truths do not ask."""
         return self
+
+
+def rewards_of(truth: GroundTruth, x: Float[Tensor, "r n d"], key: Key) -> Float[Tensor, "r n"]:
+    """Return the reward of every row; ``InputError``, naming the truth, for what are no finite numbers, one a row."""
+    name = f"the truth {type(truth).__name__}"
+    rewards = alike(truth(x, key), name, x[..., 0])
+    if not bool(rewards.isfinite().all()):
+        raise InputError(f"{name} gives rewards that are NaN or infinite")
+    return rewards
 
 
 def _direction(dim: int, key: Key) -> Float[Tensor, "r d 1"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bandits.core.bounds import check_delta, linearised, proposition
 from bandits.core.design import Posterior, PrimalDesign
 from bandits.core.errors import InputError
-from bandits.core.oracles import ORACLES, kappa, slope
+from bandits.core.oracles import ORACLES, chances, kappa, slope
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.selector import ActiveDPO, FeatureSpace, Pool, Random, ScoreStrategy, Strategy, select
@@ -96,7 +96,7 @@ class Trial:
 def _answers(problem: TangentWorld, trial: Trial, picks: Int64[Tensor, "r b"], key: Key) -> Float[Tensor, "r b"]:
     places = tuple(place.gather(-1, picks) for place in problem.places)
     margins = problem.margins.gather(-1, picks)
-    chance = ORACLES[trial.oracle].probability(margins, (places[0], places[1]), problem.responses)
+    chance, _ = chances(ORACLES[trial.oracle], margins, (places[0], places[1]), problem.responses)
     return (key.uniform(picks.shape[-1]) < chance).to(margins.dtype)
 
 
