@@ -34,7 +34,7 @@ from llm_loop.data.prompts import SOURCES, PromptSet, Source
 from llm_loop.gradients import Gradients
 from llm_loop.learner import DPOLearner
 from llm_loop.models import Adapter, Policy, Row, check_device, check_model, distinct, load_policy, weights_hash
-from llm_loop.rewards.scorers import SCORERS, Scorer, Unabridged, load_scorer, read_by
+from llm_loop.rewards.scorers import SCORERS, Scorer, Unabridged, load_scorer, registered
 from llm_loop.rewards.scorers import weights_hash as scorer_hash
 from llm_loop.shared import Shared
 from llm_loop.tuning import Tuned, examples, tuned, wide
@@ -85,7 +85,7 @@ class Parts:
     def load_scorer(self, name: str, alignment: Alignment) -> Scorer:
         """Return a scorer by name, directory or import path."""
         if name in self.scorers:
-            return read_by(self.scorers[name](alignment.device), alignment.long_texts)
+            return registered(name, self.scorers[name], alignment.device, alignment.long_texts)
         return load_scorer(name, alignment.device, alignment.dtype, alignment.trust_remote_code, alignment.long_texts)
 
 

@@ -488,9 +488,9 @@ def test_a_set_of_one_s_own_is_registered_in_one_place(monkeypatch: pytest.Monke
         register("mine")(mine)
     register("riddles")(lambda dropped: [f"What has {n} legs?" for n in range(10)])
     assert len(load("riddles", LUCK).train) == 8
-    register("empty ones")(lambda dropped: ["full", " "])
-    with pytest.raises(InputError, match="empty ones, number 2: it has an empty prompt"):
-        load("empty ones", LUCK)
+    register("empty-ones")(lambda dropped: ["full", " "])
+    with pytest.raises(InputError, match="empty-ones, number 2: it has an empty prompt"):
+        load("empty-ones", LUCK)
 
 
 @given(
@@ -576,3 +576,36 @@ def test_what_people_wrote_of_other_prompts_is_the_text_or_the_last_message() ->
     assert [found.text_of_people(one.prompt) for one in entries] == ["It was", "Is it?", "tree", "tree"]
     kept = found.within(lambda prompt: 3, 5)
     assert kept.text_of_people(ours) == "tree"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "mine: its function returns several prompts, got NoneType None"),
+        ("one text", "mine: its function returns several prompts, got str"),
+        ([42], "mine, number 1: it is neither a text nor messages, but int 42"),
+        (["a", None], "mine, number 2: it is neither a text nor messages, but NoneType"),
+        ([b"a"], "neither a text nor messages, but bytes"),
+        ([{"prompt": "a"}], "neither a text nor messages, but dict"),
+        ([[1, 2]], "mine, number 1: "),
+        ([[]], "mine, number 1: "),
+        ([Entry("a", "row 7", answer=3)], "prompts: row 7: its answer is no text, but int 3"),
+    ],
+)
+def test_what_ones_own_source_gives_that_is_no_prompt_is_refused_by_its_number(given, words):
+    with pytest.raises(InputError, match=words):
+        load("mine", Key(0), sources={"mine": lambda dropped: given})
+
+
+def test_messages_of_ones_own_source_may_be_json():
+    """As a file's, and as ``Message`` objects in a list."""
+    said = [[{"role": "user", "content": str(i)}] for i in range(9)], [[Message("user", str(i))] for i in range(9)]
+    one, other = (load("mine", Key(0), sources={"mine": lambda dropped, given=given: given}) for given in said)
+    assert one.digest == other.digest
+    assert one.train[0] == (Message("user", one.train[0][0].content),)
+
+
+@pytest.mark.parametrize("name", ["nan", "a/b", "007", "x" * 99, None])
+def test_a_prompt_set_has_a_name_that_tables_and_folders_keep(name):
+    with pytest.raises(InputError, match=r"^prompt set .*name"):
+        register(name)

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -16,7 +19,7 @@ from llm_loop.__main__ import main
 from llm_loop.data.chat import Message, asked
 from llm_loop.models import byte_tokenizer, tiny_model
 from llm_loop.rewards.models import load_encoder
-from llm_loop.rewards.scorers import cut, load_scorer, weights_hash
+from llm_loop.rewards.scorers import checked, cut, load_scorer, registered, weights_hash
 from llm_loop.seeding import seeded
 
 STACK = {
@@ -330,6 +333,7 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
         "class Shorter:\n    def __call__(self, prompts, responses):\n        return [-len(r) for r in responses]\n"
         "def wrong(prompts, responses):\n    return [1.0]\n"
         "def broken(prompts, responses):\n    return 1 / 0\n"
+        "def words(prompts, responses):\n    return ['good'] * len(responses)\n"
         "nothing = 3\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -337,8 +341,9 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
     shorter = load_scorer("my_rewards:Shorter", "cpu")
     assert (shorter.name, shorter(["a"], ["cc"]).tolist()) == ("my_rewards:Shorter", [-2.0])
     for name, words in (
-        ("my_rewards:wrong", r"gave \[1\] rewards for 2 responses"),
+        ("my_rewards:wrong", r"of 2 responses: numbers of shape \(1,\), not \(2,\)"),
         ("my_rewards:broken", "cannot score prompts and responses .ZeroDivisionError"),
+        ("my_rewards:words", r"no real numbers, but list \['good', 'good'\]"),
         ("my_rewards:nothing", "cannot score prompts and responses"),
         ("my_rewards:gone", "has no attribute 'gone'"),
         ("no_such_module:f", "No module named"),
@@ -346,6 +351,40 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             load_scorer(name, "cpu")
     assert weights_hash("my_rewards:length") != weights_hash("my_rewards:Shorter")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda device: None, "a scorer has a name, its function returned None"),
+        (lambda: None, "takes 0 positional arguments"),
+        (lambda device: Told([1.0]), r"numbers of shape \(1,\), not \(2,\)"),
+        (lambda device: Told([1.0, float("nan")]), "gave nan for 1 of 2 responses"),
+        (lambda device: Told(None), "no real numbers, but NoneType None"),
+        (lambda device: Told({}["score"]), "KeyError: 'score'"),
+    ],
+)
+def test_a_registered_scorer_that_cannot_score_is_refused_when_it_is_loaded(make, words):
+    with pytest.raises(InputError, match=f"^reward model .*told.*{words}"):
+        registered("told", make, "cpu", "refuse")
+
+
+def test_rewards_in_other_clothes_are_taken():
+    for given in ([1, 2], np.array([1, 2], dtype=np.float32), torch.tensor([1.0, 2.0], requires_grad=True)):
+        scorer = registered("told", lambda device, given=given: Told(given), "cpu", "refuse")
+        found = checked(scorer, ["a", "b"], ["c", "d"])
+        assert (found.dtype, found.tolist()) == (torch.float64, [1, 2])
+
+
+@dataclass(frozen=True)
+class Told:
+    """A scorer that gives what it was told."""
+
+    given: Any
+    name = "told"
+
+    def __call__(self, prompts, responses):
+        return self.given
 
 
 def test_hashes_of_scorers_differ_as_they_do(tmp_path):

@@ -12,13 +12,15 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import pandas as pd
 
 from bandits.core.errors import InputError
+from bandits.core.registry import check_name
 from bandits.core.rng import Key
 from bandits.runs.text import dumps, lines
 from llm_loop.data import assets, files, ratings
@@ -133,8 +135,9 @@ SOURCES: dict[str, Source] = {}
 def register(name: str) -> Callable[[Source], Source]:
     """Make a function the source of a named prompt set: ``@register("mine")`` and then ``--prompts mine``.
 
-    Raises ``InputError`` for a name that is taken.
+    Raises ``InputError`` for what is no name of a part (see ``Registry.register``), and for one that is taken.
     """
+    check_name("prompt set", name)
 
     def keep(source: Source) -> Source:
         if name in SOURCES:
@@ -163,8 +166,11 @@ def load(
     dropped: Counter[str] = Counter({"duplicate": 0})
     sources = SOURCES if sources is None else sources
     if name_or_path in sources:
-        given = enumerate(sources[name_or_path](dropped), start=1)
-        return part(name_or_path, (_entry(name_or_path, number, value) for number, value in given), key, dropped)
+        given = sources[name_or_path](dropped)
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise InputError(f"prompts {name_or_path}: its function returns several prompts, got {_short(given)}")
+        found = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
+        return part(name_or_path, found, key, dropped)
     near = difflib.get_close_matches(name_or_path, sources, 1)
     known = f"one of {', '.join(sources)}" + (f"; did you mean {near[0]}?" if near else "")
     found, hashes = files.rows(files.located(name_or_path, known))
@@ -191,12 +197,23 @@ def entries(rows: Iterable[Found], dropped: Counter[str], skip_bad_rows: bool = 
 
 
 def _entry(name: str, number: int, given: Entry | Prompt) -> Entry:
+    """Return what a named set's function gave as an entry; ``InputError`` with its place for what is no prompt."""
     entry = given if isinstance(given, Entry) else Entry(given, f"{name}, number {number}")
+    prompt: Any = entry.prompt
     try:
-        prompt_of({"prompt": to_json(entry.prompt)})
+        if not isinstance(prompt, str | list | tuple):
+            raise InputError(f"it is neither a text nor messages, but {_short(prompt)}")
+        if not isinstance(entry.answer, str):
+            raise InputError(f"its answer is no text, but {_short(entry.answer)}")
+        plain = prompt if isinstance(prompt, str) else [asdict(m) if isinstance(m, Message) else m for m in prompt]
+        read = prompt_of({"prompt": plain})
     except InputError as error:
         raise InputError(f"prompts: {entry.place}: {error}") from None
-    return entry
+    return replace(entry, prompt=read)
+
+
+def _short(given: object) -> str:
+    return " ".join(f"{type(given).__name__} {given!r}".split())[:60]
 
 
 def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> PromptSet:

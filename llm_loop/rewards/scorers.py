@@ -14,7 +14,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from bandits.core.errors import InputError
-from bandits.core.registry import Registry, fingerprint
+from bandits.core.given import alike
+from bandits.core.registry import Registry, fingerprint, is_own
 from bandits.runs.text import lines
 from llm_loop import folders
 from llm_loop.data.chat import Message, Prompt, asked, text_of
@@ -342,11 +344,22 @@ def load_scorer(
     reward, and for code that is not trusted.
     """
     if name in SCORERS:
-        return read_by(SCORERS[name](device), long_texts)
+        return registered(name, SCORERS[name], device, long_texts)
     if ":" in name and not Path(name).exists():
         return _imported(name, device)
     folder = folders.locate(name, "reward model", list(SCORERS), trust)
     return read_by(_classifier(name, folder, device, dtype, trust), long_texts)
+
+
+def registered(name: str, make: Callable[[str], Scorer], device: str, long_texts: LongTexts) -> Scorer:
+    """Return the scorer that a registered function makes on a device; a user's own is tried first."""
+    with _foreign(name):
+        scorer = make(device)
+        if is_own(scorer):
+            if not isinstance(getattr(scorer, "name", None), str):
+                raise InputError(f"reward model {name!r}: a scorer has a name, its function returned {scorer!r:.60}")
+            checked(scorer, *TRIED)
+    return read_by(scorer, long_texts)
 
 
 def weights_hash(name: str, trust: bool = False) -> str:
@@ -388,26 +401,32 @@ class _Own:
     score: Callable[[Sequence[Prompt], Sequence[str]], Any] = field(repr=False)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        rewards = torch.as_tensor(self.score(prompts, responses), dtype=torch.float64).detach().cpu()
-        if rewards.shape != (len(responses),):
-            raise InputError(
-                f"reward model {self.name} gave {list(rewards.shape)} rewards for {len(responses)} responses"
-            )
-        return rewards
+        return _rewards(self.name, self.score(prompts, responses), len(responses))
 
 
 def _imported(name: str, device: str) -> Scorer:
     part = _attribute(name)
-    try:
+    with _foreign(name):
         scorer = _Own(name, part() if isinstance(part, type) else part)
-        checked(scorer, ["a prompt", "another"], ["a response", "one more"])
+        checked(scorer, *TRIED)
+    return scorer
+
+
+TRIED = ["a prompt", "another"], ["a response", "one more"]
+"""What a user's own scorer is asked of before it is used."""
+
+
+@contextmanager
+def _foreign(name: str) -> Iterator[None]:
+    """Let whatever a user's own code raises be one line that names it."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # as above
         raise InputError(
             f"reward model {name!r} cannot score prompts and responses ({type(error).__name__}: {error})"
         ) from None
-    return scorer
 
 
 def _classifier(name: str, folder: Path, device: str, dtype: str, trust: bool) -> Classifier:
@@ -467,9 +486,14 @@ def _signs(config: Any, name: str) -> Tensor:
     )
 
 
+def _rewards(name: str, given: object, count: int) -> Float[Tensor, " n"]:
+    """Return what a scorer gave as rewards; ``InputError`` for what are none, one a response."""
+    return alike(given, f"reward model {name}, of {count} responses", torch.empty(count, dtype=torch.float64))
+
+
 def checked(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " n"]:
-    """Return rewards; one that is not a number is an ``InputError``."""
-    rewards = scorer(prompts, responses)
+    """Return rewards; ``InputError`` for what are no finite numbers, one a response."""
+    rewards = _rewards(scorer.name, scorer(prompts, responses), len(responses))
     bad = [i for i, reward in enumerate(rewards.tolist()) if not math.isfinite(reward)]
     if bad:
         raise InputError(
