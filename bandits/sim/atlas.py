@@ -484,16 +484,18 @@ def scatter(settings: Map, table: pd.DataFrame, objective: str) -> Figure:
     """Draw what was saved against what the meter predicted, a panel per rule."""
     last = max(settings.budgets)
     figure, axes = figures.panels(len(settings.rules), columns=3, width=3.4, height=3.0, share=True, legend=0.2)
-    right = max(100 * table.loc[table["budget"] == last, "predicted"].max() + 5, 25)
+    shown = table[(table["objective"] == objective) & (table["budget"] == last)]
+    right = max(100 * shown["predicted"].max() + 5, 25)
+    bottom, top = 100 * shown["low"].min() - 5, 100 * shown["high"].max() + 5  # intervals may be open
     for axis, rule in zip(axes, settings.rules, strict=True):
-        part = table[(table["rule"] == rule) & (table["objective"] == objective) & (table["budget"] == last)]
+        part = shown[shown["rule"] == rule]
         low, high = 100 * (part["saved"] - part["low"]), 100 * (part["high"] - part["saved"])
         bars = [low.clip(lower=0), high.clip(lower=0)]
         axis.errorbar(100 * part["predicted"], 100 * part["saved"], bars, fmt="o", ms=3, lw=0.6)
         axis.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
         axis.axhline(0, color="black", lw=0.5)
         axis.set(title=rule, xlabel="predicted by the meter, %", ylabel="labels saved, %", xlim=(-5, right))
-        axis.set(ylim=(-100, 100))
+        axis.set(ylim=(max(-100, bottom), min(100, top)))
     return figure
 
 
