@@ -17,6 +17,7 @@ import sysconfig
 import textwrap
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any, Generic, TypeVar
@@ -26,8 +27,8 @@ import torch
 from bandits.core.errors import InputError, unknown
 
 T = TypeVar("T")
-PROJECT = ("activedpo", "bandits", "benchmarks", "faults", "labelling", "llm_loop", "theory_checks")
-"""This project's packages; a run's identity has their sources by itself."""
+PACKAGES = ("activedpo", "bandits", "benchmarks", "faults", "labelling", "llm_loop", "theory_checks")
+"""This project's own; a run's identity has their sources by itself."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -88,7 +89,22 @@ def check_name(kind: str, name: object) -> None:
 def is_own(part: object) -> bool:
     """Whether a part's class, or function, is a user's own: defined in none of this project's packages."""
     kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
-    return kind.__module__.partition(".")[0] not in PROJECT
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return not file or not _lies_in(Path(file).resolve(), _project())
+
+
+def _lies_in(path: Path, places: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(place) for place in places)
+
+
+@cache
+def _project() -> tuple[Path, ...]:
+    return tuple(Path(__file__).resolve().parents[2] / name for name in PACKAGES)
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib"))
 
 
 def fingerprint(part: object) -> dict[str, Any]:
@@ -124,16 +140,15 @@ def _own_files(module: str) -> list[Path]:
     None of an installed package's, nor of this project's.
     """
     file = getattr(sys.modules.get(module), "__file__", None)
-    if not file or module.partition(".")[0] in PROJECT:
+    if not file:
         return []
     root = Path(file).resolve().parent
     while (root / "__init__.py").is_file():
         root = root.parent
-    installed = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")]
     found, waiting = set[Path](), [Path(file).resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found and not any(path.is_relative_to(place) for place in installed):
+        if path not in found and not _lies_in(path, _installed() + _project()):
             found.add(path)
             waiting += [imported.resolve() for imported in _imported(path, root)]
     return sorted(found)
@@ -154,8 +169,6 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
 
 def _files(folders: Sequence[Path], name: list[str], relative: bool = False) -> Iterator[Path]:
     """Yield the files that an import of a dotted name runs in any of these folders; its last part may be no module."""
-    if name[0] in PROJECT and not relative:
-        return
     for folder in folders:
         steps = [folder.joinpath(*name[:length]) for length in range(not relative, len(name) + 1)]
         files = (file for step in steps for file in (step / "__init__.py", step.parent / f"{step.name}.py"))
