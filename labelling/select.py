@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import torch
 import tyro
 from torch import Tensor
@@ -21,7 +20,7 @@ from bandits.headroom import Headroom, headroom
 from bandits.loop import DesignState, Round
 from bandits.runs.command import guard, read, say
 from bandits.runs.directory import config_of
-from bandits.runs.files import vacant
+from bandits.runs.files import frame, vacant
 from bandits.runs.settings import Count, MinLen, Positive, check, pairs
 from bandits.selector import STRATEGIES
 from labelling import labelled, page, queries, session
@@ -355,8 +354,7 @@ def calibrated(strategy: str, budget: int) -> str:
 
     ``calibration.csv`` is the map's own table (``docs/studies/map``).
     """
-    with resources.files("labelling").joinpath("calibration.csv").open() as file:
-        table = pd.read_csv(file)
+    table = frame(resources.files("labelling").joinpath("calibration.csv").read_bytes())
     table = table[(table["rule"] == strategy) & (table["objective"] == "error")]
     if table.empty:
         return f"how well that predicts real errors of {strategy} is not known"

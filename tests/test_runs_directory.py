@@ -31,6 +31,14 @@ def finished(tmp_path) -> Path:
 
 
 class TestFiles:
+    def test_a_tables_words_are_read_as_they_were_written(self, tmp_path):
+        """Only what is empty is missing; pandas takes more for nothing there."""
+        words = ["NA", "None", "null", "nan", "n/a", "a, b", 'a "b"', "two\nlines", None]
+        files.write_frame(tmp_path / "a.csv", pd.DataFrame({"word": words, "number": [*range(8), float("nan")]}))
+        found = files.frame((tmp_path / "a.csv").read_bytes())
+        assert found["word"].tolist()[:-1] == words[:-1]
+        assert found.isna().to_numpy().tolist() == [[False, False]] * 8 + [[True, True]]
+
     @pytest.mark.campaign
     def test_json_is_strict_and_utf_8_whatever_the_locale(self, tmp_path):
         write_json(tmp_path / "a.json", {"x": [float("nan"), float("inf"), 1.5], "word": "é\u2028"})

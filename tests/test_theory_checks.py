@@ -144,6 +144,9 @@ class Coin(Cell):
     side: str
 
 
+FAIR = Check(name="coins/fair", statement="heads", threshold=at_most(0.7), measure=measured(covered, "up"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Coins(Family[Coin]):
     """Is a coin fair?  A family of one's own, outside the package."""
@@ -159,8 +162,7 @@ class Coins(Family[Coin]):
         return pd.DataFrame({"up": Key(seed).fold_in(cell.side).uniform(self.throws).numpy() < 0.5})
 
     def checks(self):
-        fair = Check(name="coins/fair", statement="heads", threshold=at_most(0.7), measure=measured(covered, "up"))
-        return [fair, replace(fair, name="coins/loaded", threshold=at_most(0.3), expect="fails")]
+        return [FAIR, replace(FAIR, name="coins/loaded", threshold=at_most(0.3), expect="fails")]
 
 
 class TestOwnFamily:
@@ -192,6 +194,49 @@ class TestOwnFamily:
         said = capsys.readouterr().out
         assert "coins/fair (holds) is refuted" in said
         assert "3 of 3 runs of smoke raised an alarm: more than the 0" in said
+
+    @pytest.mark.parametrize(
+        ("method", "found", "words"),
+        [
+            ("cells", None, "cells returns a list of Cells, got None"),
+            ("cells", [], "cells returns a list of Cells"),
+            ("cells", ["heads"], "cells returns a list of Cells"),
+            ("cells", [Coin("heads")] * 2, "2 cells with the key coin-heads"),
+            ("cells", [Coin("a/../b")], "a cell's values make its folder's name"),
+            ("cells", [Coin("x" * 300)], "a cell's values make its folder's name"),
+            ("checks", None, "checks returns a list of Checks, got None"),
+            ("checks", ["fair"], "checks returns a list of Checks"),
+            ("checks", [FAIR, FAIR], "2 claims named coins/fair"),
+            ("checks", [replace(FAIR, name="nan")], "its claims are named coins/"),
+            ("checks", [replace(FAIR, measure=lambda table, level: 0.5)], "fair: measure returns an Estimate, got 0.5"),
+            ("checks", [replace(FAIR, measure=measured(covered, "tails"))], "fair: there is no column 'tails'"),
+            ("checks", [replace(FAIR, measure=measured(covered, "up", side=1))], "fair: there is no column 'side'"),
+            ("run", None, "run returns a pandas DataFrame, got a NoneType"),
+            ("run", {"up": [1]}, "run returns a pandas DataFrame, got a dict"),
+        ],
+    )
+    def test_what_a_family_returns_is_refused_in_a_line_that_names_it(
+        self, method, found, words, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(Coins, method, lambda *_: found)
+        arguments = ["smoke", "--claims", "coins", "--output", str(tmp_path / "out"), "--jobs", "1"]
+        assert command.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.splitlines()[-1].startswith("error: ")
+        assert "coins" in said
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("threshold", 0.7), ("expect", "maybe"), ("statement", None), ("measure", 3)]
+    )
+    def test_a_claim_says_what_it_claims(self, field, value):
+        with pytest.raises(InputError, match=f"^claim coins/fair: .*got {value!r}"):
+            replace(FAIR, **{field: value})
+
+    @pytest.mark.parametrize("sizes", [3, Coins, None])
+    def test_what_is_no_family_is_refused(self, sizes):
+        with pytest.raises(InputError, match="a family is an object of a class that inherits from Family"):
+            checks.register(smoke=sizes, quick=sizes, full=sizes)
 
     def test_a_name_that_cannot_be_an_option_is_refused(self):
         class Odd(Coins):

@@ -8,6 +8,7 @@ a claim that must come out *refuted*.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -74,6 +75,25 @@ class Check:
     expect: Literal["holds", "fails", "open"] = "holds"
     setting: str = ""
 
+    def __post_init__(self) -> None:
+        for what, kind in (("name", str), ("statement", str), ("threshold", Threshold), ("setting", str)):
+            if not isinstance(given := getattr(self, what), kind):
+                raise InputError(f"claim {self.name}: its {what} is a {kind.__name__}, got {given!r}")
+        if not callable(self.measure):
+            raise InputError(f"claim {self.name}: measure is a function of a table and a level, got {self.measure!r}")
+        if self.expect not in ("holds", "fails", "open"):
+            raise InputError(f"claim {self.name}: expect is holds, fails or open, got {self.expect!r}")
+
+    def measured(self, table: Table, level: float) -> Estimate:
+        """Return the estimate; ``InputError``, naming the claim, for what is none."""
+        try:
+            found = self.measure(table, level)
+        except InputError as error:
+            raise InputError(f"claim {self.name}: {error}") from None
+        if not isinstance(found, Estimate):
+            raise InputError(f"claim {self.name}: measure returns an Estimate, got {found!r:.60}")
+        return found
+
 
 @dataclass(frozen=True)
 class Result:
@@ -87,11 +107,11 @@ class Result:
     @classmethod
     def of(cls, check: Check, table: Table, level: float) -> Result:
         """Judge a claim at 95 %; an alarm needs a refutation at ``level``, or a control that is not refuted at 95 %."""
-        estimate = check.measure(table, LEVEL)
+        estimate = check.measured(table, LEVEL)
         verdict = judge(estimate, check.threshold)
         alarm = check.expect == "fails" and verdict.word != "refuted"
         if check.expect == "holds" and verdict.word == "refuted":
-            alarm = judge(check.measure(table, level), check.threshold).word == "refuted"
+            alarm = judge(check.measured(table, level), check.threshold).word == "refuted"
         return cls(check, estimate, verdict, alarm)
 
 
@@ -105,10 +125,16 @@ def alarm_level(checks: Sequence[Check]) -> float:
 
 
 def at(table: Table, **values: object) -> Table:
-    """Return the rows of a table that have these values."""
+    """Return the rows of a table that have these values; ``InputError`` for a column that there is not."""
     for column, value in values.items():
+        _there(table, column)
         table = table[table[column] == value]
     return table
+
+
+def _there(table: Table, column: str) -> None:
+    if column not in table:
+        raise InputError(f"there is no column {column!r} in the table, which has {', '.join(map(str, table))}")
 
 
 def measured(
@@ -118,6 +144,8 @@ def measured(
 
     def measure(table: Table, level: float) -> Estimate:
         part = at(table, **cells)
+        if isinstance(values, str):
+            _there(part, values)
         return estimate((part[values] if isinstance(values, str) else values(part)).to_numpy(), level)
 
     return measure
@@ -184,8 +212,38 @@ class Sizes(Generic[F]):
     full: F
 
 
+def check_family(family: AnyFamily) -> None:
+    """Raise ``InputError`` for cells that cannot have folders of their own, and claims that are not the family's."""
+    cells, checks = family.cells(), family.checks()
+    for what, given, kind in (("cells", cells, Cell), ("checks", checks, Check)):
+        if not isinstance(given, list | tuple) or not given or not all(isinstance(one, kind) for one in given):
+            raise InputError(f"family {family.name}: {what} returns a list of {kind.__name__}s, got {given!r:.60}")
+    for what, names in (("cells with the key", [c.key for c in cells]), ("claims named", [c.name for c in checks])):
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"family {family.name}: {times} {what} {name:.60}")
+    for key in (cell.key for cell in cells):
+        if "/" in key or "\0" in key or len(key.encode()) > LONGEST_KEY:
+            raise InputError(
+                f"family {family.name}: a cell's values make its folder's name, at most {LONGEST_KEY} bytes without /, "
+                f"got {key!r:.60}"
+            )
+    for check in checks:
+        if not check.name.startswith(f"{family.name}/"):
+            raise InputError(f"family {family.name}: its claims are named {family.name}/…, got {check.name!r:.60}")
+
+
+LONGEST_KEY = 150
+
+
 def _check_sizes(sizes: object) -> None:
-    if not (isinstance(sizes, Sizes) and sizes.quick.name.isidentifier()):
+    assert isinstance(sizes, Sizes)
+    for family in (sizes.smoke, sizes.quick, sizes.full):
+        if not isinstance(family, Family):
+            raise InputError(f"a family is an object of a class that inherits from Family, got {family!r:.60}")
+        if not (isinstance(family.title, str) and isinstance(family.name, str)):
+            raise InputError(f"its name and title are texts, got {family.name!r:.60} and {family.title!r:.60}")
+    if not sizes.quick.name.isidentifier():
         raise InputError("the name becomes an option, --NAME.replicates: it must be a Python name")
 
 
@@ -194,7 +252,7 @@ FAMILIES: Registry[Sizes[Any]] = Registry("family", _check_sizes)
 
 def register(*, smoke: F, quick: F, full: F) -> None:
     """Add a family, at three sizes, to the suite: the one place that knows of it, in this package or in your code."""
-    FAMILIES.register(quick.name, Sizes(smoke, quick, full))
+    FAMILIES.register(getattr(quick, "name", "unnamed"), Sizes(smoke, quick, full))
 
 
 def blocks(replicates: int, size: int) -> list[range]:

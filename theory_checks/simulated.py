@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bandits.runs.files import frame, read_bytes
 from bandits.runs.settings import option
 from bandits.sim.config import Simulation
 from bandits.sim.run import run_cell
@@ -18,7 +19,7 @@ def simulate(simulation: Simulation, truth: str, contender: str, folder: Path) -
     """Play one contender on one truth (resumed if it was cut off); return its tables by name."""
     run_cell(simulation, truth, contender, folder)
     return {
-        path.stem: pd.read_csv(path)
+        path.stem: frame(read_bytes(path), path)
         for path in sorted(folder.glob("*.csv"))
         if path.stem in ("rounds", "bounds", "calibration")
     }

@@ -9,13 +9,15 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import pandas as pd
+
 from bandits.core.errors import InputError
 from bandits.core.registry import fingerprint
 from bandits.runs.directory import Identity, RunDirectory, config_of
 from bandits.runs.execute import Report, Study
 from bandits.runs.files import read_json, write_frame
 from bandits.runs.settings import Seed, check
-from theory_checks.checks import FAMILIES, AnyFamily, Cell, Result, Table, alarm_level
+from theory_checks.checks import FAMILIES, AnyFamily, Cell, Result, Table, alarm_level, check_family
 
 PRESETS = {
     "smoke": "every family at its smallest, for tests (about a minute)",
@@ -37,6 +39,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         check(self)
+        for family in self.everything:
+            check_family(family)
         known = [family.name for family in self.everything]
         names = [check.name for family in self.everything for check in family.checks()]
         for wanted in self.claims:
@@ -141,7 +145,10 @@ class TheoryStudy(Study):
         """Run one cell and write its table."""
         keep_freed()
         family = next(f for f in self.checks.families if f.name == cell.family)
-        write_frame(folder / "table.csv", family.run(cell.cell, self.checks.seed, folder))
+        table = family.run(cell.cell, self.checks.seed, folder)
+        if not isinstance(table, pd.DataFrame):
+            raise InputError(f"family {family.name}: run returns a pandas DataFrame, got a {type(table).__name__}")
+        write_frame(folder / "table.csv", table)
         return ["table.csv"]
 
     def tables(self, directory: RunDirectory) -> dict[str, Table]:

@@ -45,12 +45,12 @@ class Registry(Mapping[str, T], Generic[T]):
         or for nothing there (``nan``, ``NA``, ``true``) is none.
         """
         check_name(self.kind, name)
-        if name in self._parts and fingerprint(self._parts[name]) != fingerprint(part):
-            raise InputError(f"{self.kind} {name!r} is taken by another one; choose another name")
         try:
             self._check(part)
         except InputError as error:
             raise InputError(f"{self.kind} {name!r}: {error}") from None
+        if name in self._parts and fingerprint(self._parts[name]) != fingerprint(part):
+            raise InputError(f"{self.kind} {name!r} is taken by another one; choose another name")
         self._parts[name] = part
 
     def __getitem__(self, name: str) -> T:

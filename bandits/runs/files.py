@@ -119,9 +119,12 @@ def read_json(path: Path, kind: type = object, mend: str = "delete the folder or
 
 
 def frame(content: bytes, name: object = "a table") -> pd.DataFrame:
-    """Return a table from the bytes of a CSV file; what is none is a ``DamagedError``."""
+    """Return a table from the bytes of a CSV file, as ``write_frame`` wrote it; what is none is a ``DamagedError``.
+
+    Only what is empty is missing: ``NA``, ``None`` and ``null`` are words.
+    """
     try:
-        return pd.read_csv(io.BytesIO(content))
+        return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DamagedError(f"{name} is damaged: {str(error).strip()}") from None
 
