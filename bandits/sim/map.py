@@ -319,5 +319,5 @@ PRESETS: dict[str, tuple[str, Map]] = {
             meter_replicates=30,
         ),
     ),
-    "full": ("36 worlds, 8 rules beside Random, 90 replicates (a quarter of an hour)", Map(rules=RULES, replicates=90)),
+    "full": ("36 worlds, 8 rules beside Random, 90 replicates (some 20 minutes)", Map(rules=RULES, replicates=90)),
 }
