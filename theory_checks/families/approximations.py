@@ -282,7 +282,7 @@ class Approximations(Family[Sketched | Choice | Whole]):
         """Estimate the bytes of a cell: all items' gradients and duels' differences, plain and sketched."""
         scene = 8.0 * 6 * min(self.replicates * self._numbers, max(self._numbers, TOGETHER))
         options = "--approximations.replicates, --approximations.prompts, --approximations.width"
-        sketched = 8.0 * 6 * self._together * 3 * self.prompts * max(self.sizes)
+        sketched = 8.0 * 6 * 3 * self.prompts * max(self.sizes)  # one replicate's; several only if they are small
         parts = {options: scene, "--approximations.sizes, --approximations.prompts": sketched}
         return parts | {"--approximations.runs": sum(self._simulation(0).memory().values())}
 
