@@ -9,7 +9,9 @@ from bandits.runs import command
 from bandits.sim.config import PRESETS
 from bandits.sim.run import SimulationStudy
 
-COMMAND = command.Command("python -m bandits", PRESETS, SimulationStudy.of, "--replicates, --contenders and --truths")
+COMMAND = command.Command(
+    "python -m bandits", PRESETS, SimulationStudy.of, "--replicates, --until-decided, --contenders and --truths"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

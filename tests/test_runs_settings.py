@@ -16,6 +16,7 @@ from bandits.runs import settings as kit
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive, Probability, check, option
 from bandits.sim.config import PRESETS, Simulation
 from bandits.sim.map import PRESETS as MAPS
+from bandits.sim.map import MapStudy
 from bandits.sim.run import SimulationStudy, run_cell
 from labelling.settings import Settings
 from llm_loop.config import PRESETS as ALIGNMENTS
@@ -158,11 +159,53 @@ class TestSimulation:
 
     def test_sizes_beyond_the_machine_are_refused_by_their_options_at_once(self):
         wild = {"prompts": 10**9, "width": 10**8, "dim": 10**9, "replicates": 10**9, "depth": 1000, "heldout": 10**9}
+        wild |= {"clusters": 10**9}
         for name, value in wild.items():
             width = {"width": 10**5} if name == "depth" else {}
             made = replace(SMALL, audit=False, **{name: value} | width)
             with pytest.raises(InputError, match=option(name)):
                 admitted(made)
+
+    @pytest.mark.parametrize("evaluations", [0, 1, 10**9 - 1])
+    @pytest.mark.parametrize("asked", ["fresh", "repeats"])
+    def test_more_rounds_than_can_be_listed_are_refused_by_their_option(self, asked, evaluations):
+        many = {"rounds": 10**9, "evaluations": evaluations, "audit": False, asked: True}
+        with pytest.raises(InputError, match=r"--rounds.* of memory"):
+            admitted(replace(SMALL, **many))
+
+    @pytest.mark.parametrize("name", ["replicates", "meter_replicates"])
+    def test_a_map_of_more_than_can_be_listed_is_refused_by_its_option(self, name):
+        study = MapStudy.of(replace(MAPS["quick"][1], **{name: 10**9}))
+        with pytest.raises(InputError, match=f"^{option(name)}"):
+            kit.afford(study.memory(), study.count(), "--replicates", 1, False)
+
+    @pytest.mark.parametrize("preset", MAPS)
+    def test_a_map_s_cells_are_counted_as_they_are(self, preset):
+        study = MapStudy.of(MAPS[preset][1])
+        assert study.count() == len(study.cells())
+
+    @pytest.mark.parametrize(("rounds", "evaluations"), [(1, 0), (1, 1), (7, 0), (7, 1), (7, 2), (7, 3), (7, 9)])
+    def test_targets_lie_among_the_measured_rounds(self, rounds, evaluations):
+        """What a refused target is told is the first and the last of them."""
+        made = replace(SMALL, rounds=rounds, evaluations=evaluations, batch=2, prompts=9)
+        first, last = (2 * (made.measured_rounds()[place] + 1) for place in (0, -1))
+        with pytest.raises(InputError, match=f"above {first} .* at most {last}," if last > first else "none, got 1"):
+            replace(made, targets=(1,))
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            *((name, size) for name in ("exact", "tightness", "certificates") for size in ("prompts", "replicates")),
+            ("gap", "replicates"),
+            ("regret", "exact_replicates"),
+            ("approximations", "sizes"),
+        ],
+    )
+    def test_a_family_s_sizes_are_refused_before_they_are_made(self, name, size):
+        family = next(one for one in suite("smoke").families if one.name == name)
+        most = (32, 10**9) if size == "sizes" else 10**9
+        with pytest.raises(InputError, match=rf"^--.*{option(size, name + '.')[2:]}"):
+            kit.afford(replace(family, **{size: most}).memory(), 1, f"--{name}.replicates", 1, False)
 
     def test_presets_fit_on_a_small_machine(self, monkeypatch):
         monkeypatch.setattr(kit, "machine_memory", lambda: 4e9)

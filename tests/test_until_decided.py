@@ -9,6 +9,7 @@ from kept import contents, only
 
 from bandits import __main__ as command
 from bandits.runs.stats import compare, savings
+from bandits.sim import report
 from bandits.sim import run as cells
 from bandits.sim.config import Simulation
 
@@ -73,6 +74,21 @@ def test_what_the_page_compares_has_the_share_of_the_last_look(whole):
     together = pd.read_csv(folder / "pooled.csv")
     least = rounds.groupby("truth")["replicate"].nunique().min()
     assert together["reason"].tolist() == [f"{least} of the 8 replicates that it takes"]
+
+
+@pytest.mark.slow
+def test_what_is_said_of_all_truths_knows_which_fits_did_not_end(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "copy")
+    folder = next((tmp_path / "copy" / "pool").iterdir())
+    (folder / "index.html").unlink()
+    monkeypatch.setattr(
+        report, "unfitted", lambda rounds: {("linear", "activedpo-identity"): "9 fits did not converge"}
+    )
+    assert run(tmp_path / "copy") == 0
+    assert (
+        pd.read_csv(folder / "pooled.csv")["reason"].str.contains("on “linear”, activedpo-identity: 9 fits did").all()
+    )
+    assert "is not judged against random's" in (folder / "findings.json").read_text()
 
 
 @pytest.mark.campaign

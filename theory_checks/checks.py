@@ -28,7 +28,7 @@ from bandits.sim.truths import TRUTHS
 ERROR_RATE = 0.01
 """Probability that any claim of a preset that should hold raises an alarm, if all of them are true."""
 
-Several = Annotated[int, Ge(2), Le(10**9)]
+Several = Annotated[int, Ge(2), Le(10**6)]
 """a number of replicates that has an interval"""
 Counts = Annotated[tuple[Count, ...], MinLen(1), Distinct()]
 Places = Annotated[tuple[Count, ...], MinLen(2), Distinct()]

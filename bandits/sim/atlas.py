@@ -331,7 +331,7 @@ def page_text(
             "",
             f"*{heated(settings, objective)}*",
             "",
-            "| rule | worlds: saves / does not / undecided | mean over worlds | most | least "
+            "| rule | worlds: saves / does not / undecided | mean over worlds | highest estimate | lowest estimate "
             "| needs over 105 % (by its interval) | saves 30 % where predicted | slope, saved on predicted |",
             "|---|---|---|---|---|---|---|---|",
         ]

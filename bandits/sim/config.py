@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from bandits.sim.networks import MLP, Activation
 from bandits.sim.problem import POLICIES, InputShape, check_mixing
 from bandits.sim.truths import TRUTHS
 
+COLUMNS, OBJECT = 40, 200  # of the tables of a measured round; bytes of an array beside its numbers
 BLOCK = 10  # replicates played at once, at most: one matrix product for all of them, and still work for every core
 
 
@@ -207,7 +209,8 @@ class Simulation:
         if self.until_decided and (self.experiment == "regret" or self.until_decided <= self.replicates):
             least = "is for pool experiments" if self.experiment == "regret" else "must be more than --replicates"
             raise InputError(f"--until-decided {least}, got {self.until_decided} beside {self.replicates} replicates")
-        first, last = (self.batch * (self.measured_rounds()[place] + 1) for place in (0, -1))
+        first = self.batch * (self.rounds if self.evaluations == 1 else 1)
+        last = self.batch * self.rounds  # as ``measured_rounds`` has it, of which there may be too many to list here
         for target in self.targets:
             if self.experiment == "regret" or not first < target <= last:
                 seen = f"above {first} (the first measured round) and at most {last}" if last > first else "none"
@@ -262,10 +265,10 @@ class Simulation:
         """Return the ridges of V: λ/κ, and λ in Fisher-weighted spaces."""
         return Ridges(self.ridge or self.bounds_with(ties).ridge, self.regularisation)
 
-    def measured_rounds(self) -> list[int]:
-        """Return the rounds in which to measure; always the last."""
+    def measured_rounds(self) -> Sequence[int]:
+        """Return the rounds in which to measure; always the last, and, if there are two, the first."""
         if not self.evaluations or self.evaluations >= self.rounds:
-            return list(range(self.rounds))
+            return range(self.rounds)
         spaced = np.geomspace(self.rounds, 1, self.evaluations).round().astype(int)
         return [int(number) - 1 for number in np.unique(spaced)]
 
@@ -332,13 +335,18 @@ class Simulation:
         labels = self.batch * self.rounds
         rows = min(labels, pairs) if not self.fresh else labels
         everything = (tables if self.audit else 0) ** 2
+        centres = self.clusters * self.responses * POLICIES[len(self.mixing) - 1]
+        measured = min(self.rounds, self.evaluations or self.rounds)
+        fresh = "--rounds, " if self.fresh else ""  # whose pools are all drawn at once
         return {
-            "--prompts, --heldout, --responses, --dim": lead * (2 * drawn * self.dim + 8 * pairs),
+            f"{fresh}--prompts, --heldout, --responses, --dim": lead * (2 * drawn * self.dim + 8 * pairs),
             "--prompts, --heldout, --responses, --width, --depth": lead * 3 * (items + heldout) * sides,
             "--width, --depth, --dim": lead * 20 * weights,
-            "--rounds, --batch": lead * rows * (2 * rows + 3 * sides),
+            "--rounds, --batch": lead * (rows * (2 * rows + 3 * sides) + 4 * labels),
+            "--rounds, --evaluations": COLUMNS * (lead + OBJECT) * measured + OBJECT * self.rounds,
             "--prompts, --responses, --batch, --rounds": lead * rows * items * (self.responses - 1) / 2,
-            "--prompts, --heldout, --responses with --audit": lead * 2 * everything,
+            f"{fresh}--prompts, --heldout, --responses with --audit": lead * 2 * everything,
+            "--clusters, --responses, --dim": lead * centres * (self.dim + 1),
         }
 
 

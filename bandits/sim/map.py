@@ -21,7 +21,7 @@ from bandits.runs.execute import Study
 from bandits.runs.files import write_frame
 from bandits.runs.settings import Count, Distinct, Ge, Gt, Le, MinLen, Names, Positive, Seed, check
 from bandits.selector import STRATEGIES
-from bandits.sim.config import Simulation, blocks, check_truth
+from bandits.sim.config import BLOCK, Simulation, blocks, check_truth
 from bandits.sim.learners import LEARNERS, Learner
 from bandits.sim.problem import SyntheticArena
 from bandits.sim.run import Parts, build, meter, run_cell
@@ -203,12 +203,20 @@ class MapStudy(Study):
             parts.rehearse(max(world.responses for world in self.worlds), self.map.dim)
 
     def memory(self) -> dict[str, float]:
-        """Estimate a cell's bytes: those of its simulation, where prompts have the most responses."""
-        return self.worlds[max(self.worlds, key=lambda world: world.responses)].memory()
+        """Estimate a cell's bytes, those of its simulation where prompts have the most responses, and the page's.
+
+        The meter looks at all its replicates together; the page weighs them anew for each that is left out.
+        """
+        most = self.worlds[max(self.worlds, key=lambda world: world.responses)].memory()
+        together = self.map.meter_replicates / min(BLOCK, self.map.replicates)
+        if together > 1:
+            most = {f"--meter-replicates, {names}": together * size for names, size in most.items()}
+        return most | {"--replicates": 16.0 * self.map.replicates**2}
 
     def count(self) -> int:
         """How many cells there are."""
-        return len(self.cells())
+        played = (1 + len(self.map.rules)) * -(-self.map.replicates // BLOCK)
+        return len(self.worlds) * (1 + played)
 
     def cells(self) -> list[MapCell]:
         """All cells, world by world."""

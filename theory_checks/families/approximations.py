@@ -279,10 +279,12 @@ class Approximations(Family[Sketched | Choice | Whole]):
         return pd.concat([*parts, pd.DataFrame(random), pd.DataFrame(moved | kept)], ignore_index=True)
 
     def memory(self) -> dict[str, float]:
-        """Estimate the bytes of a cell: all items' gradients and all duels' differences, in plain coordinates."""
+        """Estimate the bytes of a cell: all items' gradients and duels' differences, plain and sketched."""
         scene = 8.0 * 6 * min(self.replicates * self._numbers, max(self._numbers, TOGETHER))
         options = "--approximations.replicates, --approximations.prompts, --approximations.width"
-        return {options: scene, "--approximations.runs": sum(self._simulation(0).memory().values())}
+        sketched = 8.0 * 6 * 3 * self.prompts * max(self.sizes)  # one replicate's; several only if they are small
+        parts = {options: scene, "--approximations.sizes, --approximations.prompts": sketched}
+        return parts | {"--approximations.runs": sum(self._simulation(0).memory().values())}
 
     def checks(self) -> list[Check]:
         """Declare the sketches' order, the invariance that normalising responses loses, and the costs."""

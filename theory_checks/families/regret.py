@@ -39,6 +39,7 @@ from theory_checks.checks import (
     register,
 )
 from theory_checks.maths.tangent import Counts, ExtendedLink, Setting, TangentWorld, fit, times
+from theory_checks.maths.trials import Trial
 from theory_checks.simulated import memory, simulate
 
 TRUTHS = ("square", "cosine")
@@ -162,20 +163,25 @@ class Regret(Family[Loop | Optimism]):
         """Return one per truth and contender, and the exact one."""
         return [Optimism(), *(Loop(truth, contender) for truth in TRUTHS for contender in CONTENDERS)]
 
+    @property
+    def _setting(self) -> Setting:
+        return Setting(1, 5, width=self.width, largest=1.0)
+
     def run(self, cell: Loop | Optimism, seed: int, folder: Path) -> Table:
         """Play the simulator's loop, or optimism."""
         if isinstance(cell, Optimism):
-            setting, replicates = Setting(1, 5, width=self.width, largest=1.0), range(self.exact_replicates)
+            replicates = range(self.exact_replicates)
             key = Key(seed, tuple(replicates)).fold_in("regret")
-            columns = optimism(setting, self.exact_rounds, 1.0, self.delta, key)
+            columns = optimism(self._setting, self.exact_rounds, 1.0, self.delta, key)
             return pd.DataFrame({"kind": "exact", "replicate": replicates} | columns)
         rounds = simulate(self._simulation(seed, cell.contender), cell.truth, cell.contender, folder)["rounds"]
         kept = ["truth", "contender", "replicate", "labels", "cumulative_average_regret", "cumulative_weak_regret"]
         return rounds[[*kept, "gradient_norm"]].assign(kind="loop")
 
     def memory(self) -> dict[str, float]:
-        """Estimate the bytes of a cell: those of its simulation."""
-        return memory(self._simulation(0, CONTROL), self)
+        """Estimate the bytes of a cell: those of its simulation, or of all exact replicates together."""
+        exact = Trial(self._setting, "random", certificates=0).memory(self.exact_replicates)
+        return memory(self._simulation(0, CONTROL), self) | {"--regret.exact-replicates, --regret.width": exact}
 
     def checks(self) -> list[Check]:
         """Declare sub-linear growth (random as the control) and the optimistic step."""

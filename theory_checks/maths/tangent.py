@@ -61,6 +61,11 @@ class Setting:
         """All pairs within a prompt."""
         return Duels.within(self.prompts, self.responses)
 
+    @property
+    def count(self) -> int:
+        """How many duels there are, without making them."""
+        return self.prompts * (self.responses * (self.responses - 1) // 2)
+
 
 @dataclass(frozen=True)
 class TangentWorld:

@@ -69,8 +69,8 @@ class Trial:
             raise InputError(f"a trial needs at least 1 round and 1 answer, got {self.rounds} and {self.batch}")
         if not self.regularisation > 0:
             raise InputError(f"regularisation λ must be positive, got {self.regularisation}")
-        if self.sampling not in AGAIN and self.batch > self.setting.duels.count:
-            raise InputError(f"{self.batch} distinct duels a round cannot be asked of {self.setting.duels.count}")
+        if self.sampling not in AGAIN and self.batch > self.setting.count:
+            raise InputError(f"{self.batch} distinct duels a round cannot be asked of {self.setting.count}")
         if ORACLES[self.oracle].ties:
             raise InputError(f"a trial counts wins, but the oracle {self.oracle} gives ties; choose one without")
 
@@ -87,7 +87,7 @@ class Trial:
     def memory(self, replicates: int) -> float:
         """Estimate the bytes of so many replicates: duels as vectors, ``V`` and its like, and the items' gradients."""
         s = self.setting
-        n, p = s.prompts * s.responses * (s.responses - 1) / 2, s.prompts * (s.responses - 1)
+        n, p = s.count, s.prompts * (s.responses - 1)
         square = 4 + (3 * len(GRID) if self.certificates or self.sampling == "certificate" else 0)
         gradients = s.prompts * s.responses * (s.dim + 2 * s.width * (s.depth - 1) + 1)
         return 8.0 * replicates * (6 * n * p + square * p**2 + 3 * gradients + self.batch * n)
