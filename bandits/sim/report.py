@@ -473,7 +473,8 @@ def finish(
             write_frame(directory.path / f"{name}.csv", tables[name])
     for drawn in pictures:
         write_bytes(directory.path / "figures" / drawn.file, drawn.content)
-    lines = told if len(saved) else findings(comparison, unit)
+    ablations = comparison[comparison["baseline"] != "random"]
+    lines = told + findings(ablations, unit) if len(saved) else findings(comparison, unit)
     if regret and any(fits.values()):
         lines.append(
             "Regret is of the duels asked, so it is compared although fits did not converge: "
