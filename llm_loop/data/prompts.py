@@ -169,8 +169,8 @@ def load(
         given = sources[name_or_path](dropped)
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise InputError(f"prompts {name_or_path}: its function returns several prompts, got {_short(given)}")
-        found = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
-        return part(name_or_path, found, key, dropped)
+        listed = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
+        return part(name_or_path, listed, key, dropped)
     near = difflib.get_close_matches(name_or_path, sources, 1)
     known = f"one of {', '.join(sources)}" + (f"; did you mean {near[0]}?" if near else "")
     found, hashes = files.rows(files.located(name_or_path, known))
