@@ -9,24 +9,26 @@ The same strategies and the same design as everywhere; no language model, no fil
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bandits.core.duels import Duels, Labelled, Offer
 from bandits.core.errors import InputError
+from bandits.core.given import numbers, positive, whole
 from bandits.core.rng import Key
 from bandits.core.stored import Stored
 from bandits.loop import DesignState
-from bandits.selector import STRATEGIES, Pool, Strategy, select
+from bandits.selector import STRATEGIES, Pool, Strategy, check_strategy, select
 
-Array = np.ndarray | Tensor
+Array = np.ndarray | Tensor | pd.DataFrame | Sequence[Sequence[float]]
 MOST = 5_000_000  # duels that "all pairs" may make
 
 
@@ -100,11 +102,12 @@ class Selector:
     def __init__(self, strategy: str | Strategy = "activedpo", ridge: float = 1.0, seed: int = 0) -> None:
         """Take a registered strategy or one of one's own; ``ridge`` is that of ``V``, in squared units of the rows."""
         self.strategy = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+        check_strategy(self.strategy)
         if unmet := set(self.strategy.reads) - {"width", "reward"}:
             raise InputError(
                 f"ask: the strategy reads {', '.join(sorted(unmet))}, which arrays do not tell; choose another"
             )
-        self.ridge, self.key = ridge, Key(seed)
+        self.ridge, self.key = positive(ridge, "ask: the ridge"), Key(whole(seed, "ask: the seed"))
         self.batches = 0
         """how many were asked"""
         self._told: dict[tuple[int, int], float] = {}
@@ -141,10 +144,10 @@ class Selector:
             raise InputError(
                 f"ask: tell the answers to the last {len(self._open)} duels first; NaN where there is none"
             )
-        values = _table(pool)
+        values, budget = _table(pool), whole(budget, "ask: the budget", 1)
         items, free = _layout(len(values), groups)
         offered = _pairs(len(values), items, free, duels)
-        available = torch.tensor([pair not in self._told for pair in _sorted(offered)], dtype=torch.bool)
+        available = self._free(offered)
         scores = None if rewards is None else _scores(rewards, len(values))
         given = _Given(values, scores)
         placed = items.placed(offered)
@@ -160,6 +163,16 @@ class Selector:
         chosen: np.ndarray = self.duels_[picks.numpy()]
         self._open = [(int(a), int(b)) for a, b in chosen]
         return chosen
+
+    def _free(self, offered: Duels) -> Bool[Tensor, " m"]:
+        """Return which duels were not told, and do not repeat one before."""
+        first: dict[tuple[int, int], int] = {}
+        return torch.tensor(
+            [
+                first.setdefault(pair, place) == place and pair not in self._told
+                for place, pair in enumerate(_sorted(offered))
+            ]
+        )
 
     def _look(self, given: _Given, items: _Items, placed: Duels, available: Tensor, budget: int) -> Any:
         """Return the duels as seen through V⁻¹ of the answered ones, at the features as they are now."""
@@ -185,7 +198,7 @@ class Selector:
         no answer, and the duel is not asked again.  Raises ``InputError`` for anything else, or another number of them.
         """
         pairs = self._open if duels is None else _given(duels)
-        values = [float("nan") if answer is None else float(answer) for answer in answers]
+        values = _answers(answers)
         if len(values) != len(pairs):
             raise InputError(f"tell: {len(pairs)} duels were asked, and {len(values)} answers came")
         wrong = next((value for value in values if not (0 <= value <= 1 or value != value)), None)
@@ -198,21 +211,27 @@ class Selector:
         return self
 
 
+def _answers(answers: object) -> list[float]:
+    """Return answers as numbers, NaN for None; ``InputError`` for words and the like."""
+    if isinstance(answers, str | Mapping) or not isinstance(answers, Iterable):
+        raise InputError(f"tell: answers are a list or an array, in the order of the duels, got {answers!r:.60}")
+    given = [math.nan if answer is None else answer for answer in answers]
+    found = numbers(given, "tell: answers, 1, 0, 1/2 or NaN").double()
+    if found.dim() != 1:
+        raise InputError(f"tell: answers are one a duel, got shape {tuple(found.shape)}")
+    return found.tolist()
+
+
 def _table(pool: Array) -> Tensor:
     """Return an array as a tensor, without a copy of what is mapped from a file."""
-    if isinstance(pool, np.ndarray):
-        if pool.dtype.kind != "f":
-            pool = pool.astype(np.float64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
-            pool = torch.from_numpy(pool)
-    if not isinstance(pool, Tensor) or pool.dim() != 2 or not pool.shape[0] or not pool.shape[1]:
-        raise InputError(f"ask: a pool is an array of rows, (n, d), got shape {tuple(getattr(pool, 'shape', ()))}")
-    return pool.detach().cpu()
+    values = numbers(pool, "ask: the pool")
+    if values.dim() != 2 or not values.shape[0] or not values.shape[1]:
+        raise InputError(f"ask: a pool is an array of rows, (n, d), got shape {tuple(values.shape)}")
+    return (values if values.is_floating_point() else values.double()).cpu()
 
 
 def _scores(rewards: Array | Sequence[int | float], count: int) -> Tensor:
-    found = torch.as_tensor(rewards, dtype=torch.float64)
+    found = numbers(rewards, "ask: rewards").double()
     if found.shape != (count,):
         raise InputError(f"ask: rewards are one per row, ({count},), got shape {tuple(found.shape)}")
     return found
@@ -223,10 +242,15 @@ def _layout(count: int, groups: Array | Sequence[Any] | None) -> tuple[_Items, I
     if groups is None:
         every = torch.arange(count)
         return _Items(every, every, count), torch.zeros(count, dtype=torch.int64)
-    names = np.asarray(groups)
+    try:
+        names = np.asarray(groups)
+        _, inverse = np.unique(names, return_inverse=True)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"ask: groups are names or numbers, all of one kind, one per row, got {groups!r:.60}"
+        ) from None
     if names.shape != (count,):
         raise InputError(f"ask: groups are one per row, ({count},), got shape {names.shape}")
-    _, inverse = np.unique(names, return_inverse=True)
     group = torch.from_numpy(inverse.astype(np.int64))
     order = group.argsort(stable=True)
     start = torch.searchsorted(group[order].contiguous(), group[order].contiguous())
@@ -267,7 +291,10 @@ def _pairs(count: int, items: _Items, group: Tensor, duels: Array | None) -> Due
 
 
 def _given(duels: Array) -> list[tuple[int, int]]:
-    found = np.asarray(duels)
+    try:
+        found = np.asarray(duels)
+    except ValueError:  # lists of unlike lengths
+        found = np.array(None)
     if found.ndim != 2 or found.shape[1] != 2 or not len(found) or found.dtype.kind not in "iu":
         raise InputError(f"duels are pairs of rows, (m, 2) whole numbers, got {found.dtype} of shape {found.shape}")
     pairs = [(int(a), int(b)) for a, b in found]

@@ -6,6 +6,7 @@ Sees features only: rows of duels that may be labelled, rows of duels whose marg
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bandits.core.design import Design, Posterior, factorised
 from bandits.core.errors import InputError
+from bandits.core.given import numbers, positive, whole
 from bandits.core.greedy import greedy_trace
 from bandits.core.rng import Key
 from bandits.core.rows import Dense, Rows
@@ -24,7 +26,7 @@ from bandits.runs.stats import ROUNDING, Estimate, mean
 WORTH = 0.05
 """The share of labels below which choosing is not worth its trouble."""
 
-Features = Rows | np.ndarray | Tensor
+Features = Rows | np.ndarray | Tensor | pd.DataFrame | Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -84,25 +86,28 @@ def headroom(
     a batch makes no difference.
 
     ``pool``, ``target`` (default: the pool itself) and ``labelled`` (duels answered before) are features φ of duels,
-    ``(n, d)`` arrays, tensors or rows, on a memory map too; rows may have a replicate dimension in front.  At most
-    ``candidates`` of the pool and ``targets`` of the target are looked at, drawn at random; memory is
+    ``(n, d)`` arrays, lists, tensors or rows, on a memory map too; all may have a replicate dimension in front.
+    At most ``candidates`` of the pool and ``targets`` of the target are looked at, drawn at random; memory is
     ``candidates · (d + targets)`` numbers.
 
-    Raises ``InputError`` for an empty target, another number of columns, a budget outside ``[1, pool]``, or what is not
-    a number.
+    Raises ``InputError``, naming the argument, for an empty target, another number of columns, a budget outside
+    ``[1, pool]``, or what is not a number.
     """
-    if not (kappa > 0 and math.isfinite(kappa)):
-        raise InputError(f"headroom: kappa must be positive and finite, got {kappa}")
-    for name, value, least in (("draws", draws, 2), ("candidates", candidates, 1), ("targets", targets, 1)):
-        if value < least:
-            raise InputError(f"headroom: {name} must be at least {least}, got {value}")
-    key = key or Key(0)
+    kappa, ridge = positive(kappa, "headroom: kappa"), positive(ridge, "headroom: the ridge")
+    draws, candidates = whole(draws, "headroom: draws", 2), whole(candidates, "headroom: candidates", 1)
+    targets, budget = whole(targets, "headroom: targets", 1), whole(budget, "headroom: budget")
+    if key is not None and not isinstance(key, Key):
+        raise InputError(f"headroom: key is a bandits.Key, such as Key(0), got {key!r:.60}")
+    key, itself = key or Key(0), target is None or target is pool
+    pool = _given(pool, "pool")
+    target = None if itself or target is None else _given(target, "target")
+    labelled = None if labelled is None else _given(labelled, "labelled")
     size = _count(pool)
     if not 1 <= budget <= size:
         raise InputError(f"headroom: a budget of {budget} labels asked about, but the pool has {size} duels")
     notes: list[str] = []
     rows = _rows(pool, "pool", max(candidates, budget), key, notes)
-    if target is None or target is pool:
+    if target is None:
         aims = rows if rows.count <= targets else _rows(rows, "target", targets, key, notes)
         notes.append("the target is the pool itself")
     else:
@@ -118,15 +123,24 @@ def headroom(
     return _compare(budget, chosen, drawn, "; ".join(notes))
 
 
-def _count(features: Features) -> int:
+Table = Rows | np.ndarray | Tensor
+
+
+def _given(features: Features, name: str) -> Table:
+    """Return features as rows or a table, a mapped one where it lies; ``InputError`` for what are neither."""
     if isinstance(features, Rows):
-        return features.count
-    if features.ndim < 2:
-        raise InputError(f"headroom: features are rows of duels, (n, d), got shape {tuple(features.shape)}")
-    return int(features.shape[-2])
+        return features
+    table = features if isinstance(features, np.ndarray) else numbers(features, f"headroom: the {name}")
+    if table.ndim not in (2, 3) or not table.shape[-1]:
+        raise InputError(f"headroom: the {name} has rows of duels' features, (n, d), got shape {tuple(table.shape)}")
+    return table
 
 
-def _rows(features: Features, name: str, most: int, key: Key, notes: list[str], like: Rows | None = None) -> Rows:
+def _count(table: Table) -> int:
+    return table.count if isinstance(table, Rows) else int(table.shape[-2])
+
+
+def _rows(features: Table, name: str, most: int, key: Key, notes: list[str], like: Rows | None = None) -> Rows:
     """Return rows of numbers, at most so many of them; refuse what is none."""
     count = _count(features)
     if count == 0:
@@ -143,7 +157,7 @@ def _rows(features: Features, name: str, most: int, key: Key, notes: list[str], 
         rows = features
     else:
         part = features if index is None else features[..., index, :]
-        values = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        values = numbers(part, f"headroom: the {name}")
         if values.dtype not in (torch.float32, torch.float64):
             values = values.to(torch.float32 if values.dtype.is_floating_point else torch.float64)
         rows = Dense(values)
@@ -155,6 +169,9 @@ def _rows(features: Features, name: str, most: int, key: Key, notes: list[str], 
                 f"headroom: {name} has {rows.values.shape[-1]} columns, the pool {like.values.shape[-1]}; both must "
                 "be features of one model"
             )
+        if rows.values.shape[:-2] != like.values.shape[:-2]:
+            shapes = f"{tuple(rows.values.shape)}, the pool {tuple(like.values.shape)}"
+            raise InputError(f"headroom: {name} has shape {shapes}; both must have the same replicates, or none")
         rows = Dense(rows.values.to(like.values.dtype))
     return rows
 

@@ -147,15 +147,8 @@ class Project:
         Of folders made here, those in which nothing was written are removed again.  Who only answers needs no hold.
         """
         self.suits()
-        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with alone(self.root):
-                yield
-        finally:
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+        with held(self.root):
+            yield
 
     def check(self, below: str = "") -> None:
         """Raise ``DamagedError`` for the first listed file (``below`` a folder) that is not as it was written.
@@ -262,6 +255,20 @@ class Project:
                     f"{self.root} is a project with another {name} ({before!r}, not {now!r}); leave the option out or "
                     "choose another --project"
                 )
+
+
+@contextlib.contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold a folder alone while the block runs; of folders made here, those in which nothing was written go again."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with alone(root):
+            yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def located(arguments: Sequence[str]) -> list[str]:

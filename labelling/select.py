@@ -25,7 +25,7 @@ from bandits.runs.settings import Count, MinLen, Positive, check, pairs
 from bandits.selector import STRATEGIES
 from labelling import labelled, page, queries, session
 from labelling.labelled import Label
-from labelling.project import Project
+from labelling.project import Project, held
 from labelling.queries import Query
 from labelling.session import Session
 from labelling.settings import Settings
@@ -99,8 +99,16 @@ def choose(options: Select) -> int:
     """Choose a batch and write it, alone; return the exit status: 1 if ``--price`` says that it is not worth it."""
     if (options.out is None) == (options.project is None):
         raise InputError("give either --project, a directory that is kept from batch to batch, or --out, a file")
-    with contextlib.nullcontext() if options.project is None else Project(options.project.expanduser()).held():
+    with _held(options):
         return _choose(options)
+
+
+def _held(options: Select) -> contextlib.AbstractContextManager[None]:
+    """Hold the project alone; for a lone file, the folder that it and its features are in, or the project above it."""
+    if options.project is not None:
+        return Project(options.project.expanduser()).held()
+    beside = _file(options).parent
+    return held(next((folder for folder in (beside, *beside.parents) if Project(folder).exists), beside))
 
 
 def _choose(options: Select) -> int:

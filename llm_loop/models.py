@@ -264,7 +264,7 @@ class Policy:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Set θ."""
         if state.keys() != self.parameters.keys():
-            raise InputError("the saved adapter has other matrices than this policy; choose another --output")
+            raise InputError("the saved adapter has other matrices than this policy; it was made by other settings")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[name])

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from bandits.core.duels import Labelled
 from bandits.core.greedy import greedy
+from bandits.core.rng import Key
 from bandits.loop import DesignState
 from bandits.runs import command
 from bandits.runs.command import guard, say
 from bandits.runs.stats import rank_correlation
 from llm_loop.__main__ import COMMAND
-from llm_loop.arena import Table
+from llm_loop.arena import DrawnArena, Table
 from llm_loop.config import Alignment
 from llm_loop.run import COMPARED
-from llm_loop.setup import Parts, build, check, quiet_libraries
+from llm_loop.setup import Parts, authors, build, check, quiet_libraries
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,9 @@ def look(alignment: Alignment, parts: Parts, table: Table | None) -> tuple[Start
     setup = build(alignment, parts, alignment.strategies[0], 0)
     if table is not None:
         setup.arena.tables[0] = table
+    elif isinstance(setup.arena, DrawnArena):  # its pool is the run's
+        others = authors(alignment, parts, setup.arena.prompts)
+        setup.arena.pool_table = setup.arena.draw_pool(Key(alignment.seed).fold_in("pool"), others)
     offer = setup.arena.offer(0)
     state = DesignState(COMPARED, alignment.ridges.of(COMPARED), alignment.batch)
     seen = state.look(setup.learner, offer, Labelled())

@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -111,6 +112,51 @@ def test_rewards_are_read_by_those_who_read_them():
 def test_what_cannot_be_is_told(ask, said):
     with pytest.raises(InputError, match=said):
         ask(Selector())
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda s: Selector(ridge="1"), "ask: the ridge must be positive and finite, got '1'"),
+        (lambda s: Selector(ridge=float("nan")), "ask: the ridge must be positive"),
+        (lambda s: Selector(ridge=0), "ask: the ridge must be positive"),
+        (lambda s: Selector(seed=-1), "ask: the seed must be a whole number"),
+        (lambda s: Selector(type(s.strategy)), "inherits from Strategy, got <class"),
+        (lambda s: Selector(None), "inherits from Strategy, got None"),
+        (lambda s: s.ask(POOL, 2.0), "ask: the budget must be a whole number, at least 1, got 2.0"),
+        (lambda s: s.ask(POOL.astype(str), 1), "ask: the pool: no real numbers"),
+        (lambda s: s.ask(POOL + 1j, 1), "ask: the pool: no real numbers"),
+        (lambda s: s.ask([[1, 2], [3]], 1), "ask: the pool: no real numbers"),
+        (lambda s: s.ask(None, 1), "ask: the pool: no real numbers, but NoneType"),
+        (lambda s: s.ask(POOL, 1, duels=[[0], [1, 2]]), "pairs of rows"),
+        (lambda s: s.ask(POOL, 1, groups=["a", None, "a", 1]), "groups are names or numbers, all of one kind"),
+        (lambda s: Selector("ucb").ask(POOL, 1, rewards=["a"] * 4), "ask: rewards: no real numbers"),
+        (lambda s: Selector("ucb").ask(POOL, 1, rewards=[None] * 4), "ask: rewards: no real numbers"),
+        (lambda s: (s.ask(POOL, 2), s.tell(1)), "tell: answers are a list or an array"),
+        (lambda s: (s.ask(POOL, 2), s.tell("10")), "tell: answers are a list or an array"),
+        (lambda s: (s.ask(POOL, 2), s.tell({0: 1, 1: 0})), "tell: answers are a list or an array"),
+        (lambda s: (s.ask(POOL, 2), s.tell(["left", "right"])), "tell: answers, 1, 0, 1/2 or NaN: no real numbers"),
+        (lambda s: (s.ask(POOL, 2), s.tell(["1", "0"])), "no real numbers"),
+        (lambda s: (s.ask(POOL, 2), s.tell(np.zeros((2, 1)))), r"one a duel, got shape \(2, 1\)"),
+        (lambda s: s.ask(POOL, 2, duels=[[0, 1], [1, 0], [0, 1]]), "2 picks asked from a pool with 1 duels left"),
+    ],
+)
+def test_what_is_of_another_kind_is_told_by_its_argument(ask, said):
+    with pytest.raises(InputError, match=said):
+        ask(Selector())
+
+
+POOL = np.random.default_rng(0).standard_normal((4, 3))
+
+
+@pytest.mark.parametrize("kind", [list, pd.DataFrame, lambda p: p.astype(">f8"), lambda p: p.astype(object)])
+def test_pools_in_other_clothes_are_asked_alike(kind):
+    want = Selector().ask(POOL, 3).tolist()
+    assert Selector().ask(kind(POOL), 3, duels=pd.DataFrame([[a, b] for a in range(4) for b in range(a)])).shape == (
+        3,
+        2,
+    )
+    assert Selector().ask(kind(POOL), 3).tolist() == want
 
 
 def test_batches_go_on_prompt_by_prompt_where_the_last_ended():

@@ -1,6 +1,7 @@
 """The headroom meter against explicit matrices, its limits, and what it refuses."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,6 +178,20 @@ class TestMeter:
             assert one.labels_saved.value == pytest.approx(got[0].labels_saved.value, rel=1e-3)
             assert "100 of 400 pool duels, drawn at random" in one.note
 
+    def test_lists_and_frames_and_odd_arrays_are_tables_too(self):
+        rows = np.random.default_rng(3).standard_normal((12, 3))
+        kinds = [
+            rows,
+            rows.tolist(),
+            pd.DataFrame(rows),
+            rows.astype(object),
+            rows.astype(">f8"),
+            rows[:, ::-1],
+        ]  # columns turned: same widths
+        kinds += [torch.from_numpy(rows).requires_grad_(), torch.from_numpy(rows).to_sparse()]
+        got = [headroom(kind, labelled=[[0, 0, 0]], ridge=1.0, budget=3) for kind in kinds]
+        assert len({round(one.labels_saved.value, 9) for one in got}) == 1
+
     def test_same_key_same_numbers(self):
         rows, target, _ = problem(7)
         one, same, other = (headroom(rows, target, ridge=1.0, budget=4, key=Key(k)) for k in (1, 1, 2))
@@ -197,7 +212,22 @@ class TestMeter:
             ({"pool": np.ones(5)}, r"got shape \(5,\)"),
             ({"ridge": 0.0}, "the ridge must be positive"),
             ({"kappa": 0.0}, "kappa must be positive"),
-            ({"draws": 1}, "draws must be at least 2"),
+            ({"draws": 1}, "draws must be a whole number, at least 2, got 1"),
+            ({"budget": 2.5}, "budget must be a whole number, at least 0, got 2.5"),
+            ({"targets": None}, "targets must be a whole number"),
+            ({"candidates": float("inf")}, "candidates must be a whole number"),
+            ({"ridge": float("nan")}, "the ridge must be positive and finite, got nan"),
+            ({"ridge": "1"}, "the ridge must be positive and finite, got '1'"),
+            ({"kappa": None}, "kappa must be positive and finite, got None"),
+            ({"key": 3}, "key is a bandits.Key"),
+            ({"pool": None}, "the pool: no real numbers, but NoneType"),
+            ({"pool": [[1, 2], [3]]}, "the pool: no real numbers, but list"),
+            ({"pool": np.full((12, 5), 1j)}, "the pool: no real numbers"),
+            ({"pool": np.full((12, 5), "1")}, "the pool: no real numbers"),
+            ({"pool": np.ones((12, 0))}, r"the pool has rows of duels' features, \(n, d\), got shape \(12, 0\)"),
+            ({"target": "mine"}, "the target: no real numbers, but str"),
+            ({"target": np.ones((1, 2, 5))}, "target has shape .*the same replicates, or none"),
+            ({"labelled": np.ones((1, 2, 5))}, "labelled has shape .*the same replicates, or none"),
         ],
     )
     def test_what_cannot_be_told_is_refused(self, change, words):

@@ -11,7 +11,7 @@ import torch
 
 from activedpo.__main__ import main
 from bandits.core.errors import InputError
-from bandits.runs.directory import BusyError, Ledger, config_of
+from bandits.runs.directory import BusyError, Ledger, alone, config_of
 from bandits.runs.files import DamagedError
 from labelling.answers import Answer, Answers
 from labelling.desk import Desk, Source
@@ -406,6 +406,25 @@ class TestLock:
         with project.held():
             pass
         assert not (project.root / ".lock").exists()
+
+    def test_a_lone_file_in_a_project_waits_for_its_writer_too(self, tmp_path, capsys):
+        """Beside a lone file are its features; in a folder of a project they would be written under its lock."""
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"]}\n')
+        (tmp_path / "p").mkdir()
+        (tmp_path / "p" / "project.json").write_text("{}")
+        for folder, out in ((tmp_path / "p", tmp_path / "p" / "mine" / "q.jsonl"), (tmp_path, tmp_path / "q.jsonl")):
+            with alone(folder):
+                command = ["select", "--out", str(out), "--pool", str(tmp_path / "rows.jsonl"), "--budget", "1", *TINY]
+                refused(capsys, command, f"{folder} is being written by process", "wait for it")
+            assert not out.exists()
+
+    def test_no_error_in_writing_names_an_option_that_there_is_not(self, tmp_path, capsys, monkeypatch):
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"]}\n')
+        monkeypatch.setattr("bandits.runs.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+        command = ["select", "--project", str(tmp_path / "p"), "--pool", str(tmp_path / "rows.jsonl"), "--budget", "1"]
+        refused(capsys, [*command, "--strategy", "random", *TINY], "cannot write", "No space; free space or choose")
+        assert main([*command, "--strategy", "random", *TINY]) == 2
+        assert "--output" not in capsys.readouterr().err
 
     def test_a_folder_in_which_nothing_was_written_is_removed(self, tmp_path):
         project = Project(tmp_path / "a" / "b")

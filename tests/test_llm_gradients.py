@@ -155,8 +155,10 @@ def test_refusals():
 
 
 @pytest.mark.slow
-def test_either_start_sees_the_first_pool_through_another_half_of_the_parameters():
-    alignment = replace(PRESETS["smoke"][1], evaluation=Evaluation(prompts=2, duels=1, probes=2))
+@pytest.mark.parametrize("pool", [0, 5])
+def test_either_start_sees_the_first_pool_through_another_half_of_the_parameters(pool):
+    """A pool that is drawn for the round, and one that is there before the first label."""
+    alignment = replace(PRESETS["smoke"][1], pool=pool, evaluation=Evaluation(prompts=2, duels=1, probes=2))
     found, table = {}, None
     for init in ("b0", "a0"):
         start = replace(alignment, adapter=replace(alignment.adapter, init=init))

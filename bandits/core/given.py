@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
 from numbers import Real
 
@@ -20,7 +22,8 @@ def numbers(given: object, what: str) -> Tensor:
     if isinstance(given, Tensor):
         if given.is_complex():
             raise InputError(f"{what}: no real numbers, but {_short(given)}")
-        return given.detach() if given.is_floating_point() else given.long()
+        values = given.detach() if given.layout == torch.strided else given.detach().to_dense()
+        return values if values.is_floating_point() else values.long()
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError):  # lists of unlike lengths; what an object's own conversion raises
@@ -44,6 +47,27 @@ def alike(given: object, what: str, like: Tensor) -> Tensor:
     if values.shape != like.shape:
         raise InputError(f"{what}: numbers of shape {tuple(values.shape)}, not {tuple(like.shape)}")
     return values.to(like)
+
+
+def whole(given: object, what: str, least: int = 0) -> int:
+    """Return a whole number of at least ``least``, else ``InputError``."""
+    try:
+        number = operator.index(given)  # type: ignore[arg-type]  # whatever it is
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or isinstance(given, bool) or number < least:
+        raise InputError(f"{what} must be a whole number, at least {least}, got {given!r:.60}")
+    return number
+
+
+def positive(given: object, what: str) -> float:
+    """Return a positive, finite number, else ``InputError``."""
+    one = isinstance(given, Tensor) and given.numel() == 1 and not given.is_complex()
+    if one or (isinstance(given, Real) and not isinstance(given, bool)):
+        number = float(given)  # type: ignore[arg-type]  # of which ``one`` is a tensor
+        if 0 < number < math.inf:
+            return number
+    raise InputError(f"{what} must be positive and finite, got {given!r:.60}")
 
 
 def _short(given: object) -> str:

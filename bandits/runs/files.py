@@ -54,7 +54,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises ``WriteError`` where that cannot be, and for a device or a pipe, which would become a file.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise WriteError(f"cannot write {path}: it is no regular file; choose another --output")
+        raise WriteError(f"cannot write {path}: it is no regular file; choose another place")
     temporary = path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another --output"
+            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
         ) from None
 
 

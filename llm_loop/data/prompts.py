@@ -169,8 +169,8 @@ def load(
         given = sources[name_or_path](dropped)
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise InputError(f"prompts {name_or_path}: its function returns several prompts, got {_short(given)}")
-        asked = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
-        return part(name_or_path, asked, key, dropped)
+        listed = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
+        return part(name_or_path, listed, key, dropped)
     near = difflib.get_close_matches(name_or_path, sources, 1)
     known = f"one of {', '.join(sources)}" + (f"; did you mean {near[0]}?" if near else "")
     found, hashes = files.rows(files.located(name_or_path, known))
@@ -264,16 +264,8 @@ def plots(dropped: Counter[str]) -> list[Entry]:
 
 
 def _plots(dropped: Counter[str]) -> list[Entry]:
-    found, left_out = _read_plots()
-    dropped.update(left_out)
-    return list(found)
-
-
-@cache  # of pinned files; every cell of a run asks
-def _read_plots() -> tuple[tuple[Entry, ...], Counter[str]]:
-    dropped: Counter[str] = Counter()
     table = pd.read_csv(assets.find("plots"), compression="bz2", keep_default_na=False)
-    return tuple(without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)), dropped
+    return without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)
 
 
 @register("news")
