@@ -47,6 +47,8 @@ KNOBS = {"redundancy": "redundancy", "noise": "answers", "responses": "K ="}
 """what worlds differ in, and how a value is announced"""
 ALL = "all"
 """the knob of means over all worlds"""
+ABLATED = "activedpo-identity"
+"""the rule without V"""
 ADVISED = "meter"
 """the knob of means over the worlds in which the meter predicts less than the margin"""
 DRAWS = 2000
@@ -396,14 +398,20 @@ def summary(settings: Map, table: pd.DataFrame, means: pd.DataFrame) -> list[str
 
 
 def by_knob(settings: Map, means: pd.DataFrame) -> list[str]:
-    """Return a table of what the first rule saves at the last budget, a row for every value that worlds differ in."""
-    own = means[(means["rule"] == settings.rules[0]) & (means["budget"] == max(settings.budgets))]
-    rows = [f"| | {' | '.join(OBJECTIVES.values())} |", "|---|---|---|"]
-    for knob, word in KNOBS.items():
-        part = own[own["knob"] == knob]
-        for value in part["value"].unique():
-            cells = [_rows(part[(part["value"] == value) & (part["objective"] == o)])[0] for o in OBJECTIVES]
-            rows.append(f"| {word} {value} | {' | '.join(map(_told, cells))} |")
+    """Return a table of what the first rule saves at the last budget, a row for every value that worlds differ in.
+
+    Where the rule without V was played too, also of what it saves more than that one.
+    """
+    last = means[means["budget"] == max(settings.budgets)]
+    rules = [settings.rules[0], *(rule for rule in settings.rules[1:] if rule == ABLATED)]
+    heads = [f"more than `{rule}`, {said}" for rule in rules[1:] for said in OBJECTIVES.values()]
+    rows = [f"| | {' | '.join([*OBJECTIVES.values(), *heads])} |", "|---" * (1 + len(OBJECTIVES) + len(heads)) + "|"]
+    for (knob, value), part in last[last["knob"].isin(KNOBS)].groupby(["knob", "value"], sort=False):
+        cells = []
+        for rule, told in zip(rules, (_told, _more), strict=False):
+            own = part[part["rule"] == rule]
+            cells += [told(_rows(own[own["objective"] == objective])[0]) for objective in OBJECTIVES]
+        rows.append(f"| {KNOBS[str(knob)]} {value} | {' | '.join(cells)} |")
     return rows
 
 
@@ -424,6 +432,10 @@ def _percent(row: Any) -> str:
 
 def _told(row: Any) -> str:
     return _percent(row) + _open(row.low, row.high)
+
+
+def _more(row: Any) -> str:
+    return _ahead(row) + _open(row.ahead_low, row.ahead_high)
 
 
 def _ahead(row: Any) -> str:

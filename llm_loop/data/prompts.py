@@ -264,8 +264,16 @@ def plots(dropped: Counter[str]) -> list[Entry]:
 
 
 def _plots(dropped: Counter[str]) -> list[Entry]:
+    found, left_out = _read_plots()
+    dropped.update(left_out)
+    return list(found)
+
+
+@cache  # of pinned files; every cell of a run asks
+def _read_plots() -> tuple[tuple[Entry, ...], Counter[str]]:
+    dropped: Counter[str] = Counter()
     table = pd.read_csv(assets.find("plots"), compression="bz2", keep_default_na=False)
-    return without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)
+    return tuple(without_known(openings(table.loc[table["category"] == "plot", "text"], dropped), dropped)), dropped
 
 
 @register("news")
