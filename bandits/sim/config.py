@@ -369,9 +369,9 @@ PRESETS: dict[str, tuple[str, Simulation]] = {
     "quick": (
         "how many labels choosing saves: an even and a redundant pool, 2 truths; a bound that can be checked",
         Simulation(
-            contenders=("random", "activedpo", "label-entropy"),
+            contenders=("random", "activedpo", "label-entropy", "ceiling"),
             truths=("ntk", "ntk+redundant", "square", "square+redundant"),
-            replicates=48,
+            replicates=96,
             width=32,
             audit=False,
             few_duels=True,

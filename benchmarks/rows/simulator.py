@@ -225,7 +225,7 @@ register(
     Row(
         "simulate",
         "make simulate",
-        "python -m bandits quick: 3 strategies, 2 truths, 2 pools, 48 replicates",
+        "python -m bandits quick: 4 strategies, 2 truths, 2 pools, 96 replicates",
         Contender("ours", command, {"arguments": ("quick",)}),
         checked_command(QUICK, "activedpo"),
         (
