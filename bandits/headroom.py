@@ -27,7 +27,7 @@ WORTH = 0.05
 Features = Rows | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Headroom:
     """What choosing can save over drawing at random, by the variance of target margins alone.
 
