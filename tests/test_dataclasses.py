@@ -21,9 +21,7 @@ def comparing(source: str) -> set[str]:
 
 def _arrays(node: ast.ClassDef) -> bool:
     fields = [line.annotation for line in node.body if isinstance(line, ast.AnnAssign)]
-    return any(
-        getattr(part, "attr", getattr(part, "id", "")) in ARRAYS for field in fields for part in ast.walk(field)
-    )
+    return any(getattr(part, "attr", getattr(part, "id", "")) in ARRAYS for field in fields for part in ast.walk(field))
 
 
 def test_no_dataclass_compares_arrays() -> None:
