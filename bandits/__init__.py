@@ -12,7 +12,7 @@ from bandits.core.oracles import BTL, ORACLES, Oracle, kappa
 from bandits.core.rng import Key
 from bandits.headroom import Headroom, headroom
 from bandits.loop import Arena, Learner, Ridges, Round, Schedule, play
-from bandits.selector import STRATEGIES, ActiveDPO, FeatureSpace, Pool, ScoreStrategy, Strategy, select
+from bandits.selector import STRATEGIES, ActiveDPO, FeatureSpace, Pool, ScoreStrategy, Stochastic, Strategy, select
 from bandits.sim.learners import LEARNERS, LinearLearner, NeuralLearner, PolicyLearner, TangentLearner
 from bandits.sim.networks import MLP
 from bandits.sim.problem import Inputs, Problem, SyntheticArena
@@ -49,6 +49,7 @@ __all__ = [
     "Schedule",
     "ScoreStrategy",
     "Selector",
+    "Stochastic",
     "Strategy",
     "SyntheticArena",
     "TangentLearner",

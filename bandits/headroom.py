@@ -29,7 +29,7 @@ WORTH = 0.05
 Features = Rows | np.ndarray | Tensor | pd.DataFrame | Sequence[Sequence[float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Headroom:
     """What choosing can save over drawing at random, by the variance of target margins alone.
 

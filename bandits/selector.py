@@ -3,7 +3,8 @@
 A strategy is a frozen dataclass that is its own configuration and says of itself what it ``reads``, what it does
 (``summary``) and where it comes from (``source``).  Most are one method, ``scores``: the duels of highest score are
 asked, equal scores decided at random.  ``space`` says in which space and with which ``V`` widths are measured.
-``STRATEGIES.register(name, strategy)`` adds one; its name then works in both arenas.
+``STRATEGIES.register(name, strategy)`` adds one; its name then works in both arenas, and so does ``name-power``, its
+stochastic batch, if it is a rule by score.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from bandits.core.design import Metric, Posterior
 from bandits.core.duels import Duels, Truth, gather
-from bandits.core.errors import InputError
+from bandits.core.errors import InputError, unknown
 from bandits.core.given import numbers
 from bandits.core.greedy import Facing, best, greedy, greedy_trace
 from bandits.core.oracles import expected, slope
-from bandits.core.registry import Registry
+from bandits.core.registry import Registry, check_name
 from bandits.core.rng import Key
 
 T = TypeVar("T")
@@ -979,7 +980,45 @@ def _check(strategy: object) -> None:
         raise InputError("a strategy says in one line what it does; set summary")
 
 
-STRATEGIES = Registry[Strategy]("strategy", _check)
+POWER = "-power"
+"""what turns the name of a rule by score into that of its stochastic batch"""
+_SHARES = (ActiveDPO, APO, ADPO, Dissimilar, PolicyTrace, PolicyTraceTarget, DecisiveBALD)
+"""the rules of one score that is never negative; of all others, one's own among them, ranks are drawn by"""
+
+
+class Strategies(Registry[Strategy]):
+    """All strategies by name; with ``-power`` after it, the name of a rule by score is that of its stochastic batch.
+
+    ``Stochastic(rule)`` draws by the score where that is known to be one and never negative, else by rank.  A name that
+    is registered as such comes first.
+    """
+
+    def __getitem__(self, name: str) -> Strategy:
+        """Return a strategy; ``InputError`` for a name that there is not, or a rule with nothing to draw by."""
+        base = name.removesuffix(POWER)
+        if name in self._parts:
+            return self._parts[name]
+        if base not in self._parts or base == name:
+            scored = (known + POWER for known, rule in self._parts.items() if _scored(rule))
+            raise unknown(self.kind, name, self._parts, scored)
+        check_name(self.kind, name)
+        rule = self._parts[base]
+        if not _scored(rule):
+            what = "is such a batch already" if isinstance(rule, Stochastic) else "picks by no score of single duels"
+            raise InputError(f"strategy {name!r}: {POWER} draws a batch by a rule's scores; {base!r} {what}")
+        assert isinstance(rule, ScoreStrategy)
+        return Stochastic(rule, by="score" if type(rule) in _SHARES else "rank")
+
+    def __contains__(self, name: object) -> bool:
+        base = name.removesuffix(POWER) if isinstance(name, str) else name
+        return name in self._parts or (base in self._parts and _scored(self._parts[str(base)]))
+
+
+def _scored(rule: Strategy) -> bool:
+    return isinstance(rule, ScoreStrategy) and not isinstance(rule, Stochastic)
+
+
+STRATEGIES = Strategies("strategy", _check)
 """All strategies by name; ``STRATEGIES.register`` adds one."""
 
 for _name, _strategy in {

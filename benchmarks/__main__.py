@@ -107,7 +107,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def publish(output: Path, docs: Path, commit: str, machine: Mapping[str, str]) -> None:
-    """Write the page, and its figure beside it, from the records of this commit on this machine.
+    """Write the page, and its figure in ``figures`` beside it, from the records of this commit on this machine.
 
     Raises ``InputError`` if there is none.
     """
@@ -115,10 +115,10 @@ def publish(output: Path, docs: Path, commit: str, machine: Mapping[str, str]) -
     if not records:
         raise InputError(f"{output} holds no row of this commit on this machine; measure some: python -m benchmarks")
     grown = [entry for entry in records if entry["name"] in ("growth", "growth-long")]
-    picture = docs.with_name(f"{docs.stem}-growth.png")
-    text = report.docs(records, list(ROWS.values()), picture.name if grown else None)
+    picture = Path("figures", f"{docs.stem}-growth.png")
+    text = report.docs(records, list(ROWS.values()), picture.as_posix() if grown else None)
     if grown:
-        write_bytes(picture, png(report.growth(grown[-1])))
+        write_bytes(docs.parent / picture, png(report.growth(grown[-1])))
     write_text(docs, text)
 
 

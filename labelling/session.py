@@ -42,7 +42,7 @@ from llm_loop.run import COMPARED
 """Prompts on which a model's health is looked at, at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Past:
     """A batch that was asked: where its duels are in the offer of its round, and what is known of them."""
 
@@ -84,7 +84,7 @@ class _Chooser(PoolLearner):
         return None
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """A model at work on a pool."""
 

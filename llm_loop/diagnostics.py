@@ -15,7 +15,7 @@ from bandits.core.design import Posterior
 from bandits.core.greedy import gains
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reasons:
     """Why duels were picked, or not: one number per duel on offer."""
 

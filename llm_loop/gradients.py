@@ -25,7 +25,7 @@ from llm_loop.models import Policy, Row, batches
 from llm_loop.passes import log_probs, pack
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pass:
     """What one batch leaves behind."""
 

@@ -317,7 +317,7 @@ def _left(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, T
     return ids.to(policy.device), mask.to(policy.device)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seen:
     """What entered the lowest adapted layer while a batch was drawn."""
 

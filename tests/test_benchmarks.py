@@ -543,6 +543,17 @@ class TestReferences:
             shown = [tick for tick in place.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
             assert [tick.label1.get_text() for tick in shown] == ["50", "100", "200", "500"]
 
+    def test_the_page_shows_the_figure_that_is_written(self, tmp_path, monkeypatch):
+        curves = {f"{side}:{axis.name}": [1.0, 2.0, 4.0] for axis in growth.AXES for side in "xy"}
+        grown = {"name": "growth", "curves": curves, "figures": {f"slope_{axis.name}": 1.0 for axis in growth.AXES}}
+        monkeypatch.setattr(report, "load", lambda folder: [])
+        monkeypatch.setattr(report, "together", lambda *given: [grown])
+        monkeypatch.setattr(report, "docs", lambda records, rows, picture: picture)
+        command.publish(tmp_path, tmp_path / "page.md", "abc", {})
+        shown = (tmp_path / "page.md").read_text()
+        assert shown == "figures/page-growth.png"
+        assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
+
     def test_the_fit_problem_has_its_gradient(self):
         problem = fits.Problem.draw(8)
         value, gradient = problem.evaluate(problem.start, problem.base())

@@ -36,6 +36,9 @@ def test_a_strategy_looks_alike_on_every_page_and_like_no_other():
     assert looks(["mine", "random"])["mine"] == looks(["ucb", "mine"])["mine"]
     many = looks([f"rule-{number}" for number in range(20)])
     assert len({str(look) for look in many.values()}) == 20
+    drawn = looks([*STRATEGIES, *(f"{name}-power" for name in STRATEGIES), "mine", "mine-power"])
+    assert all(look["color"] == drawn[name.removesuffix("-power")]["color"] for name, look in drawn.items())
+    assert len({str(look) for look in drawn.values()}) == len(drawn)
 
 
 @pytest.mark.slow

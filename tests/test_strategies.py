@@ -32,6 +32,7 @@ from bandits.selector import (
     Pool,
     Quantity,
     ScoreStrategy,
+    Stochastic,
     Strategy,
     select,
 )
@@ -369,6 +370,40 @@ class TestRegistry:
     def test_an_unknown_name_is_told_with_the_nearest(self):
         with pytest.raises(InputError, match=r"unknown strategy 'activdpo'; did you mean 'activedpo'\?"):
             STRATEGIES["activdpo"]
+
+    def test_every_rule_by_score_has_a_stochastic_batch(self):
+        """By score where that is one and never negative, else by rank; others are told in a line."""
+        pool = make_pool(4)
+        for name, rule in STRATEGIES.items():
+            power = f"{name}-power"
+            if isinstance(rule, ScoreStrategy) and not isinstance(rule, Stochastic):
+                batch, scores = STRATEGIES[power], rule.scores(pool, LUCK)
+                single = torch.is_tensor(scores) and bool((scores[pool.available] > 0).all())
+                assert power in STRATEGIES
+                assert (batch.rule, batch.power, batch.by) == (rule, 1.0, "score" if single else "rank")
+                assert rule.summary in batch.summary
+                select(pool, batch, 3, LUCK)
+            else:
+                assert power not in STRATEGIES
+                words = "such a batch already" if isinstance(rule, Stochastic) else "picks by no score of single duels"
+                with pytest.raises(InputError, match=f"{power}.*{words}"):
+                    STRATEGIES[power]
+
+    def test_a_stochastic_batch_of_a_rule_of_ones_own_draws_by_rank(self, monkeypatch):
+        """What its scores may be nobody knows; a batch registered under the name comes first."""
+        rule, twice = Given((1.0, 2.0, 3.0)), Stochastic(Given((1.0, 2.0, 3.0)), power=2.0)
+        monkeypatch.setitem(STRATEGIES._parts, "mine", rule)
+        assert STRATEGIES["mine-power"] == Stochastic(rule, by="rank")
+        monkeypatch.setitem(STRATEGIES._parts, "mine-power", twice)
+        assert STRATEGIES["mine-power"] == twice
+        monkeypatch.setitem(STRATEGIES._parts, "m" * 48, rule)
+        with pytest.raises(InputError, match="at most 50 characters, got 54"):
+            STRATEGIES["m" * 48 + "-power"]
+
+    @pytest.mark.parametrize("name", ["polcy-trace-power", "policy-trace-powr"])
+    def test_an_unknown_stochastic_batch_is_told_with_the_nearest(self, name):
+        with pytest.raises(InputError, match=rf"unknown strategy '{name}'; did you mean 'policy-trace-power'\?"):
+            STRATEGIES[name]
 
     def test_what_does_not_describe_itself_is_refused(self):
         class Silent(Given):

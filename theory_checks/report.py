@@ -105,7 +105,7 @@ def counts(table: pd.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Section:
     """One family on the page."""
 

@@ -19,7 +19,7 @@ from bandits.core.errors import InputError
 from bandits.core.rows import ItemRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Radius:
     """What multiplies ``‖φ‖_{V⁻¹}`` in a bound: noise term + prior term + extra."""
 

@@ -146,7 +146,7 @@ FEW = 64  # coordinates up to which V itself is kept: its factor is renewed in O
 PANEL = 128  # answered rows that are kept together when they come one by one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Panel:
     """Answered rows that lie side by side: ``(left corner)`` are their rows of ``L``."""
 

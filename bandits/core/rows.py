@@ -86,7 +86,7 @@ def _gram(values: Float[Tensor, "*r n d"]) -> Float[Tensor, "*r n n"]:
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(ItemRows):
     """Explicit rows, ``(*r, n, d)``."""
 
@@ -134,7 +134,7 @@ class Dense(ItemRows):
         return bool(self.values.sum().isfinite()) or bool(self.values.isfinite().all())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factored(ItemRows):
     """Rows ``vec(left_1 right_1ᵀ) ⊕ vec(left_2 right_2ᵀ) ⊕ …``: an MLP's gradients, one outer product per layer.
 
@@ -238,7 +238,7 @@ def _sides_inner(ours: list[_Sides], theirs: list[_Sides] | None = None) -> Floa
     return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs(Rows):
     """Rows ``weight · (item[first] - item[second])`` that are kept as pairs of items; abstract."""
 
@@ -267,7 +267,7 @@ class Pairs(Rows):
         return self._weighted(gram, dim)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairRows(Pairs):
     """Rows ``weight · (item[first] - item[second])`` of factored items, never formed."""
 

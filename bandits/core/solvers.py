@@ -26,7 +26,7 @@ GAIN = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A step, the change of the gradient along it, and the inverse of their inner product (0 unless it is positive)."""
 
@@ -42,7 +42,7 @@ class Step:
         return cls(x, gradient, torch.where(curvature > floor, 1 / curvature, 0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Minimum:
     """Where a minimisation ended, and what a later one may go on from.
 

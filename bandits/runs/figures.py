@@ -76,6 +76,14 @@ PALETTE: dict[str, Look] = {
     )
 }
 """The look of each strategy, the same on every page of every program."""
+POWER = "-power"
+_BATCHED: dict[Any, Any] = {
+    SOLID: (0, (3, 1, 1, 1, 1, 1)),
+    DASHED: (0, (6, 1, 1, 1, 1, 1)),
+    DASHDOT: (0, (6, 1, 3, 1, 1, 1)),
+    "--": (0, (6, 1, 1, 1, 1, 1)),
+}
+"""how a rule's stochastic batch is dashed, in the rule's colour, where the palette has no look for it"""
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, BROWN, SKY, GOLD, PURPLE, NAVY, FOREST, MAROON, TEAL, ROSE, GREY)
 _DASHES = (SOLID, DASHED, DASHDOT)
 
@@ -125,20 +133,29 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     """Return how to draw each name: ``PALETTE``'s look, or a colour and a dash that follow from the name itself.
 
     Random is black and dashed, so that a line under it shows.  A learner before a colon keeps its strategy's colour and
-    is dotted.  Two unknown names of one call never look alike.
+    is dotted; a stochastic batch (``-power``) keeps its rule's colour.  Two unknown names of one call never look alike.
     """
-    found: dict[str, Look] = {}
+    own: dict[str, Look] = {}
     taken: set[int] = set()
-    for name in names:
-        learner, _, strategy = name.rpartition(":")
-        look = PALETTE.get(strategy)
-        if look is None:
-            every = len(_COLOURS) * len(_DASHES)
+    every = len(_COLOURS) * len(_DASHES)
+
+    def plain(strategy: str, learner: str) -> Look:
+        if strategy in PALETTE:
+            return PALETTE[strategy]
+        if strategy not in own:
             place = zlib.crc32(strategy.encode()) % every
             while place in taken and len(taken) < every and not learner:
                 place = (place + 1) % every
             taken.add(place)
-            look = {"color": _COLOURS[place % len(_COLOURS)], "ls": _DASHES[place // len(_COLOURS)]}
+            own[strategy] = {"color": _COLOURS[place % len(_COLOURS)], "ls": _DASHES[place // len(_COLOURS)]}
+        return own[strategy]
+
+    found: dict[str, Look] = {}
+    for name in names:
+        learner, _, strategy = name.rpartition(":")
+        look = plain(strategy if strategy in PALETTE else strategy.removesuffix(POWER), learner)
+        if strategy not in PALETTE and strategy.endswith(POWER):
+            look = look | {"ls": _BATCHED[look["ls"]]}
         found[name] = look | ({"ls": ":"} if learner else {})
     return found
 

@@ -505,7 +505,7 @@ class Saving:
         return self if self.gaps is None else self.gaps.saving(self.budget, self.target, level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaps:
     """What ``labels_saved`` inverts: mean and standard deviation of ``D(s)`` over replicates, on a grid of shares.
 

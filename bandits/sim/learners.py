@@ -31,7 +31,7 @@ Layer = Literal["all", "last"]
 At = Literal["current", "initial"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """How a fit ended: ``‖∇L(θ_t)‖ / G0`` and the iterations spent.
 

@@ -110,7 +110,7 @@ class MLP:
         return Dense(self.forward(weights, x).scaled[-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pass:
     """A forward pass: the scaled inputs ``h_{l-1}/√fan_in`` of every layer, and the hidden layers' ``z_l``."""
 

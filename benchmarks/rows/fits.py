@@ -21,7 +21,7 @@ from benchmarks.harness.row import Answer, Check, Contender, Row, Target, regist
 WIDTH, DUELS, INPUTS, LAM, GOAL = 256, 1000, 5, 1.0, 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """1000 answered duels about ``(xᵀa)²``, the initial network, and the theory's loss by autograd."""
 

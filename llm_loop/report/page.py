@@ -74,7 +74,7 @@ HEALTH = {
 MEASURES = ["reward", "judge", "log_ratio", "kl_per_token", "fluency", "tokens", "ended", "distinct_2", "degenerate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What a run's folder holds: its tables over all cells, and the held-out samples."""
 

@@ -30,7 +30,7 @@ DIGITS, COARSE = 4, dict.fromkeys(("tokens", "chosen_log_ratio", "rejected_log_r
 """of a table's numbers, and of those in tokens and nats; a page is made of the numbers as its table has them"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """A part's finished seeds."""
 

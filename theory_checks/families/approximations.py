@@ -78,7 +78,7 @@ TOGETHER = 2**25
 """coordinates of gradients that are held at once, but for several copies"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chosen:
     """A batch: widths of the pool, log det of the answered duels, and the greedy picks."""
 
@@ -87,7 +87,7 @@ class Chosen:
     picks: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A fitted network with answered duels and a pool: what one choice of a batch sees."""
 

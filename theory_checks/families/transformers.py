@@ -35,7 +35,7 @@ VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
 MODULES = ("q", "k", "v", "o")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transformer:
     """A causal transformer in the NTK parametrisation with frozen weights and trainable vector θ, 0 at the reference.
 

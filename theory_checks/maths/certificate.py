@@ -65,7 +65,7 @@ def expected_softplus(mean: Float[Tensor, ...], variance: Float[Tensor, ...]) ->
     return torch.where(deviation <= 1.5, near, far)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Centre:
     """A penalised fit with precision ``ν``: its θ, margins, and loss ``F_ν = -ℓ̃ + (ν/2)‖θ‖²`` there.
 
@@ -78,7 +78,7 @@ class Centre:
     loss: Float[Tensor, r]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """The confidence set of one moment, as one ellipsoid per centre."""
 

@@ -67,7 +67,7 @@ class Setting:
         return self.prompts * (self.responses * (self.responses - 1) // 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TangentWorld:
     """Duels as vectors, the true parameter, and where θ0 lies.
 
@@ -200,7 +200,7 @@ class ExtendedLink:
 Link = Logistic | ExtendedLink
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counts:
     """Sufficient statistics of the answers: how often each duel was asked, and how often its first item won."""
 
