@@ -1,8 +1,11 @@
 """Playing cells: killed anywhere, in parts, on clusters, with workers that die: the same bytes, and one line."""
 
+import contextlib
 import ctypes
+import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +19,8 @@ from kept import contents, only
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
-from bandits.runs.directory import Ledger, Part, StoppedError
-from bandits.runs.execute import backend_of, gpu_of, in_words, remaining, side_by_side
+from bandits.runs.directory import Ledger, Part, RunDirectory, StoppedError
+from bandits.runs.execute import CLUSTER, execute, gpu_of, in_words, remaining, side_by_side
 from bandits.runs.files import WriteError
 from bandits.runs.settings import afford
 
@@ -437,6 +440,23 @@ class TestDevices:
         assert side_by_side(0, gpus=0, cores=16, cells=100, local=False) == -1
 
 
+HOLD = """
+import ray
+cluster = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+print(cluster.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+def greet(listener: socket.socket, answer: bytes) -> None:
+    """Take every connection, give each the same answer, and keep it open until the listener is shut down."""
+    taken = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(listener.accept()[0])
+            taken[-1].sendall(answer)
+
+
 class TestClusters:
     @pytest.mark.campaign
     def test_dask_loses_a_worker_and_nothing_else(self, slow, tmp_path):
@@ -476,7 +496,7 @@ class TestClusters:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["dask", "ray"])
-    @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "127.0.0.1:9"])
+    @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "127.0.0.1:9", "127.0.0.1:65536", "a..b:9"])
     def test_a_scheduler_that_is_not_there_is_one_line_within_ten_seconds(self, backend, address, tmp_path, capfd):
         pytest.importorskip({"dask": "distributed"}.get(backend, backend))
         began = time.monotonic()
@@ -485,8 +505,63 @@ class TestClusters:
         assert time.monotonic() - began < 10
         error = capfd.readouterr().err.strip().split("\n")
         assert len(error) == 1
-        assert f"--backend {backend}: cannot reach {address}" in error[0]
+        assert f"error: --backend {backend}: cannot reach {CLUSTER[backend]} at {address} (" in error[0]
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["dask", "ray"])
+    @pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad request\r\n\r\n"], ids=["silent", "HTTP"])
+    def test_something_else_that_listens_is_one_line(self, backend, answer, tmp_path, capfd, monkeypatch):
+        """A socket that says nothing, and a web server, whose words Dask takes for the size of a message."""
+        pytest.importorskip({"dask": "distributed"}.get(backend, backend))
+        monkeypatch.setattr("bandits.runs.execute.ANSWER_SECONDS", 1.0)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=greet, args=(listener, answer), daemon=True).start()
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            where = ["--backend", backend, "--address", address]
+            assert toy.main(["smoke", "--output", str(tmp_path / "out"), *where]) == 2
+            listener.shutdown(socket.SHUT_RDWR)
+        error = capfd.readouterr().err.strip().split("\n")
+        assert len(error) == 1
+        assert f"error: --backend {backend}: cannot reach {CLUSTER[backend]} at {address} (" in error[0]
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("backend", "address", "words"),
+        [("dask", "127.0.0.1:9", "cannot reach"), ("ray", None, "pip install"), ("loky", "127.0.0.1:9", "--address")],
+    )
+    def test_a_backend_is_checked_before_models_are_loaded(self, backend, address, words, tmp_path, monkeypatch):
+        """What a study prepares takes minutes."""
+        real = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else real(name))
+
+        def refuse(study):
+            raise InputError("no such model")
+
+        monkeypatch.setattr(toy.ToyStudy, "prepare", refuse, raising=False)
+        study = toy.ToyStudy(toy.Toy())
+        directory = RunDirectory(tmp_path, study.experiment, "smoke", study.identity())
+        with pytest.raises(InputError, match=words):
+            execute(study, directory, 1, backend, address)
+        with pytest.raises(InputError, match="such model"):
+            execute(study, directory, 1)
+
+    @pytest.mark.campaign
+    def test_ray_plays_on_a_cluster_that_is_there(self, whole, tmp_path, monkeypatch):
+        """Another process holds it, on two workers."""
+        ray = pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        address = holder.stdout.readline().strip()
+        try:
+            assert toy.main(["smoke", "--output", str(tmp_path), "--backend", "ray", "--address", address]) == 0
+        finally:
+            holder.communicate("over\n", timeout=60)
+        assert not ray.is_initialized()
+        assert contents(only(tmp_path)) == whole
+        assert os.getpid() not in {pid for _, _, pid in played(tmp_path)}
 
     def test_a_backend_that_is_not_installed_says_what_to_install(self, tmp_path, monkeypatch, capsys):
         from bandits.runs import execute
@@ -501,8 +576,6 @@ class TestClusters:
         assert toy.main(["smoke", "--output", str(tmp_path / "out"), "--address", "tcp://127.0.0.1:9"]) == 2
         assert "--address" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-        with pytest.raises(InputError), backend_of("loky", "x"):
-            pass
 
 
 def test_parts_are_numbers_from_one():

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -35,7 +36,23 @@ from bandits.runs.settings import SHARE, machine_memory
 
 Backend = Literal["loky", "dask", "ray"]
 PACKAGE = {"dask": "distributed", "ray": "ray"}
-REACH_SECONDS = 5.0
+CLUSTER = {"dask": "a Dask scheduler", "ray": "a Ray cluster"}
+CONNECT_SECONDS, ANSWER_SECONDS = 2.0, 6.0
+OPEN_DASK = """
+import faulthandler, os, sys
+from distributed import Client
+address, seconds = sys.argv[1], float(sys.argv[2])
+faulthandler.dump_traceback_later(seconds, exit=True, file=os.open(os.devnull, os.O_WRONLY))
+try:
+    Client(address, timeout=seconds)
+except BaseException as error:
+    print(str(error).strip() or type(error).__name__)
+    sys.exit(1)
+faulthandler.cancel_dump_traceback_later()
+"""
+"""Becomes a scheduler's client and ends, at the latest some seconds after the library is loaded, which may last."""
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of HTTP/2, and so of Ray, begins: its greeting and empty settings; a server answers with its own."""
 NEWS_SECONDS, LOG_SECONDS = 10.0, 60.0
 AGAIN = "the same command goes on from here"
 
@@ -129,6 +146,7 @@ def execute(
     What is damaged is named and made again.  Raises ``InputError`` for what cannot be, ``StoppedError`` if a worker or
     memory is lost.
     """
+    check_backend(backend, address)
     every = wanted(study, directory)
     if (prepare := getattr(study, "prepare", None)) and directory.missing(every):
         prepare()  # what is costly to check, such as models: before anything is written
@@ -398,27 +416,70 @@ class _Progress:
 # Backends.
 
 
+def check_backend(name: Backend, address: str | None) -> None:
+    """Raise ``InputError`` within ten seconds if a backend is not installed or its cluster does not answer."""
+    if name == "loky":
+        if address:
+            raise InputError("--address names a cluster's scheduler: give --backend dask or ray with it")
+        return
+    if importlib.util.find_spec(PACKAGE[name]) is None:
+        raise InputError(f"--backend {name} needs the package {PACKAGE[name]!r}: pip install {PACKAGE[name]}")
+    if not address or (name == "ray" and address in ("auto", "local")):
+        return
+    try:
+        found = re.fullmatch(r"(?:[\w+]+://)?(\[[^\]]+\]|[^:/\[\]]+):(\d+)/?", address)
+        if not found:
+            raise OSError("no address such as tcp://host:8786 (dask) or host:6379 (ray)")
+        with socket.create_connection((found[1].strip("[]"), int(found[2])), CONNECT_SECONDS) as stream:
+            if name == "ray":
+                _greet_ray(stream)
+        if name == "dask":
+            _open_dask(address)
+    except (OSError, ValueError, OverflowError) as error:  # also for a host, or a port, that cannot be one
+        raise _unreachable(name, address, error) from None
+
+
+def _greet_ray(stream: socket.socket) -> None:
+    """Raise ``OSError`` unless a server of HTTP/2 answers; Ray would log that it cannot connect, for minutes."""
+    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        return  # greeted in cipher only
+    stream.settimeout(ANSWER_SECONDS)
+    stream.sendall(HTTP_2)
+    if stream.recv(4)[3:] != b"\4":  # the kind of its first frame, after three bytes of length: settings
+        raise OSError("something else answers there")
+
+
+def _open_dask(address: str) -> None:
+    """Raise ``OSError`` unless a scheduler takes a client: in a process of its own, since elsewhere a client waits for
+    ever, or takes what it is told for the size of a message."""
+    command = [sys.executable, "-P", "-c", OPEN_DASK, address, str(ANSWER_SECONDS)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        raise OSError(done.stdout or "timed out")
+
+
+def _unreachable(name: Backend, address: str | None, error: Exception) -> InputError:
+    cluster = f"{CLUSTER[name]} at {address}" if address else "a local cluster"
+    reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return InputError(f"--backend {name}: cannot reach {cluster} ({reason})")
+
+
 @contextlib.contextmanager
 def backend_of(name: Backend, address: str | None) -> Iterator[None]:
     """Send joblib's work to local processes, or to a Dask or Ray cluster (at ``address``, else a local one)."""
     if name == "loky":
-        if address:
-            raise InputError("--address names a cluster's scheduler: give --backend dask or ray with it")
         with joblib.parallel_config(backend="loky"), warnings.catch_warnings():
             # loky replaces a worker that has kept much memory, as the theory's wide networks do: no news for a user.
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
             yield
         return
-    if importlib.util.find_spec(PACKAGE[name]) is None:
-        raise InputError(f"--backend {name} needs the package {PACKAGE[name]!r}: pip install {PACKAGE[name]}")
     with contextlib.ExitStack() as open_until_done:
         try:
-            _reach(address)
             if name == "dask":
                 from distributed import Client
 
                 client = (
-                    Client(address, timeout=REACH_SECONDS)  # type: ignore[no-untyped-call]
+                    Client(address, timeout=ANSWER_SECONDS)  # type: ignore[no-untyped-call]
                     if address
                     else Client(processes=True, threads_per_worker=1, dashboard_address=None)  # type: ignore[no-untyped-call]
                 )
@@ -435,18 +496,7 @@ def backend_of(name: Backend, address: str | None) -> Iterator[None]:
                 )
                 open_until_done.callback(ray.shutdown)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().split("\n") or [""])[0] or type(error).__name__
-            raise InputError(f"--backend {name}: cannot reach {address or 'a local cluster'} ({reason})") from None
+            raise _unreachable(name, address, error) from None
         if name == "dask":
             open_until_done.enter_context(joblib.parallel_config(backend=name))
         yield
-
-
-def _reach(address: str | None) -> None:
-    """Raise ``OSError`` within seconds if nothing listens at an address; libraries wait for minutes."""
-    found = re.fullmatch(r"(?:[\w+]+://)?(\[[^\]]+\]|[^:/\[\]]+):(\d+)/?", address or "")
-    if found:
-        with socket.create_connection((found[1].strip("[]"), int(found[2])), REACH_SECONDS):
-            pass
-    elif address and address not in ("auto", "local"):
-        raise OSError("no address such as tcp://host:8786 (dask) or host:6379 (ray)")
