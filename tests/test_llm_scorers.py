@@ -336,6 +336,7 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
         "def words(prompts, responses):\n    return ['good'] * len(responses)\n"
         "nothing = 3\n"
     )
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit('usage: my_script')\n")
     monkeypatch.chdir(tmp_path)
     assert load_scorer("my_rewards:length", "cpu")(["a", "b"], ["cc", "d"]).tolist() == [2.0, 1.0]
     shorter = load_scorer("my_rewards:Shorter", "cpu")
@@ -347,6 +348,7 @@ def test_code_of_ones_own_scores(tmp_path, monkeypatch):
         ("my_rewards:nothing", "cannot score prompts and responses"),
         ("my_rewards:gone", "has no attribute 'gone'"),
         ("no_such_module:f", "No module named"),
+        ("my_script:f", "SystemExit: usage: my_script"),
     ):
         with pytest.raises(InputError, match=words):
             load_scorer(name, "cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bandits.core import errors
 from bandits.core.errors import InputError
 from bandits.core.registry import fingerprint
 from bandits.sim.map import Map
@@ -109,3 +110,41 @@ def test_what_a_part_imports_identifies_it_and_nothing_else_does(
     (tmp_path / edited).write_text(PACKAGE[edited].replace(" = ", " = 7 + ") + "import theory_checks\n")
     now = _sources(tmp_path)
     assert tuple(a != b for a, b in zip(before, now, strict=True)) == changes
+
+
+SILENT = """
+from bandits.selector import STRATEGIES, ScoreStrategy
+
+class Mine(ScoreStrategy):
+    reads = frozenset()
+
+    def scores(self, pool, key):
+        return pool.widths
+
+print("before")
+STRATEGIES.register("mine", Mine())
+print("after")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_whose_part_is_refused_ends_in_one_line(tmp_path: Path) -> None:
+    """As a command does: one line, which says where in the script, and status 2."""
+    (tmp_path / "own.py").write_text(SILENT)
+    done = subprocess.run([sys.executable, str(tmp_path / "own.py")], capture_output=True, text=True, check=False)
+    line = "error: strategy 'mine': a strategy says in one line what it does; set summary (own.py, line 11)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "before\n", line)
+
+
+@pytest.mark.parametrize(
+    ("error", "prompt"), [(InputError("it"), True), (ValueError("it"), False)], ids=["at a prompt", "another error"]
+)
+def test_what_is_no_bad_input_of_a_script_is_shown_as_always(
+    error: Exception, prompt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr(errors, "_usual_hook", lambda *told: shown.append(told[1]))
+    if prompt:
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    errors._end_script(type(error), error, None)
+    assert shown == [error]

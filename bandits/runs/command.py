@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from bandits.core.errors import InputError, unknown
+from bandits.core.errors import InputError, tell, unknown
 from bandits.runs.directory import Part, RunDirectory, StoppedError
 from bandits.runs.execute import Backend, Study, execute, wanted
 from bandits.runs.settings import afford
@@ -216,6 +216,5 @@ def guard(run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) 
 
 
 def _tell(line: str, status: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        print(" ".join(line.split("\n")), file=sys.stderr)
+    tell(line)
     return status

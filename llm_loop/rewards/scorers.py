@@ -386,7 +386,7 @@ def _attribute(name: str) -> Any:
         part: Any = importlib.import_module(module)
         for step in attribute.split("."):
             part = getattr(part, step)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and a script ends
         raise InputError(f"reward model {name!r}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.remove(os.getcwd())
