@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Set
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, TypeVar, get_args, get_type_hints
+from typing import ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -333,6 +333,8 @@ class ActiveDPO(ScoreStrategy):
 
     reads = frozenset[Quantity](["width"])
     source = "Lin et al., ActiveDPO, arXiv 2505.19241"
+    deviations: ClassVar[tuple[str, ...]] = ()
+    """from the source, for the summary"""
 
     @property
     def summary(self) -> str:
@@ -340,7 +342,7 @@ class ActiveDPO(ScoreStrategy):
         rule = "picks the duel of greatest width ‖φ‖ under V⁻¹, adds it to V, picks the next"
         if not self.batch_update:
             rule = "picks the widest duels under V⁻¹ without adding a pick to V: the batch may repeat itself"
-        return "; ".join([rule, *self.space.described()])
+        return "; ".join([rule, *self.deviations, *self.space.described()])
 
     def scores(self, pool: Pool, key: Key) -> Tensor:
         """Return the widths, before any pick."""
@@ -365,6 +367,7 @@ class APO(ActiveDPO):
     batch_update: bool = False
 
     source = "Das et al., Active Preference Optimization, arXiv 2402.10500"
+    deviations = ("deviation: a batch, where the paper asks one duel a round",)
 
 
 @dataclass(frozen=True)
@@ -379,6 +382,7 @@ class ADPO(ActiveDPO):
     space: FeatureSpace = FeatureSpace(layer="last", gradients="initial", weight="fisher")
 
     source = "Kveton et al., Active Learning for Direct Preference Optimization, arXiv 2503.01076, Algorithm 1"
+    deviations = ("deviations: no β in the weight, which the ridge takes up, and features of the initial model",)
 
 
 @dataclass(frozen=True)
@@ -893,7 +897,8 @@ class CoLSTIM(_TwoArms):
 
     summary = (
         "pits the best response by Gumbel-perturbed rewards against its most promising rival; deviations: perturbed in "
-        "every round, without a coin or a first phase of random duels"
+        "proportion to an arm's width against the leader, and in every round, without a coin or a first phase of "
+        "random duels"
     )
     source = (
         "Bengs et al., Stochastic Contextual Dueling Bandits under Linear Stochastic Transitivity, arXiv 2202.04593"
@@ -938,7 +943,10 @@ class DRTS(_TwoArms):
     pair of largest drawn gap is taken.
     """
 
-    summary = "pits the best response of one Thompson draw against the worst of another"
+    summary = (
+        "pits the best response of one Thompson draw against the worst of another; deviation: where both are one "
+        "response, the pair of largest drawn gap, where the source draws again"
+    )
     source = _MELIKIDZE
 
     def preference(self, pool: Pool, key: Key) -> Tensor:

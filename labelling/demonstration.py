@@ -27,7 +27,7 @@ from bandits.loop import DesignState
 from bandits.runs import command, figures
 from bandits.runs.directory import Identity, Ledger, Part, RunDirectory
 from bandits.runs.files import read_json, write_bytes, write_frame, write_json, write_text
-from bandits.runs.settings import check
+from bandits.runs.settings import Whole, check
 from bandits.runs.stats import Estimate, mean
 from llm_loop import launch, tables
 from llm_loop.arena import DrawnArena
@@ -201,7 +201,7 @@ class Options:
     """where the page is written, its tables and figure below it (default: docs; beside the run when tiny)"""
     cells: str = "1/1"
     """the i-th of n parts of the cells, as i/n"""
-    jobs: int = 0
+    jobs: Whole = 0
     """cells side by side; 0: one per core"""
     show: Annotated[bool, tyro.conf.arg(name="show-only")] = False
     """play nothing; write down what the finished seeds show"""

@@ -18,7 +18,7 @@ from typing import Any
 
 from bandits.core.errors import InputError
 from bandits.runs.directory import LEDGER, Ledger, alone
-from bandits.runs.files import DamagedError, read_json, write_json
+from bandits.runs.files import DamagedError, read_json, sweep, write_json
 from labelling import queries
 from labelling.answers import Answers
 from labelling.queries import Query
@@ -144,10 +144,12 @@ class Project:
     def held(self) -> Iterator[None]:
         """Hold the project alone while the block runs; ``BusyError``, naming the holder, if another process has it.
 
-        Of folders made here, those in which nothing was written are removed again.  Who only answers needs no hold.
+        What killed writers left half-written is removed.  Of folders made here, those in which nothing was written are
+        removed again.  Who only answers needs no hold.
         """
         self.suits()
         with held(self.root):
+            sweep(self.root)
             yield
 
     def check(self, below: str = "") -> None:

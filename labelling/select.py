@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from bandits.headroom import Headroom, headroom
 from bandits.loop import DesignState, Round
 from bandits.runs.command import guard, read, say
 from bandits.runs.directory import config_of
-from bandits.runs.files import frame, vacant
+from bandits.runs.files import frame, sweep, vacant
 from bandits.runs.settings import Count, MinLen, Positive, check, pairs
 from bandits.selector import STRATEGIES
 from labelling import labelled, page, queries, session
@@ -103,12 +103,18 @@ def choose(options: Select) -> int:
         return _choose(options)
 
 
-def _held(options: Select) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _held(options: Select) -> Iterator[None]:
     """Hold the project alone; for a lone file, the folder that it and its features are in, or the project above it."""
     if options.project is not None:
-        return Project(options.project.expanduser()).held()
+        with Project(options.project.expanduser()).held():
+            yield
+        return
     beside = _file(options).parent
-    return held(next((folder for folder in (beside, *beside.parents) if Project(folder).exists), beside))
+    with held(next((folder for folder in (beside, *beside.parents) if Project(folder).exists), beside)):
+        sweep(beside, ".*.tmp")  # what is in other folders of somebody's directory is none of ours
+        sweep(beside / "features")
+        yield
 
 
 def _choose(options: Select) -> int:

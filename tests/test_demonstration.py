@@ -110,3 +110,12 @@ def test_the_command_trains_as_what_is_published_was_trained():
     assert {settings.partition(";")[0] for settings in published["settings"]} == {trained(FULL)}
     assert FULL.strategies == tuple(dict.fromkeys(published["strategy"]))
     assert FULL.seeds == published["seed"].nunique()
+
+
+@pytest.mark.parametrize("given", [["--jobs", "-1"], ["--jobs", "-1", "--dry-run"], ["--jobs", "-1", "--show-only"]])
+def test_fewer_than_no_jobs_are_one_line(given, tmp_path, capsys):
+    assert main(["smoke", "--output", str(tmp_path), *given]) == 2
+    told = capsys.readouterr().err
+    assert "--jobs must be at least 0" in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())

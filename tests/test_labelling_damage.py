@@ -1,6 +1,7 @@
 """A project's files that are not as they were written, and a second writer: named in one line, or made again."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from activedpo.__main__ import main
 from bandits.core.errors import InputError
 from bandits.runs.directory import BusyError, Ledger, alone, config_of
-from bandits.runs.files import DamagedError
+from bandits.runs.files import HOST, DamagedError
 from labelling.answers import Answer, Answers
 from labelling.desk import Desk, Source
 from labelling.project import Project
@@ -417,6 +418,35 @@ class TestLock:
                 command = ["select", "--out", str(out), "--pool", str(tmp_path / "rows.jsonl"), "--budget", "1", *TINY]
                 refused(capsys, command, f"{folder} is being written by process", "wait for it")
             assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("command", "places", "elsewhere"),
+        [
+            (["train", "p"], ["p", "p/queries", "p/features/0f", "p/models/01"], ["."]),
+            (["select", "--project", "p", "--pool", "rows.jsonl"], ["p", "p/queries", "p/features/0f"], ["."]),
+            (["select", "--out", "q.jsonl", "--pool", "rows.jsonl"], [".", "features/0f"], ["p", "mine"]),
+        ],
+    )
+    def test_what_a_killed_writer_left_is_swept_and_no_living_one_s(
+        self, tmp_path, command, places, elsewhere, capsys, monkeypatch
+    ):
+        """Before anything else is done, so also where the command is then refused, as all of these are."""
+        monkeypatch.chdir(tmp_path)
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        Path("p").mkdir()
+        about = {"format": 1, "model": "m", "settings": config_of(Settings(model="tiny-llama"))}
+        Path("p/project.json").write_text(json.dumps(about))
+        names = {dead: f".pool.jsonl.{gone.pid if dead else os.getpid()}@{HOST}.tmp" for dead in (True, False)}
+        foreign = f".pool.jsonl.{gone.pid}@elsewhere.tmp"
+        for place in (*places, *elsewhere):
+            Path(place).mkdir(parents=True, exist_ok=True)
+            for name in (*names.values(), foreign):
+                Path(place, name).write_text("half")
+        assert main(command) == 2
+        for place in (*places, *elsewhere):
+            left = {path.name for path in Path(place).glob(".*.tmp")}
+            assert left == {names[False], foreign} | ({names[True]} if place in elsewhere else set()), place
 
     def test_no_error_in_writing_names_an_option_that_there_is_not(self, tmp_path, capsys, monkeypatch):
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"]}\n')

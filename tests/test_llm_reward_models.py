@@ -225,6 +225,26 @@ def test_the_card_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("option", ["--card", "--work"])
+@pytest.mark.parametrize("below", ["notes.txt/new/place", "n" * 300])
+def test_what_cannot_be_written_is_told_before_anything_is_trained(
+    option: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*given: object) -> None:
+        raise AssertionError("trained, though nothing can be kept")
+
+    for step in ("fit", "train"):
+        monkeypatch.setattr(training, step, refuse)
+    (tmp_path / "notes.txt").write_text("mine")
+    places = {"--card": tmp_path / "new" / "card.md", "--work": tmp_path / "work"} | {option: tmp_path / below}
+    assert training.main([word for name, place in places.items() for word in (name, str(place))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {tmp_path / below}")
+    assert f"choose another {option}" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.campaign
 @needs_ratings
 def test_the_command_trains_ships_writes_the_card_and_does_nothing_twice(

@@ -87,6 +87,24 @@ class TestFiles:
         files.sweep(tmp_path, everybody=True)
         assert not list(tmp_path.iterdir())
 
+    def test_a_write_removes_what_a_killed_one_of_the_same_file_left(self, tmp_path):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        mine, others = f".x[1].csv.{gone.pid}@{HOST}.tmp", f".y.csv.{gone.pid}@{HOST}.tmp"
+        for name in (mine, others):
+            (tmp_path / name).write_text("half")
+        write_bytes(tmp_path / "x[1].csv", b"whole")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [others, "x[1].csv"]
+
+    def test_an_interrupted_write_leaves_nothing(self, tmp_path, monkeypatch):
+        def interrupt(handle):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("bandits.runs.files.os.fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_bytes(tmp_path / "x", b"whole")
+        assert not list(tmp_path.iterdir())
+
     def test_a_pipe_never_becomes_a_file(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(files.WriteError, match="it is no regular file"):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -437,6 +438,14 @@ class TestRegistry:
         strategy = STRATEGIES[name]
         assert len(strategy.summary) > 20
         assert strategy.source or name in ("random", "random-per-prompt", "label-entropy")
+
+    def test_who_deviates_from_its_source_says_so(self):
+        """In its summary, which pages show; a docstring is seen by who reads the code alone."""
+        deviating = {name for name, rule in STRATEGIES.items() if re.search("eviations?:", type(rule).__doc__ or "")}
+        assert {"adpo", "colstim", "drts"} <= deviating
+        for name in deviating:
+            assert re.search("deviations?:", STRATEGIES[name].summary), name
+        assert "width" in STRATEGIES["colstim"].summary
 
     def test_no_two_strategies_say_the_same(self):
         said = [(s.summary, s.source) for s in STRATEGIES.values()]

@@ -270,8 +270,21 @@ def test_the_recipe_of_the_documentation_runs(tmp_path):
 
 
 class TestAlarms:
+    @pytest.mark.campaign
+    def test_on_seeds_that_nothing_was_tuned_on_the_suite_raises_none(self, tmp_path, capsys):
+        """Two of the default preset, as an alarm in either is more than the stated rate allows."""
+        assert alarms.main(["smoke", "--seeds", "2", "--first", "101", "--output", str(tmp_path)]) == 0
+        assert "0 of 2 runs of smoke raised an alarm: within the 0" in capsys.readouterr().out
+
     @pytest.mark.parametrize(
-        ("arguments", "said"), [(["quik"], "choose from smoke, quick"), (["--seeds", "0"], "--seeds must")]
+        ("arguments", "said"),
+        [
+            (["quik"], "choose from smoke, quick"),
+            (["--seeds", "0"], "--seeds must be at least 1"),
+            (["--seeds", "100000000000"], "--seeds must be at least 1 and at most 1e+09"),
+            (["--first", "-1"], "--first must be at least 0"),
+            (["--jobs", "-1"], "--jobs must be at least 0"),
+        ],
     )
     def test_bad_input_is_one_line_and_status_2(self, arguments, said, capsys):
         assert alarms.main(arguments) == 2

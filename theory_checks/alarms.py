@@ -15,10 +15,11 @@ from typing import Annotated
 import tyro
 from scipy import stats
 
-from bandits.core.errors import InputError, unknown
+from bandits.core.errors import unknown
 from bandits.runs.command import guard, read
 from bandits.runs.directory import RunDirectory
 from bandits.runs.execute import execute
+from bandits.runs.settings import Count, Whole, check
 from theory_checks.checks import ERROR_RATE, Result
 from theory_checks.study import PRESETS, TheoryStudy, suite
 
@@ -31,15 +32,15 @@ class Alarms:
 
     preset: Annotated[str, tyro.conf.Positional] = "smoke"
     """smoke, quick or full"""
-    seeds: int = 20
+    seeds: Count = 20
     """how many seeds"""
-    first: int = 1
+    first: Whole = 1
     """the first of them; 0 is the presets' own"""
     claims: tuple[str, ...] = ()
     """families, or names of claims, to check (default: all)"""
     output: Path = Path("results")
     """folder of all results; what was played before is not played again"""
-    jobs: int = 0
+    jobs: Whole = 0
     """cells run side by side (0: one per core)"""
 
 
@@ -63,8 +64,7 @@ def count(arguments: Sequence[str]) -> int:
     options = read(Alarms, arguments, "python -m theory_checks.alarms")
     if options.preset not in PRESETS:
         raise unknown("preset", options.preset, PRESETS)
-    if options.seeds < 1 or options.first < 0:
-        raise InputError(f"--seeds must be at least 1 and --first at least 0, got {options.seeds} and {options.first}")
+    check(options)
     alarmed = 0
     for seed in range(options.first, options.first + options.seeds):
         results = play(options, seed)

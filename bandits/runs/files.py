@@ -1,17 +1,20 @@
 """Owns files: written whole or not at all, text as UTF-8, JSON that every reader takes.  Knows nothing of runs.
 
 A file is written under a temporary name, ``.NAME.PID@HOST.tmp`` in its own folder, flushed to the disk and renamed.
-A killed process can leave such a name behind; ``sweep`` removes those whose owner is gone.
+A killed process can leave such a name behind; the next write of that file removes it, and ``sweep`` all in a folder,
+if its owner is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import os
 import re
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,23 @@ def replaceable(path: Path, title: str, option: str) -> None:
         raise InputError(f"{path} is there already and is no page {title!r}; choose another {option}")
 
 
+def writable(path: Path, option: str) -> None:
+    """Raise ``WriteError``, before the work whose result it is to hold, if no file can be made there; leave nothing."""
+    made: list[Path] = []
+    try:
+        path.exists()  # raises what its name has against it
+        made += [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; choose another {option}") from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: under a temporary name in the same folder, flushed to the disk, then renamed.
 
@@ -63,12 +83,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise WriteError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another place"
         ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # there only if it did not get its name
 
 
 def write_text(path: Path, content: str) -> None:
@@ -161,9 +183,9 @@ def temporary(path: Path) -> bool:
     return bool(_TEMPORARY.fullmatch(path.name))
 
 
-def sweep(folder: Path, everybody: bool = False) -> None:
+def sweep(folder: Path, pattern: str = "**/.*.tmp", everybody: bool = False) -> None:
     """Remove temporary files below a folder whose owner is gone; of ``everybody``, if none but the caller may write."""
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.glob(pattern):
         found = _TEMPORARY.fullmatch(path.name)
         if found and (everybody or (found[2] == HOST and not psutil.pid_exists(int(found[1])))):
             with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bandits.core.rng import Key
 from bandits.runs.command import guard, read, say
-from bandits.runs.files import read_json, replaceable, write_bytes, write_json, write_text
+from bandits.runs.files import read_json, replaceable, writable, write_bytes, write_json, write_text
 from bandits.runs.settings import Distinct, MinLen, Seed, check
 from llm_loop.data import ratings
 from llm_loop.data.ratings import Ratings
@@ -284,6 +284,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train every (seed, model) that is not done, ship the first seed's weights, write the model card."""
     options = read(Options, arguments, "python -m llm_loop.rewards.train", __doc__)
     check(options)
+    writable(options.card, "--card")
+    writable(options.work / "record", "--work")
     replaceable(options.card, "The two reward models", "--card")
     torch.set_num_threads(1)  # one thread sums in one order: the same weights on every run
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
