@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_labelling_page import Client, served
+from label_client import Client, served
 
 from labelling import queries
 from labelling.answers import Answers

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_labelling_page import full
+from label_client import full
 
 from bandits.core.errors import InputError
 from labelling import label, queries, terminal

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_llm_models import rows_of, tiny
+from tiny_models import rows_of, tiny
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_llm_models import rows_of, tiny
+from tiny_models import rows_of, tiny
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 

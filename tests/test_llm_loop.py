@@ -23,8 +23,8 @@ import transformers
 from gymnasium.utils.env_checker import check_env
 from kept import contents, only
 from safetensors.torch import load_file
-from test_llm_models import tiny
 from test_llm_scorers import classifier
+from tiny_models import FEW, SMOKE, run_cell, smoke, tiny
 
 import bandits.runs.files
 import llm_loop.folders
@@ -34,12 +34,11 @@ from bandits.core.errors import InputError
 from bandits.core.oracles import Noiseless
 from bandits.core.rng import Key
 from bandits.core.rows import Dense
-from bandits.runs.directory import Ledger
 from bandits.selector import STRATEGIES
 from llm_loop import launch, tables
 from llm_loop.__main__ import main
 from llm_loop.arena import Completions, GivenArena, Table, TextArena
-from llm_loop.config import PRESETS, Alignment, Evaluation, Sketch
+from llm_loop.config import PRESETS, Alignment, Sketch
 from llm_loop.data import pools
 from llm_loop.data.chat import Message, text_of
 from llm_loop.data.prompts import Entry
@@ -53,25 +52,8 @@ from llm_loop.run import AlignmentStudy, Cell
 from llm_loop.sampling import Decoding
 from llm_loop.setup import Parts, build
 
-SMOKE = PRESETS["smoke"][1]
 KINDS = ("activedpo-normalised", "aplp", "policy-trace-target")
 """strategies that read, between them, all that there is"""
-FEW = replace(
-    SMOKE,
-    evaluation=Evaluation(prompts=2, duels=1, probes=2),
-    decoding=Decoding(tokens=5),
-    training=replace(SMOKE.training, epochs=1),
-)
-
-
-def run_cell(alignment: Alignment, strategy: str, seed: int, folder: Path) -> None:
-    """Play one cell of an experiment."""
-    Ledger(folder).close(*AlignmentStudy.of(alignment).play(Cell(strategy, seed), folder))
-
-
-def smoke(folder: Path, *options: str) -> int:
-    """Run the smoke preset in this process."""
-    return main(["smoke", "--output", str(folder), "--jobs", "1", *options])
 
 
 @pytest.fixture(scope="module")

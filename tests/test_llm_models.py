@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import rows_of, tiny
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, Phi3Config
 
@@ -21,7 +22,6 @@ from llm_loop.models import (
     TINY,
     Adapter,
     Policy,
-    Row,
     batches,
     byte_tokenizer,
     load_policy,
@@ -29,24 +29,6 @@ from llm_loop.models import (
     weights_hash,
 )
 from llm_loop.seeding import seeded
-
-TARGETS = {"tiny-gpt2": ("c_attn", "c_proj")}
-
-
-def tiny(name: str, moved: bool = True, seed: int = 0, rank: int = 4) -> Policy:
-    """A tiny policy, by default away from the reference."""
-    policy = load_policy(name, Adapter(rank, 2.0 * rank, TARGETS.get(name, ("q_proj", "v_proj", "o_proj"))), Key(seed))
-    if moved:
-        generator = torch.Generator().manual_seed(seed)
-        policy.restore({k: v + 0.2 * torch.randn(v.shape, generator=generator) for k, v in policy.state().items()})
-    return policy
-
-
-def rows_of(policy: Policy) -> list[Row]:
-    """Rows of unequal prompts and responses; one ends, one has a single token."""
-    prompts = policy.encode(["hello there", "abc", "a somewhat longer prompt, with punctuation."], 64)
-    responses = [(1, 2, 3), (5, 6, 7, 8, 9, 10, 11, policy.end), (77,)]
-    return [Row(p, r) for p, r in zip(prompts, responses, strict=True)]
 
 
 @pytest.fixture(params=TINY, scope="module")

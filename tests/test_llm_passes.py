@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_llm_models import TARGETS, rows_of
+from tiny_models import TARGETS, rows_of
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key

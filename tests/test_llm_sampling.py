@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_llm_models import rows_of, tiny
+from tiny_models import rows_of, tiny
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from kept import contents, only
-from test_llm_loop import FEW, SMOKE, run_cell, smoke
-from test_llm_models import tiny
+from tiny_models import FEW, SMOKE, run_cell, smoke, tiny
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 

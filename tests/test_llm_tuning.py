@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from kept import contents, only
-from test_llm_loop import FEW, run_cell, smoke
+from tiny_models import FEW, run_cell, smoke
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
