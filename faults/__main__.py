@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import joblib
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
 from bandits.runs.command import guard, read
+from bandits.runs.settings import Ge, Seed, Whole, check
 from faults import brought, damage, kills, settings, surroundings
 from faults.harness import PROGRAMS, Case, attempt_all, contents, play, prepare
+from labelling.project import RELIED_ON
 
 # Runs so small that hundreds of them fit into minutes, and still with every kind of file that a run writes.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -31,7 +34,14 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("smoke", "--strategies", "random", "--rounds", "1", "--heldout", "2", "--heldout-duels", "1"),
         *("--heldout-between", "1", "--probes", "1", "--jobs", "1"),
     ),
+    "map": ("smoke", "--replicates", "2", "--redundancy", "0", "--rules", "activedpo", "--jobs", "1"),
+    "project": (
+        *("--model", "tiny-llama", "--rank", "4", "--alpha", "8", "--lora-layers", "1", "--sketch-size", "512"),
+        *("--tokens", "8", "--rate", "1e-2", "--epochs", "1", "--budget", "3"),
+    ),
 }
+FILES_ALONE = {"map": ("*",), "project": RELIED_ON}
+"""programs of which kills and damage alone are tried, and their files (below ``results``) whose damage they notice"""
 KINDS = ("kill", "damage", "setting", "command line", "surroundings", "place", "race", "disk", "text", "file")
 
 
@@ -39,17 +49,17 @@ KINDS = ("kill", "damage", "setting", "command line", "surroundings", "place", "
 class Options:
     """Which cases to try, and how."""
 
-    minutes: float = 14.0
+    minutes: Annotated[float, Ge(0)] = 14.0
     """begin no case when so much time is over; cases come in turn over kinds and programs (0: no limit)"""
-    sample: int = 0
+    sample: Whole = 0
     """try so many cases, drawn evenly over the kinds (0: all)"""
-    seed: int = 0
+    seed: Seed = 0
     """of the order in which cases come"""
     kinds: tuple[str, ...] = KINDS
     """kinds of cases"""
     programs: tuple[str, ...] = tuple(PROGRAMS)
     """programs to try"""
-    jobs: int = 0
+    jobs: Whole = 0
     """cases tried side by side (0: one per core)"""
     whole: bool = False
     """every damage of every file, all moments of every write, every value of every option, where a few of them are:
@@ -68,11 +78,14 @@ def cases(program: str, root: Path, kinds: Sequence[str], whole: bool) -> Iterat
         raise InputError(f"{program} does not run even undisturbed: {good.failed}")
     expected, writes = contents(home / "results"), counter.read_text(encoding="utf-8").splitlines()
     yield from kills.cases(program, arguments, expected, writes, whole)
-    yield from damage.cases(program, arguments, expected, home / "results", "complete", whole)
+    noticed = FILES_ALONE.get(program, ("*",))
+    yield from damage.cases(program, arguments, expected, home / "results", "complete", whole, noticed)
     half = root / f"{program}-half"
     killed = play(program, arguments, half, before=kills.trap(len(writes) // 2, "after"))
     if killed.status == -signal.SIGKILL:
-        yield from damage.cases(program, arguments, expected, half / "results", "half done", whole)
+        yield from damage.cases(program, arguments, expected, half / "results", "half done", whole, noticed)
+    if program in FILES_ALONE:
+        return
     yield from settings.cases(program, arguments, whole)
     yield from settings.command_lines(program)
     yield from surroundings.streams(program, arguments, expected)
@@ -99,6 +112,7 @@ def in_turn(every: list[Case], seed: int) -> list[Case]:
 def campaign(arguments: Sequence[str]) -> int:
     """Try all cases; print those that failed and ``N survived, M failed``; status 1 if any failed."""
     options = read(Options, arguments, "python -m faults", __doc__)
+    check(options)
     for name, known, given in (("kinds", KINDS, options.kinds), ("programs", tuple(PROGRAMS), options.programs)):
         if strange := [one for one in given if one not in known]:
             raise InputError(f"--{name}: there is no {strange[0]!r}; choose from {', '.join(known)}")

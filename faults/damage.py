@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from faults.harness import Case, differences, few, play
@@ -36,11 +37,18 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 
 
 def cases(
-    program: str, arguments: tuple[str, ...], expected: dict[str, str], source: Path, state: str, whole: bool
+    program: str,
+    arguments: tuple[str, ...],
+    expected: dict[str, str],
+    source: Path,
+    state: str,
+    whole: bool,
+    noticed: Sequence[str] = ("*",),
 ) -> Iterator[Case]:
     """Yield a damage of a few files of each kind of a run that lies in ``source``, by all ways in turn (``whole``: of
-    every file, in every way)."""
-    names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
+    every file, in every way; ``noticed``: of files of these names alone)."""
+    every = sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file())
+    names = [name for name in every if any(fnmatch(name, pattern) for pattern in noticed)]
     kinds = list(DAMAGES)
     for turn, place in enumerate(few(names, whole)):
         name = names[place]

@@ -24,7 +24,13 @@ from pathlib import Path
 
 from bandits.runs.directory import VOLATILE
 
-PROGRAMS = {"simulate": "bandits.__main__", "theory": "theory_checks.__main__", "align": "llm_loop.__main__"}
+PROGRAMS = {
+    "simulate": "bandits.__main__",
+    "theory": "theory_checks.__main__",
+    "align": "llm_loop.__main__",
+    "map": "bandits.map",
+    "project": "faults.project",
+}
 SECONDS = 240.0  # after which a case hangs
 
 

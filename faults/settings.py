@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from bandits.runs.settings import called, option
 from faults.harness import PROGRAMS, Case, contents, play
 
-NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "0.5", "100000000000")
+NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e30", "0.5", "100000", "1000000", "1000000000", "100000000000")
 WORDS = ("", "no-such-name", "\u2028", "a,b")
 
 

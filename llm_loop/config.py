@@ -214,7 +214,7 @@ class Alignment:
         words, width = 50_000, 4096  # of a common vocabulary, and a large model's hidden size
         longest = self.prompt_tokens + self.decoding.tokens
         return {
-            "--prompts-per-round, --responses and --sketch-size": 8.0 * rows * self.sketch.size,
+            "--rounds, --prompts-per-round, --responses and --sketch-size": 8.0 * rows * self.sketch.size,
             "--score-tokens and --feature-tokens": 8.0 * words * max(self.score_tokens, self.feature_tokens),
             "--sampling-rows, --prompt-tokens and --tokens": 16.0 * self.decoding.rows * longest * width,
             "--heldout and --tokens": (8.0 + 4.0 * width) * self.evaluation.prompts * longest,

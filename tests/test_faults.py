@@ -1,9 +1,13 @@
 """Which cases the fault campaign tries; the cases themselves are its own affair (``make faults``)."""
 
+import subprocess
+import sys
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults.__main__ import in_turn
+from faults.__main__ import in_turn, main
 from faults.harness import Case, attempt_all, few
 
 
@@ -36,3 +40,28 @@ def test_no_case_is_begun_when_the_time_is_over(tmp_path):
     assert not told
     attempt_all(every, tmp_path, 1, lambda case, said: told.append(case.name))
     assert told == [case.name for case in every]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--jobs", "-1"], "--jobs must be at least 0"),
+        (["--minutes", "nan"], "--minutes must be at least 0"),
+        (["--sample", "-1"], "--sample must be at least 0"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--programs", "no"], "--programs: there is no 'no'"),
+    ],
+)
+def test_bad_options_of_the_campaign_are_one_line(given, said, capsys):
+    assert main(given) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.campaign
+def test_a_project_killed_at_any_write_goes_on_to_the_same_bytes_without_litter():
+    command = ["--programs", "project", "--kinds", "kill", "--whole", "--minutes", "0"]
+    done = subprocess.run([sys.executable, "-m", "faults", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failed" in done.stdout

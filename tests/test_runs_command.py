@@ -97,3 +97,23 @@ class TestStreams:
         assert last == "error: cannot write to standard output: No space left on device"
         assert "Traceback" not in shown.stderr
         assert list(tmp_path.glob("toy/*/index.html"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["select", "--project", "a\0b"], "--project must be without a NUL, got 'a\\x00b'"),
+        (["select", "--out=a\0b"], "--out must be without a NUL, got 'a\\x00b'"),
+        (["train", "a\0b"], "no argument may hold a NUL, got 'a\\x00b'"),
+        (["label", "q.jsonl", "--answers", "a\0b"], "--answers must be without a NUL"),
+        (["map", "smoke", "--output", "a\0b"], "--output must be without a NUL"),
+    ],
+)
+def test_a_nul_is_one_line(given, said, capsys):
+    from activedpo.__main__ import main as activedpo
+
+    assert activedpo(given) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {error[7:]}"
+    assert said in error
+    assert error.count("\n") == 1

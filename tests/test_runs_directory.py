@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -350,10 +351,25 @@ class TestPlaces:
 
     @pytest.mark.slow
     def test_a_deletion_that_was_cut_off_goes_on(self, finished):
-        gone = finished.with_name(f".{finished.name}.999999999@{HOST}.deleted")
-        write_text(gone / "x", "left")
-        assert toy.main(["smoke", "--output", str(finished.parent.parent), "--jobs", "1", "--force"]) == 0
-        assert not gone.exists()
+        """The process kills itself when it has deleted half of the old run."""
+        before = contents(finished)
+        code = (
+            "import os, shutil, signal, sys; from pathlib import Path; import toy\n"
+            "def half(folder):\n"
+            "    files = sorted(path for path in Path(folder).rglob('*') if path.is_file())\n"
+            "    for path in files[: len(files) // 2]: path.unlink()\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "shutil.rmtree = half\n"
+            "toy.main(['smoke', '--output', sys.argv[1], '--jobs', '1', '--force'])\n"
+        )
+        environment = os.environ | {"PYTHONPATH": f"{Path(toy.__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+        output = str(finished.parent.parent)
+        killed = subprocess.run([sys.executable, "-c", code, output], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert [p.name for p in finished.parent.iterdir() if p.name.endswith(".deleted")]
+        assert toy.main(["smoke", "--output", output, "--jobs", "1"]) == 0
+        assert [p.name for p in finished.parent.iterdir()] == [finished.name]
+        assert contents(finished) == before
 
 
 def toy_folder(output: Path) -> Path:

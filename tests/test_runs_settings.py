@@ -89,9 +89,11 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
     if hint is int:
-        return st.one_of(st.integers(-2, 5), st.sampled_from([0, -1, 10**11, 10**18]))
+        return st.one_of(st.integers(-2, 5), st.sampled_from([0, -1, 10**5, 10**6, 10**9, 10**11, 10**18]))
     if hint is float:
-        return st.one_of(st.floats(), st.floats(0, 3), st.sampled_from([0.0, -1.0, 1e30, 1e-300, math.nan, math.inf]))
+        return st.one_of(
+            st.floats(), st.floats(0, 3), st.sampled_from([0.0, -1.0, 1e5, 1e9, 1e30, 1e-300, math.nan, math.inf])
+        )
     if hint is str:
         return st.sampled_from(["random", "ntk", "mlp", "activedpo", "linear:ucb", "cosine@flipped", "", "none,"])
     if hint is bool:
@@ -178,6 +180,14 @@ class TestSimulation:
         study = MapStudy.of(replace(MAPS["quick"][1], **{name: 10**9}))
         with pytest.raises(InputError, match=f"^{option(name)}"):
             kit.afford(study.memory(), study.count(), "--replicates", 1, False)
+
+    def test_a_map_s_budget_beyond_its_pool_is_refused_by_its_option(self):
+        most = 3 * MAPS["smoke"][1].prompts
+        made = {"responses": (3, 4), "batch": 1}
+        assert replace(MAPS["smoke"][1], budgets=(most,), **made).budgets == (most,)
+        for more in (most + 1, 10**5, 10**6):
+            with pytest.raises(InputError, match=f"^--budgets asks for {more} labels, .* has {most} duels"):
+                replace(MAPS["smoke"][1], budgets=(most, more), **made)
 
     @pytest.mark.parametrize("preset", MAPS)
     def test_a_map_s_cells_are_counted_as_they_are(self, preset):

@@ -195,7 +195,9 @@ def guard(run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) 
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         try:
-            return run(sys.argv[1:] if arguments is None else arguments)
+            given = sys.argv[1:] if arguments is None else arguments
+            _refuse_nul(given)
+            return run(given)
         finally:
             say()
     except InputError as error:
@@ -213,6 +215,15 @@ def guard(run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) 
         if error.filename is None and error.strerror is None:
             raise
         return _tell(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), 2)
+
+
+def _refuse_nul(arguments: Sequence[str]) -> None:
+    """Raise ``InputError``, naming the option, for a word with a NUL, which no path can have and no name has."""
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        if "\0" in word:
+            name, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+            told = f"{name} must be without a NUL, got" if name.startswith("--") else "no argument may hold a NUL, got"
+            raise InputError(f"{told} {(value if equals else word)!r}")
 
 
 def _tell(line: str, status: int) -> int:

@@ -136,6 +136,12 @@ class Map:
                 raise InputError(
                     f"--budgets must be multiples of --batch {self.batch}, and more than one of it, got {budget}"
                 )
+        fewest = min(self.responses)
+        if max(self.budgets) > (duels := self.prompts * fewest * (fewest - 1) // 2):
+            raise InputError(
+                f"--budgets asks for {max(self.budgets)} labels, but a pool of {fewest} responses a prompt has {duels} "
+                "duels; lower it, or raise --prompts"
+            )
         for world in self.worlds():
             self.simulation(world)
 
