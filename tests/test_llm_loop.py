@@ -22,7 +22,7 @@ import torch
 import transformers
 from gymnasium.utils.env_checker import check_env
 from kept import contents, only
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_llm_scorers import classifier
 from tiny_models import FEW, SMOKE, run_cell, smoke, tiny
 
@@ -456,14 +456,53 @@ def test_width_is_compared_with_the_error_of_margins_in_log_odds(finished):
         assert found == pytest.approx(want)
 
 
+BRIEF = ("--rounds", "1", "--heldout", "2", "--heldout-duels", "1", "--heldout-between", "1", "--probes", "1")
+
+
 def test_records_are_strict_json(finished):
     """Where there is no number there is null, which every reader takes."""
+    strict(finished)
+
+
+@pytest.mark.campaign
+def test_records_of_a_rule_that_measures_elsewhere_are_strict_json(tmp_path):
+    assert smoke(tmp_path, "--strategies", "random", "apo", *BRIEF) == 0
+    strict(only(tmp_path))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("option", ["--model", "--reward"])
+def test_weights_edited_in_place_are_another_run(option, tmp_path, capsys):
+    """The folder's name and all its settings are as they were: one weight is half as large again."""
+    given = tmp_path / "given"
+    if option == "--reward":
+        classifier(given, max_position_embeddings=512)
+    else:
+        tiny_model("tiny-llama", Key(0)).save_pretrained(given)
+        byte_tokenizer().save_pretrained(given)
+    command = ("--strategies", "random", option, str(given), *BRIEF)
+    assert smoke(tmp_path / "out", *command) == 0
+    before = contents(only(tmp_path / "out"))
+    tensors = load_file(given / "model.safetensors")
+    name = next(name for name in sorted(tensors) if tensors[name].ndim == 2)
+    tensors[name][0, 0] *= 1.5
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert smoke(tmp_path / "out", *command) == 2
+    error = capsys.readouterr().err
+    assert "choose another --output or start over with --force" in error
+    assert error.count("\n") == 1
+    assert contents(only(tmp_path / "out")) == before
+
+
+def strict(folder):
+    """Read every record of a run, as a reader does who knows no NaN."""
 
     def no_constant(token):
         raise AssertionError(token)
 
-    records = list(finished.rglob("*.json")) + list(finished.rglob("*.jsonl"))
-    assert len(records) > 10
+    records = list(folder.rglob("*.json")) + list(folder.rglob("*.jsonl"))
+    assert len(records) > 5
     for path in records:
         for line in path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]:
             if line:

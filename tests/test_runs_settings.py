@@ -25,6 +25,7 @@ from llm_loop.learner import Training
 from llm_loop.models import Adapter
 from llm_loop.sampling import Decoding
 from llm_loop.tuning import Tuning
+from theory_checks.__main__ import main as theory
 from theory_checks.study import suite
 
 
@@ -42,6 +43,7 @@ class Sample:
     limit: Annotated[float, Ge(0), Le(2)] | None = None
     kind: Literal["a", "b"] = "a"
     sizes: Annotated[tuple[Count, ...], MinLen(2), Distinct()] = (1, 2)
+    shares: Annotated[tuple[float, ...], Ge(0), Le(1)] = (0.0, 1.0)
     names: Annotated[tuple[str, ...], Names(refuse)] = ("known",)
     flag: bool = False
 
@@ -64,6 +66,7 @@ class TestTable:
             ({"sizes": ()}, "--sizes needs at least 2 values, got 0"),
             ({"sizes": (3, 3)}, "--sizes names 3 twice; give each value once"),
             ({"sizes": (3, 0)}, "--sizes must be at least 1"),
+            ({"shares": (0.5, 2.0)}, "--shares must be at least 0 and at most 1, got 2.0"),
             ({"names": ("known", "a,b")}, "--names: unknown thing 'a,b'; separate several values by blanks"),
         ],
     )
@@ -263,6 +266,14 @@ FAMILIES = [f.name for f in dataclasses.fields(suite("smoke")) if f.name not in 
 
 
 class TestTheory:
+    def test_more_cells_than_can_be_listed_are_told_by_every_family_s_option(self, tmp_path, capsys):
+        given = ["smoke", "--exact.replicates", "1000000", "--output", str(tmp_path)]
+        assert theory(given) == 2
+        error = capsys.readouterr().err
+        assert "--exact.replicates, " in error
+        assert "cells, more than 100000" in error
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.slow
     @pytest.mark.parametrize("family", FAMILIES)
     @given(data=st.data())
@@ -309,6 +320,8 @@ class TestTheory:
             ("tightness", {"more": ()}),
             ("network", {"rounds": 0}),
             ("exact", {"replicates": 10**11}),
+            ("policy", {"betas": (1e6,)}),
+            ("policy", {"betas": (1.0, 1e-5)}),
         ],
     )
     def test_values_that_broke_inside(self, family, changes):

@@ -11,11 +11,14 @@ from theory_checks.study import PRESETS, Suite, TheoryStudy, suite
 
 def theory() -> command.Command[Suite]:
     """Return the command with all families that are registered by now."""
+    presets = {preset: (text, suite(preset)) for preset, text in PRESETS.items()}
+    some = next(settings for _, settings in presets.values())
+    counted = [f"--{family.name}.replicates" for family in some.families if hasattr(family, "replicates")]
     return command.Command(
         "python -m theory_checks",
-        {preset: (text, suite(preset)) for preset, text in PRESETS.items()},
+        presets,
         TheoryStudy,
-        "the families' replicates",
+        ", ".join(counted),
         "\n\nexit status: 0 all came out as the theory says; 1 a claim that should hold is refuted, or a control is "
         "not; 2 bad input.",
     )

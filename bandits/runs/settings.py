@@ -117,12 +117,12 @@ def _check(value: Any, hint: Any, name: str) -> None:
                 except InputError as error:
                     hint = "; separate several values by blanks, not commas" if "," in str(one) else ""
                     raise InputError(f"{name}: {error}{hint}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    limits = [mark for mark in marks if type(mark) in SAYS]
-    if not (math.isfinite(value) and all(_keeps(value, mark) for mark in limits)):
-        allowed = " and ".join(f"{SAYS[type(mark)]} {_limit(mark):g}" for mark in limits) or "finite"
-        raise InputError(f"{name} must be {allowed}, got {value}")
+    limits = [mark for mark in marks if type(mark) in SAYS]  # of a tuple: each value's
+    for one in value if isinstance(value, tuple) else (value,):
+        number = isinstance(one, int | float) and not isinstance(one, bool)
+        if number and not (math.isfinite(one) and all(_keeps(one, mark) for mark in limits)):
+            allowed = " and ".join(f"{SAYS[type(mark)]} {_limit(mark):g}" for mark in limits) or "finite"
+            raise InputError(f"{name} must be {allowed}, got {one}")
 
 
 def _several(value: Any, marks: tuple[Any, ...], name: str) -> None:

@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from bandits.runs.page import Picture
-from bandits.runs.settings import Count, Probability
+from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Probability
 from bandits.runs.stats import Estimate, at_least
 from bandits.sim.audit import Version
 from bandits.sim.config import Simulation
 from theory_checks import figures
-from theory_checks.checks import (
-    Cell,
-    Check,
-    Family,
-    Measure,
-    Positives,
-    Result,
-    Several,
-    Table,
-    at,
-    check_replicates,
-    register,
-)
+from theory_checks.checks import Cell, Check, Family, Measure, Result, Several, Table, at, check_replicates, register
 from theory_checks.measures import PROPOSITIONS, audited_coverage, needed
 from theory_checks.simulated import memory, simulate
 
@@ -48,7 +36,7 @@ class Policy(Family[Loop]):
     title = "The DPO case: a policy's implicit reward obeys the same bound, for several β"
 
     replicates: Several = 80
-    betas: Positives = (1.0, 0.2, 0.5, 2.0)
+    betas: Annotated[tuple[float, ...], MinLen(1), Distinct(), Ge(0.001), Le(300)] = (1.0, 0.2, 0.5, 2.0)
     """the first one is played by ActiveDPO too"""
     rounds: Count = 40
     width: Count = 32
