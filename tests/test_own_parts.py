@@ -56,7 +56,7 @@ def test_numbers_come_in_many_clothes(given: Any) -> None:
     assert numbers(given, "it").tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize(("given", "words"), NONE, ids=lambda given: str(given)[:20])
+@pytest.mark.parametrize(("given", "words"), NONE)
 def test_what_is_no_table_of_numbers_is_named(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=f"^it: {words}"):
         numbers(given, "it")
@@ -99,7 +99,6 @@ def arena(oracle: Oracle, heldout: int = 2, truth: GroundTruth | None = None) ->
         (Told(lambda m: torch.sigmoid(m)[..., 0]), "probability: numbers of shape"),
         (Told(0.5, lambda m: 0.0), r"tie: numbers of shape \(\), not \(2, 9\)"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("heldout", [0, 2], ids=["answers", "foreseen"])
 def test_what_is_no_probability_is_refused(oracle: Oracle, words: str, heldout: int) -> None:
@@ -175,7 +174,6 @@ def test_scores_in_any_clothes_choose_alike(given: Any) -> None:
         ((), "no scores"),
         ([1.0, NAN, 2.0], "is NaN"),
     ],
-    ids=lambda given: str(given)[:20],
 )
 def test_what_are_no_scores_is_refused(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=f"Scored.*{words}"):
@@ -192,7 +190,6 @@ def test_what_are_no_scores_is_refused(given: Any, words: str) -> None:
         ([0, 3], "not available"),
         ([0, -1], "not available"),
     ],
-    ids=str,
 )
 def test_what_are_no_picks_is_refused(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=f"Picked.*{words}"):
@@ -217,7 +214,6 @@ def test_picks_in_other_clothes_are_taken(given: Any) -> None:
         ({"summary": "two\u2028lines"}, "summary is a text in one line"),
         ({"source": ["a paper"]}, "source is a text in one line"),
     ],
-    ids=str,
 )
 def test_a_strategy_that_describes_itself_in_another_type_is_refused(said: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=f"^strategy 'told': .*{words}"):
@@ -288,7 +284,6 @@ def learner(**methods: Any) -> type[LinearLearner]:
         ({"learner": learner(state=lambda self: None)}, "learner Odd: state returns tensors by name, got NoneType"),
         ({"learner": learner(begin=classmethod(lambda cls, start: None))}, "learner Odd: begin returns a learner, got"),
     ],
-    ids=lambda given: str(given)[:40],
 )
 @pytest.mark.parametrize("replicates", [(0,), None])
 def test_what_cannot_be_played_with_is_told_before_a_run(parts: dict[str, Any], words: str, replicates: Any) -> None:
