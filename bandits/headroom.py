@@ -248,4 +248,4 @@ def _compare(budget: int, chosen: np.ndarray, drawn: np.ndarray, note: str) -> H
             "chosen": chosen.mean(0),
         }
     )
-    return Headroom(budget, over(error).within(-math.inf, 1), over(saved).within(-1, 1), curve, note)
+    return Headroom(budget, over(error).within(-math.inf, 1.0), over(saved).within(-1.0, 1.0), curve, note)

@@ -1,8 +1,9 @@
 """Shape checks at run time for the whole core, where asked for, and small problems that the tests share."""
 
 import os
+from collections.abc import Iterator
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 if os.environ.get("SHAPES"):  # every call of the core is then checked, which takes as long again as what it does
     with install_import_hook("bandits", "shapes.check"):
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for price in {WHOLE_RUNS[name] for name in getattr(item, "fixturenames", ()) if name in WHOLE_RUNS}:
             item.add_marker(getattr(pytest.mark, price))
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave run-time checks off where a test hands over what annotations forbid."""
+    config.update("jaxtyping_disable", request.node.get_closest_marker("ill_typed") is not None)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_what_cannot_be_is_told(ask, said):
         (lambda s: s.ask(POOL, 2, duels=[[0, 1], [1, 0], [0, 1]]), "2 picks asked from a pool with 1 duels left"),
     ],
 )
+@pytest.mark.ill_typed
 def test_what_is_of_another_kind_is_told_by_its_argument(ask, said):
     with pytest.raises(InputError, match=said):
         ask(Selector())
@@ -150,6 +151,7 @@ POOL = np.random.default_rng(0).standard_normal((4, 3))
 
 
 @pytest.mark.parametrize("kind", [list, pd.DataFrame, lambda p: p.astype(">f8"), lambda p: p.astype(object)])
+@pytest.mark.ill_typed
 def test_pools_in_other_clothes_are_asked_alike(kind):
     want = Selector().ask(POOL, 3).tolist()
     assert Selector().ask(kind(POOL), 3, duels=pd.DataFrame([[a, b] for a in range(4) for b in range(a)])).shape == (

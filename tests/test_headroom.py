@@ -178,6 +178,7 @@ class TestMeter:
             assert one.labels_saved.value == pytest.approx(got[0].labels_saved.value, rel=1e-3)
             assert "100 of 400 pool duels, drawn at random" in one.note
 
+    @pytest.mark.ill_typed
     def test_lists_and_frames_and_odd_arrays_are_tables_too(self):
         rows = np.random.default_rng(3).standard_normal((12, 3))
         kinds = [
@@ -230,6 +231,7 @@ class TestMeter:
             ({"labelled": np.ones((1, 2, 5))}, "labelled has shape .*the same replicates, or none"),
         ],
     )
+    @pytest.mark.ill_typed
     def test_what_cannot_be_told_is_refused(self, change, words):
         rows, target, _ = problem(0)
         with pytest.raises(InputError, match=words):

@@ -24,6 +24,8 @@ from bandits.sim.problem import Problem, SyntheticArena
 from bandits.sim.run import Parts
 from bandits.sim.truths import TRUTHS, GroundTruth, Square
 
+pytestmark = pytest.mark.ill_typed
+
 NAN = float("nan")
 NONE: tuple[tuple[Any, str], ...] = (
     (None, "no real numbers, but NoneType None"),
