@@ -418,4 +418,4 @@ class TestOneTableOfACell:
     @pytest.mark.slow
     def test_a_nul_in_the_path_is_one_line(self, capsys):
         assert command.main(["smoke", "--output", "a\0b"]) == 2
-        assert "--output must be a path" in capsys.readouterr().err
+        assert "--output must be without a NUL" in capsys.readouterr().err

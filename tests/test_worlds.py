@@ -136,7 +136,7 @@ class TestMap:
             ({"noise": ("loud",)}, "noise"),
             ({"rules": ("best",)}, "strategy"),
             ({"responses": (1, 2)}, "--responses"),
-            ({"budgets": (200,), "prompts": 10}, "pool has"),
+            ({"budgets": (200,), "prompts": 10}, "--budgets asks for 200 labels, but a pool of"),
         ],
     )
     def test_bad_input_is_refused(self, options, words):

@@ -26,7 +26,7 @@ class GroundTruth(ABC):
     norm: float | None = None  # ‖θ* - θ0‖ in the learner's tangent space, where it is known exactly
 
     @abstractmethod
-    def __call__(self, x: Float[Tensor, "r n d"], key: Key) -> Float[Tensor, "r n"]:
+    def __call__(self, x: Float[Tensor, "*r n d"], key: Key) -> Float[Tensor, "*r n"]:
         """Return the reward of every row, in log-odds."""
 
     def beside(self, network: MLP, initial: Weights) -> GroundTruth:
@@ -34,7 +34,7 @@ class GroundTruth(ABC):
         return self
 
 
-def rewards_of(truth: GroundTruth, x: Float[Tensor, "r n d"], key: Key) -> Float[Tensor, "r n"]:
+def rewards_of(truth: GroundTruth, x: Float[Tensor, "*r n d"], key: Key) -> Float[Tensor, "*r n"]:
     """Return the reward of every row; ``InputError``, naming the truth, for what are no finite numbers, one a row."""
     name = f"the truth {type(truth).__name__}"
     rewards = alike(truth(x, key), name, x[..., 0])
@@ -43,13 +43,13 @@ def rewards_of(truth: GroundTruth, x: Float[Tensor, "r n d"], key: Key) -> Float
     return rewards
 
 
-def _direction(dim: int, key: Key) -> Float[Tensor, "r d 1"]:
+def _direction(dim: int, key: Key) -> Float[Tensor, "*r d 1"]:
     """Draw a unit vector ``a`` uniformly on the sphere."""
     a = key.fold_in("direction").normal(dim, 1)
     return a / torch.linalg.vector_norm(a, dim=-2, keepdim=True)
 
 
-def _unit(x: Float[Tensor, "r n d"], key: Key) -> Float[Tensor, "r n"]:
+def _unit(x: Float[Tensor, "*r n d"], key: Key) -> Float[Tensor, "*r n"]:
     """Return ``uᵀa``, ``u = x/√d``, ``a`` a random unit vector."""
     return (x @ _direction(x.shape[-1], key)).squeeze(-1) / math.sqrt(x.shape[-1])
 
