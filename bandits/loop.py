@@ -19,7 +19,7 @@ from torch import Tensor
 from bandits.core.design import Design, Posterior
 from bandits.core.duels import Duels, I, Labelled, Offer
 from bandits.core.errors import InputError
-from bandits.core.given import numbers
+from bandits.core.given import shaped
 from bandits.core.oracles import slope
 from bandits.core.rng import Key
 from bandits.core.rows import ItemRows, Rows
@@ -145,19 +145,14 @@ class Round(Generic[I, F]):
 
 def rewards_of(learner: Learner[I, F], items: I, duels: Duels) -> Float[Tensor, "*r n"]:
     """Return the learner's reward of every item of a table with these duels; ``InputError`` for what are no such."""
-    name = f"learner {type(learner).__name__}: rewards"
-    found, shape = numbers(learner.rewards(items), name), (*duels.first.shape[:-1], items.prompts * items.responses)
-    if found.shape != shape:
-        raise InputError(f"{name}: numbers of shape {tuple(found.shape)}, not {shape}")
-    return found
+    shape = (*duels.first.shape[:-1], items.prompts * items.responses)
+    return shaped(learner.rewards(items), f"learner {type(learner).__name__}: rewards", shape)
 
 
 def _outcome(arena: Arena[I], asked: Duels) -> Float[Tensor, "*r b"]:
     """Let the arena label duels; ``InputError`` for what are no shares, one a duel."""
     name = f"arena {type(arena).__name__}: label"
-    found = numbers(arena.label(asked), name)
-    if found.shape != asked.first.shape:
-        raise InputError(f"{name}: numbers of shape {tuple(found.shape)}, not {tuple(asked.first.shape)}")
+    found = shaped(arena.label(asked), name, asked.first.shape)
     fair = (found >= 0) & (found <= 1)  # of NaN, neither is true
     if not bool(fair.all()):
         raise InputError(f"{name}: {float(found[~fair][0]):g} is no share of a duel, 1, 0 or 1/2")

@@ -18,7 +18,7 @@ from typing import Any
 
 from bandits.core.errors import InputError
 from bandits.runs.directory import LEDGER, Ledger, alone
-from bandits.runs.files import DamagedError, read_json, sweep, write_json
+from bandits.runs.files import DamagedError, made, read_json, sweep, write_json
 from labelling import queries
 from labelling.answers import Answers
 from labelling.queries import Query
@@ -262,15 +262,8 @@ class Project:
 @contextlib.contextmanager
 def held(root: Path) -> Iterator[None]:
     """Hold a folder alone while the block runs; of folders made here, those in which nothing was written go again."""
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with alone(root):
-            yield
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    with made(root), alone(root):
+        yield
 
 
 def located(arguments: Sequence[str]) -> list[str]:

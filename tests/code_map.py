@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from generated import between
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/where-is-what.md"
 BEGIN, END = "<!-- tables: python tests/code_map.py -->\n", "<!-- end of the tables -->\n"
@@ -109,9 +111,7 @@ def tables() -> str:
 
 def written(page: str) -> str:
     """Return the page with the tables as they are now."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables()}{END}{after}"
+    return between(page, BEGIN, tables(), END)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from generated import between
+
 from bandits import STRATEGIES
 from bandits.selector import FeatureSpace, Strategy
 
@@ -36,9 +38,7 @@ def space(used: FeatureSpace) -> str:
 
 def written(page: str) -> str:
     """Return the page with the table as it is now."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return between(page, BEGIN, f"{table()}\n", END)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
+from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
@@ -41,12 +42,17 @@ def numbers(given: object, what: str) -> Tensor:
         return torch.from_numpy(array)
 
 
+def shaped(given: object, what: str, shape: Sequence[int]) -> Tensor:
+    """Return real numbers of a shape; ``InputError`` for another one."""
+    values = numbers(given, what)
+    if values.shape != tuple(shape):
+        raise InputError(f"{what}: numbers of shape {tuple(values.shape)}, not {tuple(shape)}")
+    return values
+
+
 def alike(given: object, what: str, like: Tensor) -> Tensor:
     """Return real numbers as a tensor is, in dtype and device; ``InputError`` for another shape than its."""
-    values = numbers(given, what)
-    if values.shape != like.shape:
-        raise InputError(f"{what}: numbers of shape {tuple(values.shape)}, not {tuple(like.shape)}")
-    return values.to(like)
+    return shaped(given, what, like.shape).to(like)
 
 
 def whole(given: object, what: str, least: int = 0) -> int:

@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,25 @@ def replaceable(path: Path, title: str, option: str) -> None:
 
 def writable(path: Path, option: str) -> None:
     """Raise ``WriteError``, before the work whose result it is to hold, if no file can be made there; leave nothing."""
-    made: list[Path] = []
     try:
         path.exists()  # raises what its name has against it
-        made += [folder for folder in path.parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with made(path.parent), tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; choose another {option}") from None
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder while the block runs; of those made here, the ones in which nothing was written go again."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        for folder in made:
+        for one in missing:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                one.rmdir()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
