@@ -1,9 +1,11 @@
 """Owns numbers that cost a pass through a model: kept on disk by their content's name, made once, never twice.
 
 A folder holds ``rows.bin``, numbers in order of making, and ``ids.txt``, a line a row: its id and a hash of them,
-written after they are on disk.  A row counts from then on, so a killed process loses the chunk it was at and nothing
-else; from the first row that is not as it was written on, all are made again.  The folder's name is a hash of all that
-the numbers depend on, so another model's are never taken for this one's.  Knows nothing of models.
+written after they are on disk.  Rows are made and count by chunks, whose last line has a mark: a killed process loses
+the chunk it was at and nothing else, and makes it again as a whole, since a row's last digits may hang on the rows that
+pass through the model beside it; from the chunk of the first row that is not as it was written on, all are made again.
+The folder's name is a hash of all that the numbers depend on, so another model's are never taken for this one's.  Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from labelling.queries import content_id
 
 ID = 16  # characters of an id, and of a row's hash
 LINE = 2 * ID + 2
+WITHIN, LAST = b" ", b"."  # between id and hash: of the last row of a chunk, and of the others
 UNSIGNED = re.compile(rb"[0-9a-f]{16}")  # an id alone, as lines were before rows had hashes
 CHUNK = 256  # rows that are made and written at once
 Make = Callable[[list[int]], Float[Tensor, "k size"]]
@@ -56,13 +59,17 @@ class Store:
 
     @property
     def places(self) -> dict[str, int]:
-        """Where each row lies, by its id; rows behind the first that is not as it was written do not count."""
+        """Where each row lies, by its id, in the chunks before the first that is not as it was written."""
         if self._places is None:
             lines = self._lines()
             true = self._signed(line[:ID] for line in lines)
-            kept = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(lines, true, strict=False))
-            self._places = {line[:ID].decode(): place for place, (line, _) in enumerate(kept)}
-            self._lost = len(lines) - len(self._places)
+            kept = itertools.takewhile(
+                lambda pair: pair[0].replace(LAST, WITHIN) == pair[1], zip(lines, true, strict=False)
+            )
+            ends = [place + 1 for place, (line, _) in enumerate(kept) if LAST in line]
+            whole = lines[: ends[-1]] if ends else []
+            self._places = {line[:ID].decode(): place for place, line in enumerate(whole)}
+            self._lost = len(lines) - len(whole)
         return self._places
 
     def _lines(self) -> list[bytes]:
@@ -81,13 +88,13 @@ class Store:
                     yield self._line(name, row)
 
     def _line(self, name: bytes, row: bytes) -> bytes:
-        return name + b" " + sha256(self.folder.name.encode() + name + row)[:ID].encode()
+        return name + WITHIN + sha256(self.folder.name.encode() + name + row)[:ID].encode()
 
     def _take_up(self) -> None:
         """Give the rows of a table from before rows had hashes theirs."""
         lines = self._lines()
         if lines and all(map(UNSIGNED.fullmatch, lines)):
-            write_bytes(self._ids, b"".join(line + b"\n" for line in self._signed(lines)))
+            write_bytes(self._ids, _chunk(list(self._signed(lines))))
             self._places = None
 
     def missing(self, ids: Sequence[str]) -> list[int]:
@@ -139,7 +146,7 @@ class Store:
         with open(self._ids, "r+b" if self._ids.exists() else "w+b") as file:
             file.seek(count * LINE)
             file.truncate()
-            file.write(b"".join(line + b"\n" for line in lines))
+            file.write(_chunk(lines))
             file.flush()
             os.fsync(file.fileno())
         self.places.update({name: count + place for place, name in enumerate(names)})
@@ -154,6 +161,12 @@ class Store:
         """Return the rows of a table of one number a row."""
         values, places = self.table(ids)
         return values[places, 0].double()
+
+
+def _chunk(lines: Sequence[bytes]) -> bytes:
+    """Return the lines of rows that were made together, the last one marked."""
+    marked = [*lines[:-1], *(line.replace(WITHIN, LAST) for line in lines[-1:])]
+    return b"".join(line + b"\n" for line in marked)
 
 
 def sweep(root: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:

@@ -384,6 +384,20 @@ class TestStore:
         values, places = again.table(self.IDS)
         assert torch.equal(values[places], self.make(list(range(6))))
 
+    def test_a_chunk_that_was_cut_is_made_again_as_a_whole(self, tmp_path):
+        """A row's digits may hang on the rows that it is made with: a rest, made by itself, would have others."""
+
+        def beside(places: list[int]) -> torch.Tensor:
+            return self.make(places) + len(places)
+
+        self.store(tmp_path).fill(self.IDS, beside, "rows")
+        ids = self.store(tmp_path).folder / "ids.txt"
+        before = {path.name: path.read_bytes() for path in ids.parent.iterdir()}
+        for size in range(0, len(before["ids.txt"]), 17):
+            ids.write_bytes(before["ids.txt"][:size])
+            self.store(tmp_path).fill(self.IDS, beside, "rows")
+            assert {path.name: path.read_bytes() for path in ids.parent.iterdir()} == before
+
     def test_rows_from_before_there_were_hashes_are_taken_up(self, tmp_path):
         self.store(tmp_path).fill(self.IDS, self.make, "rows")
         ids = self.store(tmp_path).folder / "ids.txt"
