@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from bandits.core.duels import Duels
 from bandits.core.errors import InputError
 from bandits.core.given import numbers
 from bandits.core.oracles import BTL, ORACLES, Oracle
+from bandits.core.own import telling_own
 from bandits.core.registry import check_name
 from bandits.core.rng import Key
 from bandits.selector import STRATEGIES, FeatureSpace, Pool, ScoreStrategy, Strategy, select
@@ -26,6 +31,7 @@ from bandits.sim.truths import TRUTHS, GroundTruth, Square
 
 pytestmark = pytest.mark.ill_typed
 
+ROOT = Path(__file__).parents[1]
 NAN = float("nan")
 NONE: tuple[tuple[Any, str], ...] = (
     (None, "no real numbers, but NoneType None"),
@@ -266,6 +272,11 @@ def test_rewards_in_other_clothes_are_the_same(how: Any) -> None:
     assert torch.equal(arena(BTL(), truth=Said(how)).problem.table(0)[1], arena(BTL()).problem.table(0)[1])
 
 
+def broken(*given: Any) -> Any:
+    """Raise what somebody's code may."""
+    raise ZeroDivisionError("for\nonce")
+
+
 def learner(**methods: Any) -> type[LinearLearner]:
     """A linear learner of which some methods return something else."""
     made: type[LinearLearner] = type("Odd", (LinearLearner,), methods)
@@ -285,6 +296,8 @@ def learner(**methods: Any) -> type[LinearLearner]:
         ({"learner": learner(fit=lambda self, past: None)}, "learner Odd: fit returns a Fit, got None"),
         ({"learner": learner(state=lambda self: None)}, "learner Odd: state returns tensors by name, got NoneType"),
         ({"learner": learner(begin=classmethod(lambda cls, start: None))}, "learner Odd: begin returns a learner, got"),
+        ({"learner": learner(fit=broken)}, r"^test_own_parts\.py, line \d+, in broken: ZeroDivisionError: for once$"),
+        ({"truth": Said(broken)}, r"^test_own_parts\.py, line \d+, in broken: ZeroDivisionError: for once$"),
     ],
 )
 @pytest.mark.parametrize("replicates", [(0,), None])
@@ -292,6 +305,42 @@ def test_what_cannot_be_played_with_is_told_before_a_run(parts: dict[str, Any], 
     cast = {"truth": Square(), "oracle": BTL(), "learner": LinearLearner, "strategy": STRATEGIES["ucb"]} | parts
     with pytest.raises(InputError, match=words):
         Parts(**cast).rehearse(3, replicates=replicates)
+
+
+BREAKS_LATE = """
+import sys
+from bandits import STRATEGIES
+from bandits.__main__ import main
+from bandits.selector import FeatureSpace, ScoreStrategy
+
+class Late(ScoreStrategy):
+    space, reads, summary = FeatureSpace(), frozenset({"width"}), "breaks in pools that no rehearsal has"
+
+    def scores(self, pool, key):
+        return pool.widths / (pool.widths.shape[-1] < 30 or [][0])
+
+STRATEGIES.register("late", Late())
+small = ["--contenders", "random", "late", "--truths", "square", "--no-few-duels", "--replicates", "2"]
+sys.exit(main(["smoke", *small, *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_breaks_later_is_told_by_its_line_too(tmp_path, jobs) -> None:
+    (tmp_path / "late.py").write_text(BREAKS_LATE)
+    told = [sys.executable, "late.py", "--jobs", jobs, "--output", "out"]
+    run = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 2, run.stderr
+    assert "line 11, in Late.scores: IndexError: list index out of range" in run.stderr
+    assert ("error: late.py, line" in run.stderr) == (jobs == "1")  # a worker is sent the class, not its file
+    assert "Traceback" not in run.stderr
+
+
+def test_a_fault_of_ours_is_no_bad_input() -> None:
+    ours = compile("with telling_own():\n    1 / 0", str(ROOT / "bandits" / "ours.py"), "exec")
+    with pytest.raises(ZeroDivisionError):
+        exec(ours, {"telling_own": telling_own})
 
 
 # Names.

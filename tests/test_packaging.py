@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bandits.core.registry import PACKAGES
+from bandits.core.own import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

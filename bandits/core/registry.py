@@ -13,11 +13,9 @@ import inspect
 import json
 import re
 import sys
-import sysconfig
 import textwrap
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any, Generic, TypeVar
@@ -25,10 +23,9 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from bandits.core.errors import InputError, unknown
+from bandits.core.own import is_own_file
 
 T = TypeVar("T")
-PACKAGES = ("activedpo", "bandits", "benchmarks", "faults", "labelling", "llm_loop", "theory_checks")
-"""This project's own; a run's identity has their sources by itself."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -86,27 +83,6 @@ def check_name(kind: str, name: object) -> None:
         raise InputError(f"{kind} {shown}: tables are read as if there were no name; choose another")
 
 
-def is_own(part: object) -> bool:
-    """Whether a part's class, or function, is a user's own: defined in none of this project's packages."""
-    kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    return not file or not _lies_in(Path(file).resolve(), _project())
-
-
-def _lies_in(path: Path, places: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(place) for place in places)
-
-
-@cache
-def _project() -> tuple[Path, ...]:
-    return tuple(Path(__file__).resolve().parents[2] / name for name in PACKAGES)
-
-
-@cache
-def _installed() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib"))
-
-
 def fingerprint(part: object) -> dict[str, Any]:
     """Return what identifies a part in a run's config: its class (or function), its settings, and a hash of its code.
 
@@ -148,7 +124,7 @@ def _own_files(module: str) -> list[Path]:
     found, waiting = set[Path](), [Path(file).resolve()]
     while waiting:
         path = waiting.pop()
-        if path not in found and not _lies_in(path, _installed() + _project()):
+        if path not in found and is_own_file(path):
             found.add(path)
             waiting += [imported.resolve() for imported in _imported(path, root)]
     return sorted(found)

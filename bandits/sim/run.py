@@ -17,7 +17,8 @@ from torch import Tensor
 from bandits.core.duels import Duels, Labelled
 from bandits.core.errors import InputError
 from bandits.core.oracles import Oracle
-from bandits.core.registry import fingerprint, is_own
+from bandits.core.own import is_own, telling_own
+from bandits.core.registry import fingerprint
 from bandits.core.rng import Key
 from bandits.headroom import Headroom, headroom
 from bandits.loop import Ridges, Round, Schedule, play, rewards_of
@@ -63,8 +64,11 @@ class Parts:
 
         So a part that returns something else than it should is told before a run begins, not when its turn comes.
         """
-        if not any(is_own(getattr(self, field.name)) for field in fields(self)):
-            return
+        if any(is_own(getattr(self, field.name)) for field in fields(self)):
+            with telling_own():
+                self._rehearse(responses, dim, replicates)
+
+    def _rehearse(self, responses: int, dim: int, replicates: tuple[int, ...] | None) -> None:
         key, network = Key(0, replicates), MLP(dim, 8, 3)
         initial = network.initial(key.fold_in("network"))
         try:

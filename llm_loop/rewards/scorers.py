@@ -28,7 +28,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bandits.core.errors import InputError
 from bandits.core.given import alike
-from bandits.core.registry import Registry, fingerprint, is_own
+from bandits.core.own import is_own
+from bandits.core.registry import Registry, fingerprint
 from bandits.runs.text import lines
 from llm_loop import folders
 from llm_loop.data.chat import Message, Prompt, asked, text_of
