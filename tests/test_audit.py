@@ -11,7 +11,7 @@ from scipy import stats
 from bandits.core.bounds import interpolation_norm
 from bandits.core.duels import Duels, Labelled
 from bandits.core.oracles import kappa
-from bandits.runs.stats import at_least, judge
+from bandits.runs.stats import at_least, covered, judge
 from bandits.sim.audit import VERSIONS, Audit, Bounds, coverage
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner, PolicyLearner
@@ -194,6 +194,20 @@ class TestVerdicts:
     def test_one_violation_anywhere_costs_the_replicate(self):
         table = self.table(violations=np.arange(160) == 7)
         assert coverage(table, VERSIONS["Proposition 1, network"], 0.1).value == 79 / 80
+
+    def test_judgements_spend_the_share_of_the_look_at_which_a_truth_ended(self):
+        """80 of 320: a quarter of the error; of 100 replicates the last 20 are the next look's."""
+        broken = np.repeat(np.arange(100) >= 80, 2)
+        names = ["gradient_norm", "kappa_network", "kappa_tangent", "gradient_tangent", "needed_tangent"]
+        columns = dict.fromkeys(names, 0.0) | {f"{n}{s}": 0.0 for n in ("violations", "sharpest") for s in SUFFIXES}
+        base = {"truth": "t", "contender": "c", "replicate": np.repeat(np.arange(100), 2), "norm": 1.0}
+        table = pd.DataFrame(base | columns | {f"violations{s}": broken for s in SUFFIXES})
+        found = bound_verdicts(table, Simulation(replicates=80, until_decided=320)).set_index("claim")
+        assert (found.loc[list(VERSIONS), "covered"] == 80).all()
+        assert found.loc[list(VERSIONS), "low"].to_numpy() == pytest.approx(covered([True] * 80, 1 - 0.05 / 4).low)
+        alone = bound_verdicts(table, Simulation(replicates=80)).set_index("claim")
+        assert (alone.loc[list(VERSIONS), "covered"] == 80).all()
+        assert (alone.loc[list(VERSIONS), "replicates"] == 100).all()
 
     @pytest.mark.parametrize("column", ["gradient_norm", "kappa_network", "violations", "sharpest"])
     def test_the_same_table_has_the_same_verdict_on_the_page_and_in_the_theory(self, column):

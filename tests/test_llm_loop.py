@@ -23,8 +23,7 @@ import transformers
 from gymnasium.utils.env_checker import check_env
 from kept import contents, only
 from safetensors.torch import load_file, save_file
-from test_llm_scorers import classifier
-from tiny_models import FEW, SMOKE, run_cell, smoke, tiny
+from tiny_models import FEW, SMOKE, classifier, run_cell, smoke, tiny
 
 import bandits.runs.files
 import llm_loop.folders

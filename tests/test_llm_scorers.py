@@ -11,6 +11,7 @@ import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import BERT, STACK, classifier
 
 from bandits.core.errors import InputError
 from bandits.core.rng import Key
@@ -22,29 +23,8 @@ from llm_loop.rewards.models import load_encoder
 from llm_loop.rewards.scorers import checked, cut, load_scorer, registered, weights_hash
 from llm_loop.seeding import seeded
 
-STACK = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 257,
-}
-BERT = hf.BertConfig(**STACK, max_position_embeddings=24)
 LLAMA = hf.LlamaConfig(**STACK, max_position_embeddings=64, pad_token_id=None, bos_token_id=None, eos_token_id=256)
 PAIRS = (["one", "a longer prompt", "x", "x"], ["two", "y", "three, four, fi", "z"])
-
-
-def classifier(folder, config=BERT, tokenizer=None, seed=0, **settings):
-    """Save a random classifier; return its folder."""
-    config = type(config)(**config.to_dict() | {"num_labels": 1} | settings)
-    with seeded(Key(seed)):
-        model = hf.AutoModelForSequenceClassification.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.3)
-    model.save_pretrained(folder)
-    (tokenizer or byte_tokenizer()).save_pretrained(folder)
-    return folder
 
 
 def plain(folder, prompt, response, **how):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_llm_report import close, made_up
+from made_up_runs import close, made_up
 
 from bandits.core.errors import InputError
 from bandits.runs import text as texts

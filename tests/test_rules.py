@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicates import alone
 from scipy import integrate, stats
 from scipy.special import expit, xlog1py, xlogy
-from test_strategies import alone
 
 from bandits.core.design import Design, GramDesign
 from bandits.core.duels import Duels, Truth

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,8 +280,6 @@ class TestIdentity:
     @pytest.mark.campaign
     def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
         """A copy of the package inside somebody else's repository, untracked as an installed one is."""
-        import shutil
-
         import bandits
 
         shutil.copytree(
@@ -297,6 +296,31 @@ class TestIdentity:
             [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert shown.stdout.split() == [str(tmp_path / "bandits" / "runs" / "directory.py"), "unknown"], shown.stderr
+
+    @pytest.mark.campaign
+    def test_a_commit_is_marked_where_code_differs_and_not_where_a_page_was_written(self, tmp_path):
+        import bandits
+
+        shutil.copytree(
+            Path(bandits.__file__).parent, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs" / "page.md").write_text("old")
+        git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "ours"]):
+            subprocess.run([*git, *command], check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+        def shown() -> str:
+            told = [sys.executable, "-c", "import bandits.runs.directory as r; print(r.commit())"]
+            environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+            return subprocess.run(told, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
+
+        (tmp_path / "docs" / "page.md").write_text("new")
+        assert shown() == head
+        with (tmp_path / "bandits" / "ask.py").open("a") as file:
+            file.write("\n")
+        assert shown() == f"{head}+"
 
     def test_the_manifest_says_on_which_processor(self, finished):
         machine = json.loads((finished / "manifest.json").read_text())["machine"]

@@ -11,6 +11,7 @@ import strategies_table
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from replicates import alone
 
 from bandits.core.design import GramDesign
 from bandits.core.duels import Duels, Truth
@@ -104,16 +105,6 @@ def turned(pool: Pool) -> Pool:
     )
     known = dataclasses.replace(pool.truth, outcome=1 - pool.truth.outcome)
     return dataclasses.replace(pool, duels=Duels(pool.duels.second, pool.duels.first), posterior=seen, known=known)
-
-
-def alone(part, r: int):
-    """One replicate of a pool, or of anything in it."""
-    if isinstance(part, torch.Tensor):
-        return part[r : r + 1]
-    if not dataclasses.is_dataclass(part):
-        return part
-    fields = {field.name: alone(getattr(part, field.name), r) for field in dataclasses.fields(part)}
-    return type(part)(**fields)
 
 
 @every

@@ -22,7 +22,7 @@ def numbers(given: object, what: str) -> Tensor:
     """
     if isinstance(given, Tensor):
         if given.is_complex():
-            raise InputError(f"{what}: no real numbers, but {_short(given)}")
+            raise InputError(f"{what}: no real numbers, but {shown(given)}")
         values = given.detach() if given.layout == torch.strided else given.detach().to_dense()
         return values if values.is_floating_point() else values.long()
     try:
@@ -32,7 +32,7 @@ def numbers(given: object, what: str) -> Tensor:
     if array.dtype.kind == "O" and all(isinstance(value, Real) for value in array.flat):
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{what}: no real numbers, but {_short(given)}")
+        raise InputError(f"{what}: no real numbers, but {shown(given)}")
     if array.dtype.kind != "f":
         array = array.astype(np.int64)
     elif array.dtype not in (np.float32, np.float64) or any(step < 0 for step in array.strides):
@@ -76,6 +76,7 @@ def positive(given: object, what: str) -> float:
     raise InputError(f"{what} must be positive and finite, got {given!r:.60}")
 
 
-def _short(given: object) -> str:
+def shown(given: object) -> str:
+    """Return what something is, on one short line, for an error."""
     text = " ".join(f"{type(given).__name__} {given!r}".split())
     return text if len(text) <= 60 else text[:59] + "…"

@@ -128,7 +128,8 @@ def versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
 def commit() -> str:
     """Return the commit of the checkout that this package is, ``+`` if files differ; ``unknown`` if it is none.
 
-    Information alone.  A package installed into somebody else's repository is not that repository's commit.
+    Information alone.  Files of ``docs`` do not count: no number hangs on them, and commands write pages there.  A
+    package installed into somebody else's repository is not that repository's commit.
     """
     home = Path(__file__).resolve()
     git = ["git", "-C", str(home.parent)]
@@ -137,7 +138,10 @@ def commit() -> str:
             [*git, "ls-files", "--error-unmatch", str(home)], capture_output=True, text=True, check=True
         )
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        code = ["--", ":(top)", ":(top,exclude)docs"]
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", *code], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed.stdout.strip() else "") if kept.stdout.strip() else "unknown"

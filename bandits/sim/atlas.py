@@ -45,6 +45,17 @@ CLAIMED, HARM = 0.30, 0.05
 """the target: where the meter says so much it is saved, and nowhere are so many more labels needed"""
 KNOBS = {"redundancy": "redundancy", "noise": "answers", "responses": "K ="}
 """what worlds differ in, and how a value is announced"""
+SIGHTED = {
+    "policy-trace-target": (
+        "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not. A pool of one's",
+        "  own names no such prompts, so `activedpo select` cannot use it.",
+    ),
+    "ceiling": (
+        "- `ceiling` knows the truth, so no rule that one could use reaches it: what lies between it and the others is",
+        "  what a better rule might still gain in reward error, which is what it lowers, a label ahead.",
+    ),
+}
+"""rules that see more than a pool of one's own has, and what to know of them"""
 ALL = "all"
 """the knob of means over all worlds"""
 ABLATED = "activedpo-identity"
@@ -365,8 +376,7 @@ def page_text(
         "",
         "- The learner is linear in its parameters and the truth is one that it can represent: with a network that is",
         "  fitted, or a truth outside its space, what is saved may be less ([findings](findings.md)).",
-        "- `policy-trace-target` sees the held-out prompts, without their answers; the others do not. A pool of one's",
-        "  own names no such prompts, so `activedpo select` cannot use it.",
+        *[line for rule, lines in SIGHTED.items() if rule in settings.rules for line in lines],
         "- Kinds of answers and pools are a grid, not a sample: means over worlds weigh what is in the grid.",
         "",
         "Tables: `results.csv` (a row per world, rule, objective and budget), `means.csv`, `meter.csv`,",

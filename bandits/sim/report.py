@@ -22,6 +22,7 @@ from bandits.runs.stats import (
     empirical_multiplier,
     halved,
     judge,
+    looked,
     pool_truths,
     replicates_needed,
     savings,
@@ -42,14 +43,17 @@ CONTROL = "control: half of a median multiplier"
 def bound_verdicts(bounds: pd.DataFrame, simulation: Simulation) -> pd.DataFrame:
     """Judge the bounds per truth and contender, each with what the judgement rests on.
 
-    The last row of each is the same judgement of a multiplier that is too small: it must come out *refuted*.
+    The last row of each is the same judgement of a multiplier that is too small: it must come out *refuted*.  Where
+    replicates were added until decided, a judgement has the share of the error of the look at which its truth ended.
     """
     wanted = at_least(1 - simulation.delta)
     rows = []
     for (truth, contender), part in bounds.groupby(["truth", "contender"], sort=False):
-        kappa = simulation.bounds_for(str(truth)).kappa
-        estimates = {name: coverage(part, version, kappa) for name, version in VERSIONS.items()}
-        estimates[CONTROL] = halved(part.groupby("replicate", sort=False)["needed_tangent"].max())
+        kappa, replicates = simulation.bounds_for(str(truth)).kappa, np.unique(part["replicate"])
+        n, level = looked(simulation.looks, len(replicates))[-1]
+        part = part[part["replicate"] <= replicates[n - 1]]
+        estimates = {name: coverage(part, version, kappa, level) for name, version in VERSIONS.items()}
+        estimates[CONTROL] = halved(part.groupby("replicate", sort=False)["needed_tangent"].max(), level)
         for claim, estimate in estimates.items():
             verdict = judge(estimate, wanted)
             rows.append(
@@ -224,11 +228,11 @@ def _span(values: pd.Series, digits: int) -> str:
 def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Simulation) -> list[str]:
     """Say in sentences what became of the propositions."""
     needed, lines = replicates_needed(1 - simulation.delta), []
-    able = simulation.replicates >= needed
+    able = (most := verdicts["replicates"].max()) >= needed
     if not able:
         honest = verdicts[verdicts["claim"] != CONTROL]
         lines.append(
-            f"With {simulation.replicates} replicates no coverage of {1 - simulation.delta:g} can be supported: "
+            f"With {most} replicates no coverage of {1 - simulation.delta:g} can be supported: "
             f"{needed}, all covered, are needed. Of {len(honest)} judgements "
             f"{(honest['verdict'] == 'refuted').sum()} came out refuted."
         )
@@ -451,7 +455,7 @@ def finish(
             "network is from it.",
             plots.error_split(bounds),
         )
-        able = simulation.replicates >= replicates_needed(1 - simulation.delta)
+        able = verdicts["replicates"].max() >= replicates_needed(1 - simulation.delta)
         context |= {
             "able": able,
             "verdicts": verdicts if able else verdicts[verdicts["verdict"] == "refuted"],

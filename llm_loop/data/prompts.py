@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from bandits.core.errors import InputError
+from bandits.core.given import shown
 from bandits.core.registry import check_name
 from bandits.core.rng import Key
 from bandits.runs.text import dumps, lines
@@ -168,7 +169,7 @@ def load(
     if name_or_path in sources:
         given = sources[name_or_path](dropped)
         if isinstance(given, str) or not isinstance(given, Iterable):
-            raise InputError(f"prompts {name_or_path}: its function returns several prompts, got {_short(given)}")
+            raise InputError(f"prompts {name_or_path}: its function returns several prompts, got {shown(given)}")
         listed = (_entry(name_or_path, number, value) for number, value in enumerate(given, start=1))
         return part(name_or_path, listed, key, dropped)
     near = difflib.get_close_matches(name_or_path, sources, 1)
@@ -202,18 +203,14 @@ def _entry(name: str, number: int, given: Entry | Prompt) -> Entry:
     prompt: Any = entry.prompt
     try:
         if not isinstance(prompt, str | list | tuple):
-            raise InputError(f"it is neither a text nor messages, but {_short(prompt)}")
+            raise InputError(f"it is neither a text nor messages, but {shown(prompt)}")
         if not isinstance(entry.answer, str):
-            raise InputError(f"its answer is no text, but {_short(entry.answer)}")
+            raise InputError(f"its answer is no text, but {shown(entry.answer)}")
         plain = prompt if isinstance(prompt, str) else [asdict(m) if isinstance(m, Message) else m for m in prompt]
         read = prompt_of({"prompt": plain})
     except InputError as error:
         raise InputError(f"prompts: {entry.place}: {error}") from None
     return replace(entry, prompt=read)
-
-
-def _short(given: object) -> str:
-    return " ".join(f"{type(given).__name__} {given!r}".split())[:60]
 
 
 def part(name: str, found: Iterable[Entry], key: Key, dropped: Counter[str]) -> PromptSet:
