@@ -32,15 +32,15 @@ def is_own_file(path: Path) -> bool:
 
 
 @contextmanager
-def telling_own() -> Iterator[None]:
+def telling_own(*known: type[Exception]) -> Iterator[None]:
     """Let an error that a user's own code raises within be told as bad input: where in that code, and what it said.
 
     The place is the innermost line of the user's own code.  An error that passes no such line is a fault of ours and
-    goes on, as do files that cannot be read and memory that is not there.
+    goes on, as do files that cannot be read, memory that is not there, and errors of a ``known`` kind.
     """
     try:
         yield
-    except (InputError, OSError, MemoryError):
+    except (InputError, OSError, MemoryError, *known):
         raise
     except Exception as error:
         own = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own_frame(frame)]

@@ -275,14 +275,13 @@ def gpu_of(worker: str, gpus: int, visible: str | None) -> str:
 def _play(study: Study, cell: Cell, folder: Path, gpus: int, parent: int, host: str) -> tuple[str, float]:
     """Play one cell in this process; return its key and the seconds it took.  The folder's ledger says what holds."""
     started = time.perf_counter()
-    with _worker(gpus, parent, host):
+    with _worker(gpus, parent, host), telling_own(StoppedError):
         ledger = Ledger(folder)
         ledger.forget()
         if folder.exists():
             ledger.tidy()
         try:
-            with telling_own():
-                names = study.play(cell, folder)
+            names = study.play(cell, folder)
         except MemoryError as error:
             raise StoppedError(f"{cell.key}: out of memory; {AGAIN} where there is more") from error
         except RuntimeError as error:
