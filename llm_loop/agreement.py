@@ -48,7 +48,8 @@ def settle(policy: Policy, longest: int, tokens: int) -> Route:
     prompts, decoding = _prompts(policy, longest, Key(0)), Decoding(min(tokens, TOKENS))
     asked = (*_contents(policy), tuple(map(tuple, prompts)), decoding)
     if asked not in _FOUND:
-        _FOUND[asked] = _compared(policy, prompts, decoding, Key(0))
+        with policy.meter.stage(STAGE):  # the model's own plain passes are no other stage's
+            _FOUND[asked] = _compared(policy, prompts, decoding, Key(0))
     policy.route = _FOUND[asked]
     return policy.route
 

@@ -631,6 +631,8 @@ register(
         repetitions=1,
         warm=False,
         profiled=False,
+        bound="What a process does once: the classes of model and adapter (imported here), weights and prompts read "
+        "from the disk; a second cell in the same process reads none of it but the weights.",
     ),
     Row(
         "llm-cell",

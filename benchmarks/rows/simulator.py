@@ -215,7 +215,7 @@ register(
             Contender(AS_OFTEN, calvera, {"every": False}, ("calvera", "lightning"), scale=REPLICATES, **_CORES),
             Contender(ALONE, direct, scale=PER_CORE, own=True, **_CORES),
         ),
-        repetitions=2,
+        repetitions=5,
         profiled=False,
         bound="Fits of ReLU networks take more than half of the time (cProfile of a block of 10), in float64 since "
         "where they end hangs on every rounding; a step is evaluated 2.5 times, since all replicates of a block wait "
