@@ -108,6 +108,11 @@ TASKS = (
     Part("films, many seeds", ("--prompts", "films", "--seeds", "40"), ("activedpo-normalised", "random")),
     Part("films, Gemma-3-270M", ("--prompts", "films", "--model", "gemma3-270m", "--seeds", "4", *CUT)),
     Part(
+        "films, Gemma-3-270M, rate 5e-4",
+        ("--prompts", "films", "--model", "gemma3-270m", "--rate", "5e-4", *FULL, *CUT),
+        ("activedpo-normalised", "random"),
+    ),
+    Part(
         "films, the simulator's best", ("--prompts", "films", *FULL), ("policy-trace-target", "decisive-bald", "random")
     ),
 )
