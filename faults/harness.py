@@ -41,6 +41,8 @@ class Outcome:
     status: int
     out: str
     err: str
+    late: bool = False
+    """killed since its time was up"""
 
     @property
     def refused(self) -> str:
@@ -120,11 +122,11 @@ def play(
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
-    status = _wait(child, seconds)
+    status, late = _wait(child, seconds)
     out, err = (path.read_text(encoding="utf-8", errors="replace") for path in streams)
     for path in streams:
         path.unlink()
-    return Outcome(status, out, err)
+    return Outcome(status, out, err, late)
 
 
 def _main(program: str, arguments: list[str]) -> int:
@@ -135,21 +137,24 @@ def _main(program: str, arguments: list[str]) -> int:
         return int(stop.code) if isinstance(stop.code, int) else 0 if stop.code is None else 1
 
 
-def _wait(child: int, seconds: float) -> int:
-    """Wait for a process; kill its whole group when its time is up, and what is left of the group when it ended."""
-    until = time.monotonic() + seconds
+def _wait(child: int, seconds: float) -> tuple[int, bool]:
+    """Wait for a process; kill its whole group when its time is up, and what is left of the group when it ended.
+
+    Returns its status, and whether its time was up.
+    """
+    until, late = time.monotonic() + seconds, False
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
-        if time.monotonic() > until:
+        if late := time.monotonic() > until:
             os.killpg(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             break
         time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status), late
 
 
 def few(names: Sequence[str], whole: bool = False, most: int = 3) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bandits.core.errors import InputError
-from bandits.runs.files import DamagedError, WriteError, read_json, sha256, write_bytes, write_json
+from bandits.runs.files import DamagedError, WriteError, read_json, sha256, write_json
 from labelling.queries import content_id
 
 ID = 16  # characters of an id, and of a row's hash
 LINE = 2 * ID + 2
-WITHIN, LAST = b" ", b"."  # between id and hash: of the last row of a chunk, and of the others
-UNSIGNED = re.compile(rb"[0-9a-f]{16}")  # an id alone, as lines were before rows had hashes
+WITHIN, LAST = b" ", b"."  # between id and hash: of a chunk's rows, and of its last
 CHUNK = 256  # rows that are made and written at once
 Make = Callable[[list[int]], Float[Tensor, "k size"]]
 """Makes the rows of some items, by their places."""
@@ -47,7 +45,7 @@ class Store:
         self.folder = root / content_id(self.identity)
         self.size, self.dtype = size, np.dtype(dtype)
         self._places: dict[str, int] | None = None
-        self._lost = 0  # rows that are not as they were written, and those behind them
+        self._lost = 0  # rows of the chunk of the first that is not as it was written, and of those behind it
 
     @property
     def _rows(self) -> Path:
@@ -90,13 +88,6 @@ class Store:
     def _line(self, name: bytes, row: bytes) -> bytes:
         return name + WITHIN + sha256(self.folder.name.encode() + name + row)[:ID].encode()
 
-    def _take_up(self) -> None:
-        """Give the rows of a table from before rows had hashes theirs."""
-        lines = self._lines()
-        if lines and all(map(UNSIGNED.fullmatch, lines)):
-            write_bytes(self._ids, _chunk(list(self._signed(lines))))
-            self._places = None
-
     def missing(self, ids: Sequence[str]) -> list[int]:
         """Return the places in ``ids`` of rows that are not there, each id once."""
         known, found = self.places, dict[str, int]()
@@ -107,12 +98,14 @@ class Store:
 
     def fill(self, ids: Sequence[str], make: Make, what: str) -> None:
         """Make the rows that are not there, with progress on standard error."""
-        self._take_up()
         missing = self.missing(ids)
         if not missing:
             return
         if self._lost:
-            print(f"{self.folder}: {self._lost} rows are cut or altered; they are made again", file=sys.stderr)
+            print(
+                f"{self.folder}: {self._lost} rows are not as this version writes them; they are made again",
+                file=sys.stderr,
+            )
             self._lost = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

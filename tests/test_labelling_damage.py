@@ -133,12 +133,9 @@ class TestAltered:
         refused(capsys, ["label", str(project.root), "--terminal"], str(project.queries(1)))
 
     def test_a_project_without_a_ledger_goes_on_and_gets_one(self, project, capsys):
-        """So do projects from before there were ledgers, and their features, which had no hashes, are not lost."""
         own = project.root / "ledger.json"
         listed = Ledger(project.root).files
         own.unlink()
-        for ids in project.features.glob("*/ids.txt"):
-            ids.write_text("".join(f"{line[:16]}\n" for line in ids.read_text().splitlines()))
         made = []
         real = Store._append
         with pytest.MonkeyPatch.context() as patch:
@@ -397,14 +394,6 @@ class TestStore:
             ids.write_bytes(before["ids.txt"][:size])
             self.store(tmp_path).fill(self.IDS, beside, "rows")
             assert {path.name: path.read_bytes() for path in ids.parent.iterdir()} == before
-
-    def test_rows_from_before_there_were_hashes_are_taken_up(self, tmp_path):
-        self.store(tmp_path).fill(self.IDS, self.make, "rows")
-        ids = self.store(tmp_path).folder / "ids.txt"
-        before = ids.read_bytes()
-        ids.write_text("".join(f"{name}\n" for name in self.IDS))
-        self.store(tmp_path).fill(self.IDS, lambda places: pytest.fail("made again"), "rows")
-        assert ids.read_bytes() == before
 
 
 class TestLock:

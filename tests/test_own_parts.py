@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -272,6 +273,21 @@ def test_rewards_in_other_clothes_are_the_same(how: Any) -> None:
     assert torch.equal(arena(BTL(), truth=Said(how)).problem.table(0)[1], arena(BTL()).problem.table(0)[1])
 
 
+@dataclass(frozen=True)
+class Forgetful(ScoreStrategy):
+    """Its author forgot that it is frozen."""
+
+    space: FeatureSpace = FeatureSpace()
+    asked: int = 0
+
+    reads = frozenset({"width"})
+    summary = "counts"
+
+    def scores(self, pool: Pool, key: Key) -> Tensor:
+        self.asked += 1  # type: ignore[misc]
+        return pool.widths
+
+
 def broken(*given: Any) -> Any:
     """Raise what somebody's code may."""
     raise ZeroDivisionError("for\nonce")
@@ -337,10 +353,30 @@ def test_what_breaks_later_is_told_by_its_line_too(tmp_path, jobs) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_a_fault_of_ours_is_no_bad_input() -> None:
-    ours = compile("with telling_own():\n    1 / 0", str(ROOT / "bandits" / "ours.py"), "exec")
+OURS = "with telling_own():\n    divide()"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["lib/python3.11/site-packages/torch/nn.py", "/usr/lib/python3/dist-packages/numpy/core.py", statistics.__file__],
+)
+def test_a_fault_of_ours_is_no_bad_input(tmp_path, place) -> None:
+    """Nor where it shows in a library, wherever that is installed."""
+    installed: dict[str, Any] = {}
+    exec(compile("def divide():\n    1 / 0", str(tmp_path / place), "exec"), installed)
+    ours = compile(OURS, str(ROOT / "bandits" / "ours.py"), "exec")
     with pytest.raises(ZeroDivisionError):
-        exec(ours, {"telling_own": telling_own})
+        exec(ours, {"telling_own": telling_own, "divide": installed["divide"]})
+
+
+def test_a_frozen_part_that_changes_itself_is_told_by_its_own_line() -> None:
+    with pytest.raises(InputError, match=r"^test_own_parts\.py, line \d+, in Forgetful\.scores: FrozenInstanceError"):
+        Parts(Square(), BTL(), LinearLearner, Forgetful()).rehearse(3)
+
+
+def test_memory_that_is_not_there_is_no_bad_input() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), telling_own():
+        torch.empty(10**15)
 
 
 # Names.

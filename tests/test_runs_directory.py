@@ -306,7 +306,8 @@ class TestIdentity:
         )
         (tmp_path / "docs").mkdir()
         (tmp_path / "docs" / "page.md").write_text("old")
-        git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
+        who = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+        git = ["git", "-C", str(tmp_path), *who]
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "ours"]):
             subprocess.run([*git, *command], check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
@@ -314,7 +315,8 @@ class TestIdentity:
         def shown() -> str:
             told = [sys.executable, "-c", "import bandits.runs.directory as r; print(r.commit())"]
             environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-            return subprocess.run(told, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
+            run = subprocess.run(told, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+            return run.stdout.strip()
 
         (tmp_path / "docs" / "page.md").write_text("new")
         assert shown() == head

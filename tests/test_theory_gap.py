@@ -19,7 +19,7 @@ def test_a_fit_is_scipys(world):
     generator = np.random.default_rng(7)
     asked = generator.multinomial(300, np.full(len(world.duels), 1 / len(world.duels)), size=3)
     won = generator.binomial(asked, 0.6)
-    found = fit(torch.as_tensor(world.duels), torch.as_tensor(asked), torch.as_tensor(won)).numpy()
+    found = fit(torch.as_tensor(world.duels), torch.as_tensor(asked), torch.as_tensor(won))[0].numpy()
     for k in range(3):
 
         def loss(theta: np.ndarray, k: int = k) -> float:

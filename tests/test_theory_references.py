@@ -162,7 +162,7 @@ def naive_trial(trial: Trial, key: Key) -> dict[str, float]:
     kappa, lam, ridge = flat(limit), trial.regularisation, trial.regularisation / flat(limit)
     n, p = phi.shape
     asked, won, noise, v = np.zeros(n), np.zeros(n), np.zeros(p), ridge * np.eye(p)
-    out = dict.fromkeys(("potential", "chain", "gradient"), 0.0) | {"kappa": 0.25}
+    out = dict.fromkeys(("potential", "chain", "gradient_norm"), 0.0) | {"kappa": 0.25}
     score = np.zeros(n) if trial.sampling == "adversary" else np.abs(truth)
     moments = set(np.geomspace(1, trial.rounds, trial.certificates).round().astype(int))
     for step in range(1, trial.rounds + 1):

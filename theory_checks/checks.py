@@ -22,7 +22,7 @@ from bandits.core.registry import Registry
 from bandits.runs import settings
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count, Distinct, Ge, Le, MinLen, Names, Positive
-from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, joint_level, judge, replicates_needed
+from bandits.runs.stats import LEVEL, Estimate, Threshold, Verdict, joint_level, judge, replicates_needed, unconverged
 from bandits.sim.truths import TRUTHS
 
 ERROR_RATE = 0.01
@@ -137,16 +137,29 @@ def _there(table: Table, column: str) -> None:
         raise InputError(f"there is no column {column!r} in the table, which has {', '.join(map(str, table))}")
 
 
+FITS = ("gradient_norm", "gradient_tangent")
+"""Columns of relative gradient norms at the ends of fits."""
+
+
+def unfitted(table: Table) -> str:
+    """Say how many of the fits that a table's numbers rest on are no near-minimisers; "" if none."""
+    return ", ".join(filter(None, (unconverged(table[name]) for name in FITS if name in table)))
+
+
 def measured(
     estimate: Callable[[np.ndarray, float], Estimate], values: str | Callable[[Table], pd.Series], **cells: object
 ) -> Measure:
-    """Measure by an estimator of a column, or of what a function makes of the table, in the rows with these values."""
+    """Measure by an estimator of a column, or of what a function makes of the table, in the rows with these values.
+
+    Where these rows have a fit that did not end, nothing is judged.
+    """
 
     def measure(table: Table, level: float) -> Estimate:
         part = at(table, **cells)
         if isinstance(values, str):
             _there(part, values)
-        return estimate((part[values] if isinstance(values, str) else values(part)).to_numpy(), level)
+        found = estimate((part[values] if isinstance(values, str) else values(part)).to_numpy(), level)
+        return found.but(unmet=unfitted(part))
 
     return measure
 

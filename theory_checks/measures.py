@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from bandits.core.oracles import kappa
-from bandits.runs.stats import Estimate, covered, empirical_multiplier, kappa_failed, unconverged, vacuous
+from bandits.runs.stats import Estimate, covered, empirical_multiplier, kappa_failed, vacuous
 from bandits.sim import audit
 from bandits.sim.audit import VERSIONS, Version
+from theory_checks.checks import unfitted
 from theory_checks.maths.trials import Bound
 
 
@@ -21,7 +22,7 @@ def coverage(part: pd.DataFrame, bound: Bound, level: float, assumed: float | No
     if bound == "noise":
         return found
     failed = "" if assumed is None else kappa_failed(part["kappa"], assumed)
-    found = found.but(unmet=unconverged(part["gradient"])).but(unmet=failed)
+    found = found.but(unmet=unfitted(part)).but(unmet=failed)
     return found.but(vacuous=vacuous(part[f"sharpest_{bound}"]))
 
 

@@ -13,22 +13,35 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from bandits.core.errors import InputError
 
 PACKAGES = ("activedpo", "bandits", "benchmarks", "faults", "labelling", "llm_loop", "theory_checks")
 """This project's own; a run's identity has their sources by itself."""
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders in which packages are installed."""
 
 
 def is_own(part: object) -> bool:
-    """Whether a part's class, or function, is a user's own: defined in none of this project's packages."""
+    """Whether a part's class, or function, is a user's own: defined in none of this project's packages.
+
+    It may be installed, as a plugin is; ``is_own_file`` is about what its author may edit.
+    """
     kind: Any = part if isinstance(part, type) or inspect.isroutine(part) else type(part)
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     return not file or not _lies_in(Path(file).resolve(), _project())
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a resolved path is of no installed package, nor of this project's."""
-    return not _lies_in(path, _installed()) and not _lies_in(path, _project())
+    """Whether a file is of no installed package, nor of this project's.
+
+    Wherever packages are installed (for all, for one user, linked from a cache) a folder of the path says so.
+    """
+    real = path.resolve()
+    if INSTALLED & {*path.parts, *real.parts}:
+        return False
+    return not (_lies_in(real, _library()) or _lies_in(real, _project()))
 
 
 @contextmanager
@@ -40,10 +53,11 @@ def telling_own(*known: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError, MemoryError, *known):
-        raise
     except Exception as error:
-        own = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own_frame(frame)]
+        if isinstance(error, (InputError, OSError, *known)) or is_out_of_memory(error):
+            raise
+        frames = traceback.walk_tb(error.__traceback__)
+        own = [(frame.f_code, line) for frame, line in frames if _is_own_frame(frame)]
         if not own:
             raise
         code, line = own[-1]
@@ -52,11 +66,20 @@ def telling_own(*known: type[Exception]) -> Iterator[None]:
         raise InputError(f"{file}line {line}, in {code.co_qualname}: {said}") from error
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is not there: Python's, or PyTorch's on a processor or a GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def _is_own_frame(frame: FrameType) -> bool:
-    file = frame.f_code.co_filename
-    if file.startswith("<"):  # made while running: the user's if typed at a prompt, or sent to this worker
+    code = frame.f_code
+    if code.co_qualname.startswith("__create_fn__"):  # a method that ``dataclass`` made, in nobody's source
+        return False
+    if code.co_filename.startswith("<"):  # made while running: the user's if typed at a prompt, or sent to this worker
         return frame.f_globals.get("__name__") == "__main__"
-    return is_own_file(Path(file).resolve())
+    return is_own_file(Path(code.co_filename))
 
 
 def _lies_in(path: Path, places: tuple[Path, ...]) -> bool:
@@ -69,5 +92,5 @@ def _project() -> tuple[Path, ...]:
 
 
 @cache
-def _installed() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib"))
+def _library() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib"))

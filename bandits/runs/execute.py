@@ -30,7 +30,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from bandits.core.errors import InputError
-from bandits.core.own import telling_own
+from bandits.core.own import is_out_of_memory, telling_own
 from bandits.runs.directory import BusyError, Identity, Ledger, Part, RunDirectory, StoppedError
 from bandits.runs.files import HOST, read_json
 from bandits.runs.settings import SHARE, machine_memory
@@ -282,10 +282,8 @@ def _play(study: Study, cell: Cell, folder: Path, gpus: int, parent: int, host: 
             ledger.tidy()
         try:
             names = study.play(cell, folder)
-        except MemoryError as error:
-            raise StoppedError(f"{cell.key}: out of memory; {AGAIN} where there is more") from error
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
                 raise StoppedError(f"{cell.key}: out of memory; {AGAIN} where there is more") from None
             raise
         Ledger(folder).close(*names)

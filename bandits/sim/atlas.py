@@ -51,8 +51,8 @@ SIGHTED = {
         "  own names no such prompts, so `activedpo select` cannot use it.",
     ),
     "ceiling": (
-        "- `ceiling` knows the truth, so no rule that one could use reaches it: what lies between it and the others is",
-        "  what a better rule might still gain in reward error, which is what it lowers, a label ahead.",
+        "- `ceiling` knows the truth, so it cannot be used. It greedily lowers the reward error one label at a time;",
+        "  its lead over the others suggests, but does not bound, what a better rule might gain.",
     ),
 }
 """rules that see more than a pool of one's own has, and what to know of them"""

@@ -225,10 +225,17 @@ def _span(values: pd.Series, digits: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def within_reach(verdicts: pd.DataFrame, simulation: Simulation) -> tuple[bool, int, int]:
+    """Return whether a coverage of ``1 - δ`` can be supported, how many replicates there are, and how many it takes."""
+    most = int(verdicts["replicates"].max())
+    needed = replicates_needed(1 - simulation.delta, looked(simulation.looks, most)[-1][1])
+    return most >= needed, most, needed
+
+
 def bound_findings(numbers: pd.DataFrame, verdicts: pd.DataFrame, simulation: Simulation) -> list[str]:
     """Say in sentences what became of the propositions."""
-    needed, lines = replicates_needed(1 - simulation.delta), []
-    able = (most := verdicts["replicates"].max()) >= needed
+    able, most, needed = within_reach(verdicts, simulation)
+    lines = []
     if not able:
         honest = verdicts[verdicts["claim"] != CONTROL]
         lines.append(
@@ -455,9 +462,10 @@ def finish(
             "network is from it.",
             plots.error_split(bounds),
         )
-        able = verdicts["replicates"].max() >= replicates_needed(1 - simulation.delta)
+        able, most, _ = within_reach(verdicts, simulation)
         context |= {
             "able": able,
+            "most": most,
             "verdicts": verdicts if able else verdicts[verdicts["verdict"] == "refuted"],
             "numbers": numbers,
             "bound_findings": bound_findings(numbers, verdicts, simulation),

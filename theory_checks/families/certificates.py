@@ -28,6 +28,7 @@ from theory_checks.checks import (
     check_replicates,
     measured,
     register,
+    unfitted,
 )
 from theory_checks.maths.tangent import Setting
 from theory_checks.maths.trials import Sampling, Trial, play
@@ -279,8 +280,9 @@ def _paired(column: str, above: str, below: str) -> Measure:
     """Measure the ratio of two cases, replicate by replicate."""
 
     def measure(table: Table, level: float) -> Estimate:
-        wide = table.pivot(index="replicate", columns="case", values=column)
-        return log_ratio(wide[above], wide[below], level)
+        part = table[table["case"].isin((above, below))]
+        wide = part.pivot(index="replicate", columns="case", values=column)
+        return log_ratio(wide[above], wide[below], level).but(unmet=unfitted(part))
 
     return measure
 

@@ -29,7 +29,20 @@ from bandits.runs.page import Picture
 from bandits.runs.settings import Count, Ge, Le
 from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, blocks, register
+from theory_checks.checks import (
+    Cell,
+    Check,
+    Family,
+    Measure,
+    Places,
+    Result,
+    Several,
+    Table,
+    at,
+    blocks,
+    register,
+    unfitted,
+)
 
 BLOCK = 8
 RIDGE = 1e-6  # of the fit: it only decides where labels are separable, which hundreds of labels hardly ever are
@@ -110,21 +123,29 @@ class World:
         values, vectors = np.linalg.eigh(self.fisher)
         return np.asarray((vectors * values[::-1]) @ vectors.T)
 
-    def gaps(self, design: np.ndarray, labels: int, draws: int, generator: np.random.Generator) -> np.ndarray:
-        """Return ``KL(π_θ̂ ‖ π_θ*)``, mean over prompts, of fits to ``labels`` drawn duels, for each of ``draws``."""
+    def gaps(
+        self, design: np.ndarray, labels: int, draws: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, float]:
+        """Return ``KL(π_θ̂ ‖ π_θ*)``, mean over prompts, of fits to ``labels`` drawn duels, for each of ``draws``.
+
+        And the largest gradient at the end of a fit, a label.
+        """
         asked = generator.multinomial(labels, design / design.sum(), size=draws)
         chance = 1 / (1 + np.exp(-self.duels @ self.truth))
-        fitted = fit(
+        fitted, left = fit(
             torch.as_tensor(self.duels), torch.as_tensor(asked), torch.as_tensor(generator.binomial(asked, chance))
         )
         items = torch.as_tensor(self.items)
         found = torch.log_softmax(torch.einsum("xki,ri->rxk", items, fitted), -1)
         true = torch.log_softmax(items @ torch.as_tensor(self.truth), -1)
-        return np.asarray((found.exp() * (found - true)).sum(-1).mean(-1).numpy())
+        return np.asarray((found.exp() * (found - true)).sum(-1).mean(-1).numpy()), float(left.max())
 
 
-def fit(rows: Tensor, asked: Tensor, won: Tensor) -> Tensor:
-    """Return each draw's minimiser of ``Σ_e [asked_e log(1 + e^{m_e}) - won_e m_e] + ½ RIDGE ‖θ‖²``, ``m = rows θ``."""
+def fit(rows: Tensor, asked: Tensor, won: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each draw's minimiser of ``Σ_e [asked_e log(1 + e^{m_e}) - won_e m_e] + ½ RIDGE ‖θ‖²``, ``m = rows θ``.
+
+    And the size of the gradient there, a label.
+    """
     asked, won = asked.to(rows.dtype), won.to(rows.dtype)
 
     def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +164,7 @@ def fit(rows: Tensor, asked: Tensor, won: Tensor) -> Tensor:
         return gradient, size, step
 
     start = torch.zeros(asked.shape[0], rows.shape[-1], dtype=rows.dtype)
-    return newton(objective, derivatives, start, 1e-10, 100)[0]  # type: ignore[arg-type]
+    return newton(objective, derivatives, start, 1e-10, 100)[:2]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -202,9 +223,9 @@ class Gap(Family[Worlds]):
         for name, design in designs.items():
             for labels in {"uniform": self.labels, "twice": (most, 2 * most)}.get(name, (most,)):
                 (drawn,) = key.fold_in("labels", name, labels).generators()
-                gap = world.gaps(design, labels, self.draws, drawn).mean()
+                gaps, left = world.gaps(design, labels, self.draws, drawn)
                 predicted = {"trace": world.trace(design, fisher), "shuffled": world.trace(design, turned)}
-                rows.append({"design": name, "labels": labels, "gap": gap} | predicted)
+                rows.append({"design": name, "labels": labels, "gap": gaps.mean(), "gradient_norm": left} | predicted)
         return rows
 
     def memory(self) -> dict[str, float]:
@@ -306,7 +327,7 @@ def _level(labels: int) -> Measure:
         # A world's designs share its features: one value a world.
         part = part.assign(log=np.log(part["gap"] * 2 * labels / part["trace"]))
         ratios = np.exp(part.groupby("replicate")["log"].mean())
-        return log_ratio(ratios, np.ones(len(ratios)), level)
+        return log_ratio(ratios, np.ones(len(ratios)), level).but(unmet=unfitted(part))
 
     return measure
 
@@ -318,7 +339,7 @@ def _slope(trace: str, labels: int) -> Measure:
         slopes = [
             np.polyfit(np.log(world[trace]), np.log(world["gap"]), 1)[0] for _, world in part.groupby("replicate")
         ]
-        return mean(slopes, level)
+        return mean(slopes, level).but(unmet=unfitted(part))
 
     return measure
 
@@ -327,24 +348,27 @@ def _labels(places: Sequence[int]) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
         part = at(table, design="uniform")
         part = part[part["labels"].isin(places)]
-        return log_slope(part["labels"], part["gap"], part["replicate"], level)
+        return log_slope(part["labels"], part["gap"], part["replicate"], level).but(unmet=unfitted(part))
 
     return measure
 
 
 def _twice(doubled: int, labels: int) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
-        above = at(table, design="twice", labels=doubled).set_index("replicate")["gap"]
-        below = at(table, design="uniform", labels=labels).set_index("replicate")["gap"]
-        return log_ratio(above, below.loc[above.index], level)
+        above, below = at(table, design="twice", labels=doubled), at(table, design="uniform", labels=labels)
+        fits = unfitted(pd.concat([above, below]))
+        ours, theirs = (part.set_index("replicate")["gap"] for part in (above, below))
+        return log_ratio(ours, theirs.loc[ours.index], level).but(unmet=fits)
 
     return measure
 
 
 def _against(design: str, other: str, labels: int) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
-        wide = at(table, labels=labels).pivot(index="replicate", columns="design", values="gap")
-        return log_ratio(wide[design], wide[other], level)
+        part = at(table, labels=labels)
+        part = part[part["design"].isin((design, other))]
+        wide = part.pivot(index="replicate", columns="design", values="gap")
+        return log_ratio(wide[design], wide[other], level).but(unmet=unfitted(part))
 
     return measure
 

@@ -37,6 +37,7 @@ from theory_checks.checks import (
     check_replicates,
     measured,
     register,
+    unfitted,
 )
 from theory_checks.maths.tangent import Counts, ExtendedLink, Setting, TangentWorld, fit, times
 from theory_checks.maths.trials import Trial
@@ -52,7 +53,8 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
     """Play the selector's UCB on one prompt, linearised, with the exact multiplier for ν; return regret and its bound.
 
     ``y1 = argmax h``, ``y2 = argmax h + γ_t w(·, y1)``.  Where the bound holds, ``f* - (f1 + f2)/2 <= (3/2) γ_t w_t``
-    (docs/theory.md, 4).  ``worst`` is the largest left over right side of that over all rounds.
+    (docs/theory.md, 4).  ``worst`` is the largest left over right side of that over all rounds; ``gradient_norm`` the
+    largest at the end of a fit.
     """
     problem = TangentWorld.of(setting, key.fold_in("world"))
     arms, lead, limit = setting.responses, problem.features.shape[0], setting.largest
@@ -65,7 +67,7 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
     free = torch.ones((lead, every.count), dtype=torch.bool)
     zero = rows.new_zeros((lead, every.count))
     counts, theta = Counts(zero, zero), torch.zeros_like(problem.theta)
-    total, worst, bound = (rows.new_zeros(lead) for _ in range(3))
+    total, worst, bound, left = (rows.new_zeros(lead) for _ in range(4))
     curve = []
     for step in range(rounds):
         design = PrimalDesign.weighted(Dense(rows), counts.asked, ridge)
@@ -82,8 +84,10 @@ def optimism(setting: Setting, rounds: int, regularisation: float, delta: float,
         total, bound = total + regret, bound + 1.5 * gamma * width
         worst = torch.maximum(worst, _over(regret, 1.5 * gamma * width))
         curve.append(total / (step + 1))
-        theta, _ = fit(rows, counts, lam, ExtendedLink(limit), theta)
+        theta, size = fit(rows, counts, lam, ExtendedLink(limit), theta)
+        left = torch.maximum(left, size)
     return {
+        "gradient_norm": left.numpy(),
         "worst": worst.numpy(),
         "regret": total.numpy(),
         "bound": bound.numpy(),
@@ -271,12 +275,14 @@ class Regret(Family[Loop | Optimism]):
 
 def _learns(table: Table, level: float) -> Estimate:
     exact = at(table, kind="exact")
-    return bootstrap([exact["late"], exact["early"]], lambda a, b, axis: a.mean(axis) / b.mean(axis), level)
+    found = bootstrap([exact["late"], exact["early"]], lambda a, b, axis: a.mean(axis) / b.mean(axis), level)
+    return found.but(unmet=unfitted(exact))
 
 
 def _optimism(table: Table, level: float) -> Estimate:
-    worst = at(table, kind="exact")["worst"]
-    return covered(worst <= 1, level).but(note=f"left/right up to {worst.max():.2f}")
+    exact = at(table, kind="exact")
+    found = covered(exact["worst"] <= 1, level).but(unmet=unfitted(exact))
+    return found.but(note=f"left/right up to {exact['worst'].max():.2f}")
 
 
 register(

@@ -298,5 +298,5 @@ class _Track:
 
     def columns(self) -> Columns:
         """Return the extremes as arrays."""
-        values = self._columns | {"kappa": self._kappa, "gradient": self._gradient}
+        values = self._columns | {"kappa": self._kappa, "gradient_norm": self._gradient}
         return {name: value.numpy() for name, value in values.items()}
