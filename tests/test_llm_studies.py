@@ -735,8 +735,12 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     said = page.verdicts(study, study.full, table, saved)
     (equal,) = (line for line in said if line.startswith("headlines: reward at equal KL"))
     assert re.search(r"activedpo-normalised \+4\.\d+ \[.*\] at 0\.20 nats a token \(better\); apo −3\.[78]", equal)
-    assert sum("reward at equal KL" in line for line in said) == 5
-    assert sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said) == 4
+    by_rule = sum("activedpo-normalised" in part.strategies for part in study.full)
+    assert sum("reward at equal KL" in line for line in said) == len(study.full)
+    assert (
+        sum("activedpo-normalised saves labels: with 32 it has random's reward at 64" in line for line in said)
+        == by_rule
+    )
     assert sum("decisive-bald saves labels: with 32 it has random's reward at 64" in line for line in said) == 1
     assert sum("apo does not save labels" in line for line in said) == sum(
         "apo" in one.strategies for one in study.full
@@ -744,7 +748,7 @@ def test_a_page_says_what_saves_labels_and_which_text_broke():
     assert len(saved) == sum(len(part.strategies) - 1 for part in study.full)
     assert said[0].startswith("films: held-out reward was −0.01 at first and is, after 64 labels, 7.97 [")
     assert said[0].endswith("; 4 seeds.")
-    assert sum("activedpo-normalised did better than random, after the last round" in line for line in said) == 4
+    assert sum("activedpo-normalised did better than random, after the last round" in line for line in said) == by_rule
     assert said[-1].startswith("Beyond the limits")
     assert "films, apo; headlines, apo; " in said[-1]
     told = table.assign(machine="a machine", model="tiny", commit="abc")
