@@ -26,7 +26,7 @@ from bandits.core.rows import Dense, Rows
 from bandits.core.sketches import CountSketch, Rademacher
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count
-from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean, unconverged
+from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, log_ratio, log_slope, mean
 from bandits.sim.config import Simulation
 from bandits.sim.learners import NeuralLearner
 from bandits.sim.networks import MLP
@@ -46,6 +46,7 @@ from theory_checks.checks import (
     blocks,
     measured,
     register,
+    unfitted,
 )
 from theory_checks.simulated import simulate
 
@@ -415,7 +416,7 @@ def _order(kind: Kind) -> Measure:
 def _error(rule: str) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
         runs = at(table, kind="run")
-        fits = unconverged(runs[runs["rule"].isin((EXACT, rule))]["gradient_norm"])
+        fits = unfitted(runs[runs["rule"].isin((EXACT, rule))])
         wide = runs.pivot(index="replicate", columns="rule", values="error")
         return log_ratio(wide[rule], wide[EXACT], level).but(unmet=fits)
 

@@ -26,7 +26,7 @@ from bandits.core.rng import Key
 from bandits.core.rows import Factored
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count
-from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
+from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope
 from bandits.sim.learners import NeuralLearner, TangentLearner
 from bandits.sim.networks import MLP, Activation
 from bandits.sim.problem import Inputs, Problem, SyntheticArena
@@ -45,6 +45,7 @@ from theory_checks.checks import (
     at,
     blocks,
     register,
+    unfitted,
 )
 
 MEASURES = {
@@ -369,7 +370,7 @@ def _slope(
         if among is not None:
             part = part[part[among[0]].isin(among[1])]
         found = log_slope(part[x], part[y], part["replicate"] if paired else None, level)
-        return found.but(unmet=unconverged(part["gradient_norm"]))
+        return found.but(unmet=unfitted(part))
 
     return measure
 

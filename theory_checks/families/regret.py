@@ -21,7 +21,7 @@ from bandits.core.rng import Key
 from bandits.core.rows import Dense
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count, Probability
-from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, bootstrap, covered, log_slope, mean, unconverged
+from bandits.runs.stats import LEVEL, Estimate, at_least, at_most, bootstrap, covered, log_slope, mean
 from bandits.selector import UCB, Pool, select
 from bandits.sim.config import Simulation
 from theory_checks import figures
@@ -239,7 +239,7 @@ class Regret(Family[Loop | Optimism]):
             part = at(table, truth=truth, contender=contender)
             late = part[part["labels"] >= self.rounds / 4]
             found = log_slope(late["labels"], late["cumulative_average_regret"], late["replicate"], level)
-            return found.but(unmet=unconverged(part["gradient_norm"]))
+            return found.but(unmet=unfitted(part))
 
         return measure
 

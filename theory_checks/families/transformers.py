@@ -26,10 +26,10 @@ from bandits.core.rng import Key
 from bandits.core.solvers import newton
 from bandits.runs.page import Picture
 from bandits.runs.settings import Count, Positive
-from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope, unconverged
+from bandits.runs.stats import LEVEL, Estimate, at_most, log_slope
 from bandits.sim.learners import newton_step
 from theory_checks import figures
-from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, register
+from theory_checks.checks import Cell, Check, Family, Measure, Places, Result, Several, Table, at, register, unfitted
 
 VOCABULARY, PROMPT, RESPONSE, HEADS, LAYERS = 24, 4, 6, 4, 2
 MODULES = ("q", "k", "v", "o")
@@ -310,7 +310,7 @@ class Transformers(Family[Point]):
 def _slope(sweep: Sweep, name: str) -> Measure:
     def measure(table: Table, level: float) -> Estimate:
         part = at(table, sweep=sweep)
-        return log_slope(part["x"], part[name], None, level).but(unmet=unconverged(part["gradient_norm"]))
+        return log_slope(part["x"], part[name], None, level).but(unmet=unfitted(part))
 
     return measure
 
