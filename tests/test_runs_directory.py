@@ -240,6 +240,34 @@ class TestDamage:
         assert list(pd.read_csv(folder / "table.csv")["square"]) == [0, 1, 4]
 
 
+def copy_package(folder: Path) -> None:
+    """Copy the package into a folder."""
+    import bandits
+
+    source = Path(bandits.__file__).parent
+    shutil.copytree(source, folder / "bandits", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def git(folder: Path, *words: str) -> str:
+    """Return what git says in a folder."""
+    who = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def commit_of(folder: Path) -> str:
+    """Return what the copy of the package in a folder takes for its commit."""
+    code = "import bandits.runs.directory as r; print(r.__file__); print(r.commit())"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    file, commit = told.stdout.split()
+    assert file == str(folder / "bandits" / "runs" / "directory.py")
+    return commit
+
+
 class TestIdentity:
     def directory(self, root: Path, **changes: object) -> RunDirectory:
         return RunDirectory(root, "toy", "smoke", Identity(**({"config": {"a": 1}} | changes)))  # type: ignore[arg-type]
@@ -280,49 +308,25 @@ class TestIdentity:
     @pytest.mark.campaign
     def test_the_commit_is_never_that_of_a_repository_around_an_installation(self, tmp_path):
         """A copy of the package inside somebody else's repository, untracked as an installed one is."""
-        import bandits
-
-        shutil.copytree(
-            Path(bandits.__file__).parent, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for command in (
-            ["init", "-q"],
-            ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "theirs"],
-        ):
-            subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-        code = "import bandits.runs.directory as r; print(r.__file__); print(r.commit())"
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        shown = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert shown.stdout.split() == [str(tmp_path / "bandits" / "runs" / "directory.py"), "unknown"], shown.stderr
+        copy_package(tmp_path)
+        git(tmp_path, "init", "-q")
+        git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+        assert commit_of(tmp_path) == "unknown"
 
     @pytest.mark.campaign
     def test_a_commit_is_marked_where_code_differs_and_not_where_a_page_was_written(self, tmp_path):
-        import bandits
-
-        shutil.copytree(
-            Path(bandits.__file__).parent, tmp_path / "bandits", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        copy_package(tmp_path)
         (tmp_path / "docs").mkdir()
         (tmp_path / "docs" / "page.md").write_text("old")
-        who = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
-        git = ["git", "-C", str(tmp_path), *who]
-        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "ours"]):
-            subprocess.run([*git, *command], check=True)
-        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-
-        def shown() -> str:
-            told = [sys.executable, "-c", "import bandits.runs.directory as r; print(r.commit())"]
-            environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-            run = subprocess.run(told, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-            return run.stdout.strip()
-
+        git(tmp_path, "init", "-q")
+        git(tmp_path, "add", "-A")
+        git(tmp_path, "commit", "-q", "-m", "ours")
+        head = git(tmp_path, "rev-parse", "HEAD")
         (tmp_path / "docs" / "page.md").write_text("new")
-        assert shown() == head
+        assert commit_of(tmp_path) == head
         with (tmp_path / "bandits" / "ask.py").open("a") as file:
             file.write("\n")
-        assert shown() == f"{head}+"
+        assert commit_of(tmp_path) == f"{head}+"
 
     def test_the_manifest_says_on_which_processor(self, finished):
         machine = json.loads((finished / "manifest.json").read_text())["machine"]
