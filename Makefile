@@ -105,7 +105,7 @@ clean:  ## remove the environment, caches and builds; results stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/.torch: constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed; set PYTHON")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "error: Python 3.11.5 or newer is needed; set PYTHON")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(TORCH)
 	@touch $@
